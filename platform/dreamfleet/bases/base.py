@@ -1,0 +1,171 @@
+"""A loaded base model: the frozen networks, the noise schedule and the operations that training and sampling share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamfleet.bases.defaults import BaseDefaults, defaults_for
+from dreamfleet.bases.files import BaseFiles
+from dreamfleet.diffusion.conditioning import Conditioning
+from dreamfleet.diffusion.schedule import NoiseSchedule
+
+
+@dataclass
+class Base:
+    """One base model on one device.
+
+    Attributes:
+        files: where it came from; hashes.
+        unet, vae, text_encoder, tokenizer: diffusers' and transformers' own objects, frozen and in eval mode.
+        scheduler_config: settings of the folder's scheduler, for `diffusion.samplers.make_scheduler`.
+        schedule: the forward process.
+        device: where the modules are.
+        dtype: type of the frozen weights; trained parameters are fp32 whatever it is.
+    """
+
+    files: BaseFiles
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler_config: dict[str, Any]
+    schedule: NoiseSchedule
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """As the user gave it: embedded, a folder or a hub id."""
+        return self.files.name
+
+    @property
+    def family(self) -> str:
+        return self.files.family.name
+
+    @property
+    def resolution(self) -> int:
+        """Side of the base's square pictures, pixels."""
+        return self.files.resolution
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w of one picture's latents at the base's resolution."""
+        side = self.resolution // self.files.vae_factor
+        return int(self.unet.config.in_channels), side, side
+
+    @property
+    def defaults(self) -> BaseDefaults:
+        """Settings that suit this base."""
+        return defaults_for(self.files)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all component files."""
+        return self.files.hash
+
+    @property
+    def unet_hash(self) -> str:
+        return self.files.unet_hash
+
+    @property
+    def vae_hash(self) -> str:
+        return self.files.vae_hash
+
+    @property
+    def text_encoder_hash(self) -> str:
+        return self.files.text_encoder_hash
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` without begin and end marks; more than `max_tokens` are cut off."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a prompt may have, without begin and end marks."""
+        return int(self.tokenizer.model_max_length) - 2
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of B prompts; equal prompts are encoded once. With gradient if the text encoder trains."""
+        unique = list(dict.fromkeys(prompts))
+        with self.autocast():
+            encoded: Conditioning = self.files.family.encode_prompts(self, unique)
+        if unique == list(prompts):
+            return encoded
+        return encoded.select([unique.index(prompt) for prompt in prompts])
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's posterior, scaled as the UNet expects, fp32 [B, C, h, w].
+
+        Args:
+            pixels: [B, 3, H, W] in [-1, 1].
+        """
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        scale, shift = self._latent_scale()
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures uint8 [B, H, W, 3] on the CPU, from scaled latents [B, C, h, w]."""
+        scale, shift = self._latent_scale()
+        raw = (latents.to(self.device) / scale + shift).to(self.vae.dtype)
+        pixels = self.vae.decode(raw).sample.float()
+        unit = (pixels / 2 + 0.5).clamp(0, 1)
+        return (unit.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu()
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The model's output [B, C, h, w] for noisy latents x_t at timesteps t [B]."""
+        with self.autocast():
+            output: Tensor = self.unet(
+                x_t, t, encoder_hidden_states=conditioning.prompt_embeds, return_dict=False
+            )[0]
+        return output
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision: in effect when the frozen weights are half."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def pipeline(self) -> Any:
+        """diffusers' pipeline of this family around the same modules."""
+        return self.files.family.build_pipeline(self)
+
+    def frozen_copy(self, *, text_encoder: bool) -> Base:
+        """A base whose UNet (and text encoder, if asked) are frozen copies; everything else is shared."""
+        return replace(
+            self,
+            unet=frozen(copy.deepcopy(self.unet)),
+            text_encoder=frozen(copy.deepcopy(self.text_encoder)) if text_encoder else self.text_encoder,
+        )
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients, eval mode; the modes are put back afterwards."""
+        modules = [self.unet, self.text_encoder]
+        modes = [module.training for module in modules]
+        try:
+            for module in modules:
+                module.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.train(mode)
+
+    def _latent_scale(self) -> tuple[float, float]:
+        config = self.vae.config
+        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+
+def frozen(module: Any) -> Any:
+    """Eval mode, no gradients."""
+    module.requires_grad_(False)
+    return module.eval()

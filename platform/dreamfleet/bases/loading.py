@@ -1,0 +1,127 @@
+"""Read a base model's weights: safetensors only, every key used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from dreamfleet.bases.base import Base, frozen
+from dreamfleet.bases.files import BaseFiles, inspect_base, read_json
+from dreamfleet.diffusion.schedule import NoiseSchedule
+from dreamfleet.errors import BaseModelError
+
+
+def load_base(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Base:
+    """Load `embedded`, a diffusers folder or a hub id, frozen and in eval mode.
+
+    Args:
+        device: where to put the modules; `auto` takes a GPU if there is one.
+        dtype: type of UNet and VAE; the text encoder of a base is small and stays fp32.
+
+    Raises:
+        BaseModelError: missing, incomplete, unsafe or of an unsupported family; or no such device.
+    """
+    files = inspect_base(name_or_path)
+    place = resolve_device(device)
+    with quiet_loading():
+        unet = load_component(files, "unet", dtype)
+        vae = load_component(files, "vae", dtype)
+        text_encoder = load_component(files, "text_encoder", torch.float32)
+    settings = read_json(files.path / "scheduler" / "scheduler_config.json", files.name)
+    return Base(
+        files=files,
+        unet=frozen(unet.to(place)),
+        vae=frozen(vae.to(place)),
+        text_encoder=frozen(text_encoder.to(place)),
+        tokenizer=files.tokenizer(),
+        scheduler_config=settings,
+        schedule=NoiseSchedule.from_scheduler(DDIMScheduler.from_config(settings)),
+        device=place,
+        dtype=dtype,
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a torch device.
+
+    Raises:
+        BaseModelError: a GPU was asked for and there is none.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise BaseModelError(f"device {device}: torch sees no GPU here; use --device cpu or auto")
+    return place
+
+
+def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
+    """One module (unet, vae or text_encoder) of a base.
+
+    Raises:
+        BaseModelError: its files are damaged, or hold other weights than its config asks for.
+    """
+    options: dict[str, Any] = {
+        "torch_dtype": dtype,
+        "variant": files.weights_variant(component),
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+    try:
+        model, info = _read(files, component, options)
+    except Exception as error:  # a damaged folder fails in as many ways as there are readers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(
+            f"base model {files.name}: {files.path / component} cannot be loaded: {reason}; "
+            "fetch or save the folder again"
+        ) from error
+    _check_all_used(files, component, info)
+    return model
+
+
+def _read(files: BaseFiles, component: str, options: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    if component == "text_encoder":
+        options["dtype"] = options.pop("torch_dtype")
+        model, info = files.family.load_text_encoder(files.path, **options)
+    else:
+        kind: Any = UNet2DConditionModel if component == "unet" else AutoencoderKL
+        model, info = kind.from_pretrained(files.path / component, **options)
+    return model, info
+
+
+def _check_all_used(files: BaseFiles, component: str, info: Mapping[str, Any]) -> None:
+    # Old CLIP folders carry position ids, a buffer that newer versions compute.
+    unexpected = [key for key in info.get("unexpected_keys", ()) if "position_ids" not in key]
+    for what, keys in (("missing", info.get("missing_keys", ())), ("unexpected", unexpected)):
+        if keys:
+            shown = ", ".join(sorted(map(str, keys))[:3])
+            raise BaseModelError(
+                f"base model {files.name}: {len(keys)} {what} tensors in {files.path / component} ({shown}, ...); "
+                "its config and weights do not belong together"
+            )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the progress bars that transformers draws for every file."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -1,0 +1,56 @@
+"""Stable Diffusion 1.x, and every model of the same layout: one CLIP text encoder, cross-attention only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dreamfleet.bases.families import Family
+from dreamfleet.diffusion.conditioning import Conditioning
+from dreamfleet.diffusion.samplers import make_scheduler
+
+if TYPE_CHECKING:
+    from dreamfleet.bases.base import Base
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def load_text_encoder(folder: Path, **options: Any) -> Any:
+    """The text encoder and transformers' loading info."""
+    return CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
+
+
+def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
+    """[B, L, D]: CLIP's last hidden state after its final layer norm, padded to the full context."""
+    tokens = base.tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=base.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return Conditioning(base.text_encoder(tokens.input_ids.to(base.device))[0])
+
+
+def build_pipeline(base: Base) -> StableDiffusionPipeline:
+    """diffusers' own pipeline around the base's modules (nothing is copied)."""
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=make_scheduler(base.scheduler_config, "ddim"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+FAMILY = Family("sd1", load_tokenizer, load_text_encoder, encode_prompts, build_pipeline)

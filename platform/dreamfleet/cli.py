@@ -1,0 +1,342 @@
+"""The command line: parse, build, call. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 success, 2 bad input, 130 interrupted, 1 anything else. Messages for people go to stderr, results to
+stdout; a traceback is shown only with --debug.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dreamfleet import __version__
+from dreamfleet.errors import BadInputError, DreamfleetError
+
+if TYPE_CHECKING:
+    from dreamfleet.config import RunConfig
+
+INTERRUPTED = 130
+SECTION_TITLES = {"": "Run", "sude": "SuDe", "cluster": "Ray cluster", "tracking": "MLflow"}
+
+Command = Callable[..., Any]
+
+
+def _underscores_too(name: str) -> str:
+    return name.replace("_", "-")
+
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _underscores_too,
+    "max_content_width": 110,
+}
+
+
+def debug_option(command: Command) -> Command:
+    """`--debug`, before or after the command's name; `main` looks for it."""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show tracebacks and library warnings."
+    )(command)
+
+
+class ConfigCommand(click.Command):
+    """A command whose options are the configuration's fields, made when the command is used."""
+
+    _fields: list[click.Option] | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from dreamfleet import flags
+
+        if self._fields is None:
+            self._fields = flags.options()
+        return [*super().get_params(ctx), *self._fields]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options in the sections of the YAML file."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(self._section(parameter), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    @staticmethod
+    def _section(parameter: click.Parameter) -> str:
+        if not (parameter.name or "").startswith("config__"):
+            return "Options"
+        section, _, name = str(parameter.name).removeprefix("config__").partition("__")
+        key = section if name else ""
+        return SECTION_TITLES.get(key, key.capitalize())
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="dreamfleet", message="%(prog)s %(version)s")
+@debug_option
+def cli() -> None:
+    """A few photos of one subject in, a measured adapter of a text-to-image model out.
+
+    \b
+    dreamfleet personalize photos/ --class-word dog --output-dir runs/biscuit
+    dreamfleet generate --adapter runs/biscuit --prompt "a photo of sks dog on the beach" --output-dir pictures
+    """
+
+
+def config_option(command: Command) -> Command:
+    return click.option(
+        "--config", "config_file", metavar="FILE", help="YAML recipe; flags win over it."
+    )(command)
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.argument("photos", nargs=-1)
+@config_option
+@click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Begin again in a used output folder.")
+@debug_option
+def personalize(
+    photos: tuple[str, ...], config_file: str | None, resume: bool, overwrite: bool, **given: Any
+) -> None:
+    """Train an adapter for one subject or many.
+
+    PHOTOS: a folder, zip or list of photos of one subject; several folders, or a CSV or YAML list, for many.
+    """
+    from dreamfleet.personalization import personalize as run
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    config = _config(photos, config_file, given)
+    try:
+        result = run(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
+        raise
+    failures = result.failures
+    if failures:
+        raise DreamfleetError(f"{len(failures)} of {len(result.subjects)} subjects failed, see above")
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.argument("photos", nargs=-1)
+@config_option
+@debug_option
+def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> None:
+    """Check and cache photos (and the prior set, where one is asked for) without training.
+
+    PHOTOS: as for `dreamfleet personalize`. With --output-dir the squares that would be trained on are written there.
+    """
+    from dreamfleet.api import prepare_subjects
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    prepared = prepare_subjects(_config(photos, config_file, given), progress=ConsoleProgress())
+    for line in prepared.summary():
+        click.echo(line)
+    if prepared.failed and not prepared.subjects:
+        raise BadInputError("no subject can be used, see above")
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--adapter", metavar="DIR", help="Output folder of `dreamfleet personalize`.")
+@click.option(
+    "--base-model",
+    "--pretrained-model-name-or-path",
+    metavar="TEXT",
+    help="Base model; default: the one that the adapter was trained on, else the embedded one.",
+)
+@click.option(
+    "--prompt",
+    required=True,
+    metavar="TEXT",
+    help="What to draw; {token} and {class} are the adapter's.",
+)
+@click.option("--negative-prompt", default="", metavar="TEXT", help="What not to draw.")
+@click.option("--num-images", default=4, type=click.IntRange(1, 10_000), show_default=True)
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**53 - 1),
+    show_default=True,
+    help="Image i is drawn from seed + i.",
+)
+@click.option(
+    "--scheduler", default="ddim", type=click.Choice(["ddim", "euler", "dpm"]), show_default=True
+)
+@click.option("--num-inference-steps", default=25, type=click.IntRange(1, 1000), show_default=True)
+@click.option(
+    "--guidance-scale", type=click.FloatRange(0, 100), help="Default: the base model's own."
+)
+@click.option(
+    "--adapter-strength",
+    default=1.0,
+    type=click.FloatRange(-10, 10),
+    show_default=True,
+    help="Factor on a LoRA; 0 is the bare base.",
+)
+@click.option(
+    "--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True
+)
+@click.option("--batch-size", default=8, type=click.IntRange(1, 256), show_default=True)
+@click.option(
+    "--output-dir", required=True, metavar="DIR", help="Where image_0.png, image_1.png … go."
+)
+@debug_option
+def generate(output_dir: str, **settings: Any) -> None:
+    """Draw pictures with an adapter, or with the bare base model."""
+    from dreamfleet.api import generate as draw
+    from dreamfleet.api import writable_folder
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    folder = writable_folder(output_dir)
+    progress = ConsoleProgress()
+    for index, image in enumerate(draw(progress=progress, **settings)):
+        image.save(folder / f"image_{index}.png")
+    progress.info(f"{settings['num_images']} pictures in {folder}")
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("run_ids", nargs=-1, metavar="[RUN RUN]")
+@click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
+@click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
+@click.option("--limit", default=20, type=click.IntRange(1, 10_000), show_default=True)
+@debug_option
+def runs(
+    run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int
+) -> None:
+    """List recorded runs; give two run ids (or unique beginnings of them) to compare the two."""
+    if len(run_ids) not in (0, 2):
+        raise click.UsageError(f"give no run id, or two to compare; got {len(run_ids)}")
+    from dreamfleet.api import show_runs
+
+    show_runs(run_ids, tracking_uri=tracking_uri, experiment=experiment, limit=limit)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--tracking-uri", metavar="URI", help="The tracking server to look at.")
+@debug_option
+def doctor(tracking_uri: str | None) -> None:
+    """Look at this machine: versions, cores, memory, GPU, Ray and its token, storage, tracking, base model."""
+    from dreamfleet.doctor import examine
+
+    findings = examine(tracking_uri)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        click.echo(f"{finding.mark:<7}  {finding.name:<{width}}  {finding.text}")
+    failed = [finding.name for finding in findings if finding.mark == "problem"]
+    if failed:
+        raise DreamfleetError(f"problems with: {', '.join(failed)}")
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--sheet", required=True, metavar="FILE.png", help="Picture to write.")
+@click.option(
+    "--kind",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "classes", "states", "views", "styles", "scenes", "identities"]),
+    help="What the sheet shows.",
+)
+@click.option("--size", default=64, type=click.IntRange(16, 1024), show_default=True, help="Pixels.")
+@debug_option
+def world(sheet: str, kind: str, size: int) -> None:
+    """Draw a contact sheet of the synthetic world that the embedded base was trained on."""
+    from dreamfleet.api import writable_folder
+    from dreamfleet.world.sheet import write_sheet
+
+    path = Path(sheet)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise BadInputError(f"--sheet {sheet}: expected a picture's name such as world.png")
+    writable_folder(path.parent)
+    write_sheet(path, kind, size)
+    click.echo(str(path))
+
+
+@cli.group(context_settings=CONTEXT)
+@debug_option
+def cache() -> None:
+    """Look at the cache of prepared photos and prior sets, or empty it."""
+
+
+@cache.command("info", context_settings=CONTEXT)
+@debug_option
+def cache_info() -> None:
+    """Entries and size of each kind."""
+    from dreamfleet.data.cache import default_cache
+
+    store = default_cache()
+    click.echo(str(store.root))
+    for use in store.info():
+        click.echo(f"  {use.kind:<12} {use.entries:>6} entries {use.bytes / 2**20:>10.1f} MiB")
+
+
+@cache.command("clear", context_settings=CONTEXT)
+@debug_option
+def cache_clear() -> None:
+    """Delete every entry; the next run makes what it needs again."""
+    from dreamfleet.data.cache import default_cache
+
+    click.echo(f"{default_cache().clear() / 2**20:.1f} MiB freed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if not debug:
+        _calm_libraries()
+    try:
+        code = cli.main(args=given, prog_name="dreamfleet", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DreamfleetError as error:
+        return _complain(str(error), error.exit_code, debug)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+        return _complain(text, 1, debug)
+
+
+def _complain(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {text}", err=True)
+    return code
+
+
+def _calm_libraries() -> None:
+    """Library warnings are for developers; they come back with --debug, or with PYTHONWARNINGS."""
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _config(photos: Sequence[str], config_file: str | None, given: dict[str, Any]) -> RunConfig:
+    from dreamfleet import flags
+    from dreamfleet.config import load_config
+
+    overrides = flags.overrides(given)
+    if photos:
+        overrides["subject.images"] = [*photos, *overrides.get("subject.images", [])]
+    return load_config(config_file, overrides)
+
+
+def _resume_command() -> str:
+    """The present command with --resume, for the user to paste."""
+    arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
+    program = Path(sys.argv[0]).name
+    shown = ["python", "-m", "dreamfleet"] if program == "__main__.py" else [program]
+    return shlex.join([*shown, *arguments, "--resume"])

@@ -1,0 +1,1 @@
+"""From photos to subject sets, and from class words to prior sets."""

@@ -1,0 +1,114 @@
+"""Subject sets and prior sets of a whole command, on one Ray: each prepared once, kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dreamfleet.config import RunConfig
+from dreamfleet.data.cache import Cache
+from dreamfleet.data.prior_set import PriorSet, generated_prior_set, own_prior_set, prior_request
+from dreamfleet.data.subject_set import PhotoSettings, PhotoStore, SubjectSet
+from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.errors import DreamfleetError, SubjectSetError
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import BaseFiles
+    from dreamfleet.runtime.progress import Progress
+    from dreamfleet.runtime.session import RaySession
+
+
+@dataclass
+class Preparation:
+    """Prepares what the subjects of one command need.
+
+    `session` None runs everything in this process (tests, small tools).
+    """
+
+    base: BaseFiles
+    base_model: str  # a name or absolute path that any worker can load
+    config: RunConfig  # what the subjects have in common, with the base's defaults filled in
+    cache: Cache
+    device: str
+    session: RaySession | None
+    progress: Progress
+    failures: dict[str, str] = field(default_factory=dict)  # subject id -> why it cannot be trained
+
+    def __post_init__(self) -> None:
+        self._last_prior: PriorSet | None = None  # neighbours in a list often share their class
+        data = self.config.data
+        self._store = PhotoStore(
+            self.cache,
+            PhotoSettings(
+                resolution=data.resolution or self.base.resolution,
+                crop=data.crop,
+                max_pixels=data.max_pixels,
+                base_model=self.base_model,
+                vae_hash=self.base.vae_hash,
+                device=self.device,
+            ),
+        )
+
+    def prepare_photos(self, requests: Sequence[SubjectRequest]) -> None:
+        """Validate and encode all photos of all subjects in one Ray Data run."""
+        places = [request.found for request in requests if request.found is not None]
+        self._store.prepare(places, self.session, self.progress)
+
+    def subject_set(self, request: SubjectRequest) -> SubjectSet:
+        """The subject set of one request; SubjectSetError when none of its photos can be used."""
+        return self._store.assemble(request)
+
+    def check_subjects(self, requests: Sequence[SubjectRequest]) -> list[SubjectRequest]:
+        """Say what was found of each subject; returns those that can be trained.
+
+        Raises:
+            SubjectSetError: of one subject, or when none of several can be used.
+        """
+        usable = []
+        for request in requests:
+            try:
+                subject = self.subject_set(request)
+            except SubjectSetError as error:
+                if len(requests) == 1:
+                    raise
+                self._fail(request, error)
+                continue
+            usable.append(request)
+            for line in subject.summary():
+                self.progress.info(line)
+            for warning in subject.warnings:
+                self.progress.warn(warning)
+        if not usable:
+            raise SubjectSetError("none of the subjects can be used, see above")
+        return usable
+
+    def prior_set(self, request: SubjectRequest) -> PriorSet | None:
+        """The prior set that the request's own settings ask for, made now if it does not exist."""
+        own = request.config
+        if not own.prior.with_prior_preservation or own.prior.form != "images":
+            return None
+        if own.prior.class_data_dir:
+            return own_prior_set(own, self._store, self.session, self.progress)
+        resolution = own.data.resolution or self.base.resolution
+        wanted = prior_request(own, self.base_model, self.base.hash, resolution, self.device)
+        if self._last_prior is None or self._last_prior.key != wanted.key:
+            self._last_prior = generated_prior_set(wanted, self.cache, self.session, self.progress)
+        return self._last_prior
+
+    def prepare_priors(self, requests: Sequence[SubjectRequest]) -> list[SubjectRequest]:
+        """Make every prior set that is asked for; returns the requests whose prior set exists."""
+        usable = []
+        for request in requests:
+            try:
+                self.prior_set(request)
+                usable.append(request)
+            except DreamfleetError as error:
+                if len(requests) == 1:
+                    raise
+                self._fail(request, error)
+        return usable
+
+    def _fail(self, request: SubjectRequest, error: DreamfleetError) -> None:
+        self.failures[request.id] = str(error)
+        self.progress.warn(f"{request.display_name}: {error}")

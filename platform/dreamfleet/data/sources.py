@@ -1,0 +1,262 @@
+"""Where a subject's photos lie: folders, zips, lists of files, URIs. Nothing is decoded here.
+
+Everything that can be refused without looking into a picture is refused here, on the driver, before Ray starts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dreamfleet.data.archives import read_member, zip_names
+from dreamfleet.data.captions import captions_of
+from dreamfleet.data.photos import IMAGE_SUFFIXES, MAX_FILE_BYTES, UNSUPPORTED_SUFFIXES
+from dreamfleet.errors import SubjectSetError
+from dreamfleet.runtime.storage import Folder, is_uri
+
+MAX_TEXT_BYTES = 4 * 2**20
+JUNK = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "__macosx", ".ipynb_checkpoints"})
+
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """One file that should be a photo."""
+
+    name: str  # for people: relative to what the user gave
+    location: str  # path, URI or zip
+    member: str | None = None  # the file inside the zip
+    caption: str | None = None
+
+    def read(self) -> bytes:
+        """The file's bytes, at most one more than `MAX_FILE_BYTES`; SubjectSetError with the reason when unreadable."""
+        try:
+            if self.member is not None:
+                return read_member(self.location, self.member, MAX_FILE_BYTES)
+            if is_uri(self.location):
+                folder, _, name = self.location.rpartition("/")
+                return Folder(folder).read(name)
+            with open(self.location, "rb") as file:
+                return file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise SubjectSetError(f"cannot be read ({error.strerror or error})") from error
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class FoundPhotos:
+    """What lies in one place."""
+
+    location: str
+    display_name: str
+    photos: list[PhotoSource] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_photos(entries: Sequence[str], *, max_photos: int) -> FoundPhotos:
+    """The photos of one subject.
+
+    Args:
+        entries: one folder, one zip or one URI of a folder; or picture files.
+        max_photos: further photos (in order of their names) are skipped.
+
+    Raises:
+        SubjectSetError: the place is missing, unreadable, unsafe or holds no picture file.
+    """
+    if len(entries) == 1 and is_uri(entries[0]):
+        found = _find_in_uri(entries[0])
+    elif len(entries) == 1 and not is_picture_name(entries[0]):
+        path = Path(entries[0]).expanduser()
+        found = _find_in_zip(path) if path.suffix.lower() == ".zip" else _find_in_folder(path)
+    else:
+        found = _find_files(entries)
+    if len(found.photos) > max_photos:
+        for extra in found.photos[max_photos:]:
+            found.skipped.append(Skipped(extra.name, f"more than {max_photos} photos (data.max_photos)"))
+        del found.photos[max_photos:]
+    if not found.photos:
+        raise SubjectSetError(_nothing_found(found))
+    return found
+
+
+def is_picture_name(name: str) -> bool:
+    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    return suffix in IMAGE_SUFFIXES or suffix in UNSUPPORTED_SUFFIXES
+
+
+def _nothing_found(found: FoundPhotos) -> str:
+    expected = f"expected pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) directly inside"
+    if found.skipped:
+        listed = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped[:5])
+        more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
+        return f"no photo in {found.location}: {expected}; skipped {listed}{more}"
+    return f"no photo in {found.location}: it is empty; {expected}"
+
+
+# ---- folders and files
+
+
+def _find_in_folder(path: Path) -> FoundPhotos:
+    if not path.exists():
+        raise SubjectSetError(f"photos {path}: no such folder or file; give a folder of photos, a zip or picture files")
+    if not path.is_dir():
+        raise SubjectSetError(f"photos {path}: neither a folder, nor a zip, nor a picture file")
+    found = FoundPhotos(str(path.absolute()), path.absolute().name)
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise SubjectSetError(
+            f"photos {path}: the folder cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    captions = captions_of(names, lambda name: _read_text(path, name), found.warnings)
+    listed = [name for name in captions.paths if _inside(path, name, found)]
+    root = path.resolve()
+    for name in [*names, *(name for name in listed if name not in names)]:
+        reason = _why_not(name, captions.files) or _unsafe(path / name, root)
+        if reason is None:
+            found.photos.append(PhotoSource(name, str((path / name).absolute()), None, captions.texts.get(name)))
+        else:
+            found.skipped.append(Skipped(name, reason))
+    if not found.photos:
+        _suggest_subfolders(path, names)
+    return found
+
+
+def _inside(path: Path, name: str, found: FoundPhotos) -> bool:
+    """A name in metadata.jsonl may point into the folder's subfolders, and nowhere else."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not (path / name).exists():
+        found.warnings.append(f"metadata.jsonl names {name!r}, which is not a file in {path}")
+        return False
+    return True
+
+
+def _suggest_subfolders(path: Path, names: Iterable[str]) -> None:
+    subfolders = [name for name in names if (path / name).is_dir() and not _is_junk(name)]
+    if any(is_picture_name(inner) for name in subfolders[:50] for inner in _names_in(path / name)):
+        raise SubjectSetError(
+            f"photos {path}: no photo directly inside, but its subfolders hold some; "
+            f"one subject is one folder: give {path / subfolders[0]} (or several: {path}/*)"
+        )
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _find_files(entries: Sequence[str]) -> FoundPhotos:
+    first = Path(entries[0]).expanduser().absolute()
+    found = FoundPhotos(str(first.parent), first.parent.name if len(entries) > 1 else first.stem)
+    for entry in entries:
+        path = Path(entry).expanduser()
+        if not os.path.lexists(path):
+            raise SubjectSetError(f"photo {entry}: no such file")
+        if path.is_dir() or not is_picture_name(entry):
+            raise SubjectSetError(f"photos: {entry} stands among picture files; give folders, or files, not both")
+        reason = _why_not(path.name, frozenset()) or _unsafe(path, None)
+        sidecar = f"{path.stem}.txt"
+        names = [path.name] + ([sidecar] if (path.parent / sidecar).is_file() else [])
+        captions = captions_of(names, lambda name, folder=path.parent: _read_text(folder, name), found.warnings)
+        if reason is None:
+            found.photos.append(PhotoSource(entry, str(path.absolute()), None, captions.texts.get(path.name)))
+        else:
+            found.skipped.append(Skipped(entry, reason))
+    return found
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def _why_not(name: str, caption_files: frozenset[str]) -> str | None:
+    """Why a file of this name is no photo, or None."""
+    if name in caption_files:
+        return "caption file"
+    if any(_is_junk(part) for part in PurePosixPath(name).parts):
+        return "system or hidden file"
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in UNSUPPORTED_SUFFIXES:
+        return f"{suffix} is not supported; convert it to JPEG or PNG"
+    return None if suffix in IMAGE_SUFFIXES else "not a picture"
+
+
+def _unsafe(path: Path, root: Path | None) -> str | None:
+    """Why a file must not be opened, or None. Links out of the folder, devices and pipes could read anything or hang."""
+    try:
+        linked = path.is_symlink()
+        if linked and root is not None and not path.resolve().is_relative_to(root):
+            return "a link that leads out of the folder"
+        status = path.stat()
+    except OSError as error:
+        return "a dangling link" if path.is_symlink() else f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return "not an ordinary file (folder, device, pipe or socket)"
+    if not os.access(path, os.R_OK):
+        return "no permission to read it"
+    return _wrong_size(status.st_size)
+
+
+def _wrong_size(size: int) -> str | None:
+    if size == 0:
+        return "empty file (0 bytes)"
+    if size > MAX_FILE_BYTES:
+        return f"{size / 2**20:.0f} MiB; at most {MAX_FILE_BYTES // 2**20} MiB are read"
+    return None
+
+
+def _read_text(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if _unsafe(path, folder.resolve()) is not None:
+        return b""
+    with path.open("rb") as file:
+        return file.read(MAX_TEXT_BYTES)
+
+
+# ---- zips and URIs
+
+
+def _find_in_zip(path: Path) -> FoundPhotos:
+    if not path.is_file():
+        raise SubjectSetError(f"photos {path}: no such zip")
+    found = FoundPhotos(str(path.absolute()), path.stem)
+    names = zip_names(path)
+    captions = captions_of(
+        names, lambda name: read_member(str(path), name, MAX_TEXT_BYTES)[:MAX_TEXT_BYTES], found.warnings
+    )
+    for name in names:
+        reason = _why_not(name, captions.files)
+        if reason is None:
+            found.photos.append(PhotoSource(name, str(path.absolute()), name, captions.texts.get(name)))
+        else:
+            found.skipped.append(Skipped(name, reason))
+    return found
+
+
+def _find_in_uri(uri: str) -> FoundPhotos:
+    folder = Folder(uri.rstrip("/"))
+    found = FoundPhotos(folder.location, folder.location.rpartition("/")[2])
+    try:
+        names = folder.list()
+    except OSError as error:
+        raise SubjectSetError(f"photos {uri}: cannot be listed ({error}); check the URI and its credentials") from error
+    captions = captions_of(names, lambda name: folder.read(name)[:MAX_TEXT_BYTES], found.warnings)
+    for name in names:
+        reason = _why_not(name, captions.files)
+        if reason is None:
+            found.photos.append(PhotoSource(name, f"{folder.location}/{name}", None, captions.texts.get(name)))
+        else:
+            found.skipped.append(Skipped(name, reason))
+    return found

@@ -1,0 +1,1 @@
+"""Per-sample losses [B]: a batch equals the mean of its samples computed alone."""

@@ -1,0 +1,1 @@
+"""Training jobs and sampling in one process; no Ray in it."""

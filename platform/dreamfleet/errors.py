@@ -1,0 +1,52 @@
+"""Every error a user can meet, in one tree.
+
+    DreamfleetError            exit code 1 unless a subclass says otherwise
+    ├── BadInputError          exit code 2: a flag, file, photo or config key is wrong; names the thing
+    │   ├── ConfigError        a configuration key: which, what was given, what is accepted
+    │   ├── SubjectSetError    a photo or a subject folder
+    │   ├── BaseModelError     a base model that is missing, incomplete or of an unsupported family
+    │   └── AdapterFileError   an adapter file that is not safe, not whole or not for this base
+    ├── ResumeError            a run that cannot be continued as asked (exit code 2)
+    └── TrainingError          training ended without an adapter (NaN loss, worker lost too often)
+
+A message says what was given, what was expected, and what to do.
+`assert` is for our own bugs; these classes are for what a user can cause or mend.
+"""
+
+from __future__ import annotations
+
+
+class DreamfleetError(Exception):
+    """Base class; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class BadInputError(DreamfleetError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class ConfigError(BadInputError):
+    """A configuration key or flag has a wrong name or value."""
+
+
+class SubjectSetError(BadInputError):
+    """A photo or subject folder cannot be used."""
+
+
+class BaseModelError(BadInputError):
+    """A base model cannot be loaded."""
+
+
+class AdapterFileError(BadInputError):
+    """An adapter file or folder cannot be used."""
+
+
+class ResumeError(BadInputError):
+    """A run cannot be continued as asked."""
+
+
+class TrainingError(DreamfleetError):
+    """Training ended without an adapter."""

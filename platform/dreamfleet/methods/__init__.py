@@ -1,0 +1,1 @@
+"""How a subject is taught to a base: one folder per method, the same files in each."""

@@ -1,0 +1,116 @@
+"""What a run tells its user: stages with a bar, and lines of text."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichBars
+
+
+class Stage(Protocol):
+    """One bar."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` units of the stage's total are ready; `note` is a short text beside the bar."""
+
+
+class Progress(Protocol):
+    """Where a run's progress goes. Methods are called from one thread at a time."""
+
+    def stage(self, title: str, total: int | None) -> contextlib.AbstractContextManager[Stage]:
+        """A stage with `total` units, or an unknown number of them."""
+
+    def info(self, text: str) -> None:
+        """One line for the user."""
+
+    def warn(self, text: str) -> None:
+        """One line that the user should act on."""
+
+
+class _SilentStage:
+    def update(self, done: int, note: str = "") -> None:
+        pass
+
+
+class SilentProgress:
+    """Says nothing."""
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Stage]:
+        yield _SilentStage()
+
+    def info(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+
+class ConsoleProgress:
+    """Bars on a terminal, a line now and then into a log."""
+
+    def __init__(self, console: Console | None = None, log_every_s: float = 10.0) -> None:
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._log_every_s = log_every_s
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Stage]:
+        if not self._console.is_terminal:
+            stage = _LoggedStage(self._console, title, total, self._log_every_s)
+            yield stage
+            stage.close()
+            return
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description:<24}"),
+            progress.BarColumn(bar_width=30),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+        )
+        with progress.Progress(*columns, console=self._console) as bars:
+            yield _BarStage(bars, title, total)
+
+    def info(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}", style="yellow", markup=False)
+
+
+class _BarStage:
+    def __init__(self, bars: RichBars, title: str, total: int | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task(title, total=total, note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        self._bars.update(self._task, completed=done, note=note)
+
+
+class _LoggedStage:
+    def __init__(self, console: Console, title: str, total: int | None, every_s: float) -> None:
+        self._console, self._title, self._total, self._every_s = console, title, total, every_s
+        self._started = self._last = time.monotonic()
+        self._done, self._note = 0, ""
+
+    def update(self, done: int, note: str = "") -> None:
+        self._done, self._note = done, note
+        if time.monotonic() - self._last >= self._every_s:
+            self._last = time.monotonic()
+            self._print()
+
+    def close(self) -> None:
+        self._print()
+
+    def _print(self) -> None:
+        count = f"{self._done}/{self._total}" if self._total is not None else str(self._done)
+        seconds = time.monotonic() - self._started
+        self._console.print(f"{self._title}: {count} in {seconds:.0f} s {self._note}".rstrip(), markup=False)

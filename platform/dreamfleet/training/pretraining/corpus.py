@@ -1,0 +1,91 @@
+"""The drawn training world on disk, and its captions, drawn anew for every pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dreamfleet.seeding import numpy_generator
+from dreamfleet.world.captions import caption
+from dreamfleet.world.classes import CLASSES
+from dreamfleet.world.render import identity_traits
+from dreamfleet.world.sampling import training_spec
+from dreamfleet.world.scenes import SCENES
+from dreamfleet.world.spec import ImageSpec
+from dreamfleet.world.styles import STYLES
+
+VIEWS = ("side", "front", "back")
+
+
+@dataclass
+class Corpus:
+    """`count` pictures of training world `seed`: pixels in `folder`/images.npy, everything else from the seed."""
+
+    folder: Path
+    seed: int
+    count: int
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """uint8 [count, 64, 64, 3], memory-mapped."""
+        return np.load(self.folder / "images.npy", mmap_mode="r")
+
+    @cached_property
+    def specs(self) -> list[ImageSpec]:
+        return [training_spec(self.seed, index) for index in range(self.count)]
+
+    @cached_property
+    def words(self) -> list[dict[str, str]]:
+        """The two traits that captions may name, per picture."""
+        path = self.folder / "words.json"
+        if path.exists() and len(words := json.loads(path.read_text())) >= self.count:
+            return words
+        words = []
+        for spec in self.specs:
+            traits = identity_traits(spec.class_name, spec.identity_seed)
+            words.append({key: str(traits[key]) for key in ("colour_name", "pattern")})
+        path.write_text(json.dumps(words))
+        return words
+
+    def caption(self, index: int, draw: int) -> str:
+        """The caption of picture `index` in its `draw`-th use."""
+        rng = numpy_generator("pretraining caption", self.seed, index, draw)
+        return caption(self.specs[index], self.words[index], rng)
+
+    def pixels(self, indices: np.ndarray) -> torch.Tensor:
+        """Float [B, 3, 64, 64] in [-1, 1]."""
+        batch = torch.from_numpy(np.asarray(self.images[np.sort(indices)]))
+        order = torch.from_numpy(np.argsort(np.argsort(indices)))
+        return batch[order].permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+    @cached_property
+    def labels(self) -> dict[str, torch.Tensor]:
+        """Long [count] per head: class, state (class * 8 + state), scene, view, style, prop."""
+        names, scenes, styles = list(CLASSES), list(SCENES), list(STYLES)
+        rows = []
+        for spec in self.specs:
+            states = [state.name for state in CLASSES[spec.class_name].states]
+            class_index = names.index(spec.class_name)
+            rows.append(
+                (
+                    class_index,
+                    class_index * 8 + states.index(spec.state),
+                    scenes.index(spec.scene),
+                    VIEWS.index(spec.view),
+                    styles.index(spec.style),
+                    int(spec.prop),
+                )
+            )
+        table = torch.tensor(rows, dtype=torch.long)
+        heads = ("class", "state", "scene", "view", "style", "prop")
+        return {head: table[:, i] for i, head in enumerate(heads)}
+
+
+def batch_indices(seed: int, stage: str, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which pictures step `step` of a stage sees: drawn by counter, so a resumed run sees the same."""
+    return numpy_generator("pretraining batch", stage, seed, step).integers(count, size=batch_size)

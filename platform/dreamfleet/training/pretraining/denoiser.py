@@ -1,0 +1,105 @@
+"""The embedded base's UNet and text encoder, trained together on latents and freshly drawn captions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dreamfleet.seeding import torch_generator
+from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
+from dreamfleet.training.pretraining.stage import Stage, StageSettings
+
+TEXT_WIDTH = 128
+MIN_SNR_GAMMA = 5.0
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def build_unet(latent_channels: int) -> UNet2DConditionModel:
+    """6.7 M parameters on 16x16 latents; attention at 8x8 and 4x4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 128),
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text transformer of two layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+class DenoiserStage(Stage):
+    """Noise prediction with min-SNR weights (Hang et al. 2023), gamma 5."""
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        latents: Tensor,
+        tokenizer: CLIPTokenizer,
+        settings: StageSettings,
+        seed: int,
+        autocast: bool = False,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.corpus, self.latents, self.tokenizer = corpus, latents, tokenizer
+        self.settings, self.seed, self.autocast = settings, seed, autocast
+        self.scheduler = build_scheduler()
+        self.text_encoder = build_text_encoder(tokenizer)
+        self.unet = build_unet(latents.shape[1])
+        self.modules = {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        size = self.settings.batch_size
+        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        generator = torch_generator("denoiser stage", self.seed, step)
+        x0 = self.latents[torch.from_numpy(indices)].float()  # [B, C, 16, 16]
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (size,), generator=generator)
+        captions = [self.corpus.caption(int(i), step * size + k) for k, i in enumerate(indices)]
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        device_type = self.latents.device.type
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.autocast):
+            hidden = self.text_encoder(tokens).last_hidden_state  # [B, L, D]
+            prediction = self.unet(self.scheduler.add_noise(x0, noise, t), t, hidden).sample
+        weight = compute_snr(self.scheduler, t).clamp(max=MIN_SNR_GAMMA) / compute_snr(self.scheduler, t)
+        error = F.mse_loss(prediction.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        return (weight * error).mean(), {"mse": float(error.mean().detach())}

@@ -1,0 +1,81 @@
+"""Write the trained parts where the package ships them, in diffusers layout, with hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import nn
+
+from dreamfleet.training.pretraining.denoiser import build_scheduler
+from dreamfleet.training.pretraining.run import Pretraining
+
+PACKAGE = Path(__file__).resolve().parents[2]
+BASE_FOLDER = PACKAGE / "bases" / "weights" / "embedded"
+EVALUATOR_FOLDER = PACKAGE / "world" / "weights"
+EVALUATORS = ("oracle_a", "oracle_b", "segmenter", "identity", "clip")
+
+
+def export_weights(
+    pretraining: Pretraining,
+    base_folder: Path = BASE_FOLDER,
+    evaluator_folder: Path = EVALUATOR_FOLDER,
+    evaluators: tuple[str, ...] = EVALUATORS,
+) -> None:
+    """Base to `base_folder`, evaluators beside one another in `evaluator_folder`."""
+    export_base(pretraining, base_folder)
+    for name in evaluators:
+        export_evaluator(pretraining, name, evaluator_folder / name)
+
+
+def export_base(pretraining: Pretraining, folder: Path) -> None:
+    """UNet in half precision, VAE and text encoder in fp32 (a half text encoder beside a float UNet fails)."""
+    modules = pretraining.trained_modules("denoiser")
+    pipeline = StableDiffusionPipeline(
+        vae=pretraining.vae,
+        text_encoder=modules["text_encoder"],
+        tokenizer=pretraining.tokenizer,
+        unet=modules["unet"],
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    half = {key: value.half().contiguous() for key, value in modules["unet"].state_dict().items()}
+    save_file(half, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    write_checksums(folder)
+
+
+def export_evaluator(pretraining: Pretraining, name: str, folder: Path) -> None:
+    """Weights in half precision; CLIP with its config and tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = pretraining.trained(name)
+    if name == "clip":
+        model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        pretraining.tokenizer.save_pretrained(folder)
+    else:
+        save_file(_half_state(model), folder / "model.safetensors", {"format": "pt"})
+    write_checksums(folder)
+
+
+def _half_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Half precision but for batch-norm statistics, which half cannot hold."""
+    return {
+        key: (value if "running_" in key or not value.is_floating_point() else value.half()).contiguous()
+        for key, value in model.state_dict().items()
+    }
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA-256 of every file, in checksums.json."""
+    sums = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "checksums.json"
+    }
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")

@@ -1,0 +1,176 @@
+"""One subject on 1…N workers of Ray Train.
+
+The checkpoints that count are ours (training/checkpoints.py): what is reported to Ray Train is a pointer to one, so
+that its own bookkeeping agrees. After the loss of a worker Ray starts the group again, and every rank goes on from
+the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.errors import TrainingError
+from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
+from dreamfleet.runtime.storage import Folder
+from dreamfleet.training.group import Group
+from dreamfleet.training.task import TrainEvent, TrainOutcome, TrainTask
+from dreamfleet.training.worker import train_in_process
+
+if TYPE_CHECKING:
+    from dreamfleet.runtime.session import RaySession
+
+STOP_WITHIN_S = 60.0
+RAY_FOLDER = "ray"
+
+
+def train_with_ray(
+    task: TrainTask, session: RaySession, on_event: Callable[[TrainEvent], None]
+) -> TrainOutcome:
+    """Train one subject on `cluster.num_workers` workers.
+
+    `on_event` is called in this thread. A KeyboardInterrupt here lets the workers write a checkpoint (at most
+    STOP_WITHIN_S), then is raised again.
+
+    Raises:
+        TrainingError: workers were lost more often than `cluster.max_failures`, or could not start.
+    """
+    import ray
+
+    relay = start_relay()
+    fit = _Fit(_trainer(ray.put(task), task, session, relay))
+    fit.start()
+    try:
+        while fit.is_alive():
+            fit.join(DRIVER_POLL_S)
+            hand_over(relay, on_event)
+    except KeyboardInterrupt:
+        _stop(relay, fit, on_event)
+        raise
+    hand_over(relay, on_event)
+    ray.kill(relay)
+    outcome = fit.outcome(task)
+    Folder(task.checkpoints).delete_folder(RAY_FOLDER)
+    return outcome
+
+
+class _Fit(threading.Thread):
+    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(name="ray-train-fit", daemon=True)
+        self._trainer = trainer
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except BaseException as error:
+            self._error = error
+
+    def outcome(self, task: TrainTask) -> TrainOutcome:
+        if self._error is not None:
+            raise TrainingError(
+                f"{task.subject.id}: training did not end ({_last_line(self._error)}); worker losses survived: "
+                f"cluster.max_failures = {task.config.cluster.max_failures}; what is done is kept, go on with --resume"
+            ) from self._error
+        outcome = self._result.return_value
+        if not isinstance(outcome, TrainOutcome):
+            raise TrainingError(f"{task.subject.id}: the training worker returned nothing; go on with --resume")
+        return outcome
+
+
+def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = task.config.cluster
+    use_gpu = task.device == "cuda"
+    scaling: dict[str, Any] = {
+        "num_workers": cluster.num_workers,
+        "use_gpu": use_gpu,
+        "placement_strategy": cluster.placement_strategy,
+    }
+    scaling["resources_per_worker"] = worker_resources(task, session)
+    if cluster.accelerator_type:
+        scaling["accelerator_type"] = cluster.accelerator_type
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task_ref, "relay": relay},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(**scaling),
+        run_config=RunConfig(
+            # A fresh name: under an old one Ray Train would go on from its own pointer, not from what is on disk.
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",
+            storage_path=Folder(task.checkpoints).child(RAY_FOLDER).location,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
+    """What a worker reserves: the user's wish, else one GPU, or on a private Ray its share of the cores."""
+    cluster = task.config.cluster
+    if cluster.resources_per_worker:
+        return dict(cluster.resources_per_worker)
+    if task.device == "cuda":
+        return {"CPU": 1, "GPU": 1}
+    return {"CPU": max(1, int(session.num_cpus) // cluster.num_workers) if session.local else 1}
+
+
+def _train_worker(config: dict[str, Any]) -> TrainOutcome:
+    """Runs on every worker of the group."""
+    import ray
+    import ray.train
+
+    task: TrainTask = ray.get(config["task"])
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size())
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        _report(task, group, step, metrics)
+
+    outcome = train_in_process(task, reporter=RelayClient(config["relay"]), group=group, on_checkpoint=report)
+    if outcome.status == "finished" and outcome.resumed_from == outcome.step:
+        report(outcome.step, {})  # nothing was left to do: the last report still carries a checkpoint
+    return outcome
+
+
+def _report(task: TrainTask, group: Group, step: int, metrics: Mapping[str, float]) -> None:
+    import ray.train
+
+    figures = {"step": step, **metrics}
+    if group.rank != 0:
+        ray.train.report(figures)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pointer = {"location": task.checkpoints, "step": step}
+        (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+
+def _stop(relay: Any, fit: _Fit, on_event: Callable[[TrainEvent], None]) -> None:
+    """Ask the workers to write a checkpoint and end; a second Ctrl-C ends the waiting."""
+    import ray
+
+    with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
+        ray.get(relay.request_stop.remote(), timeout=10.0)
+        deadline = time.monotonic() + STOP_WITHIN_S
+        while fit.is_alive() and time.monotonic() < deadline:
+            fit.join(DRIVER_POLL_S)
+            hand_over(relay, on_event)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

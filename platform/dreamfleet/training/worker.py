@@ -1,0 +1,263 @@
+"""The training loop of one subject, the same under Ray Train, in a fleet's engine and in this process."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import dump_config
+from dreamfleet.errors import DreamfleetError, TrainingError
+from dreamfleet.runtime.storage import Folder
+from dreamfleet.training.checkpoints import (
+    Checkpoint,
+    CheckpointFolder,
+    json_lines,
+    read_json_lines,
+)
+from dreamfleet.training.export import ADAPTER, exported_files
+from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
+from dreamfleet.training.group import Group
+from dreamfleet.training.jobs import build_job
+from dreamfleet.training.samples import draw_preview
+from dreamfleet.training.task import (
+    DirectReporter,
+    PreviewEvent,
+    Reporter,
+    StageEvent,
+    StepEvent,
+    TrainOutcome,
+    TrainTask,
+)
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import Base
+    from dreamfleet.engine.job import TrainJob
+
+STATE = "state.pt"
+HISTORY = "metrics.jsonl"
+CONFIG = "config.yaml"
+
+# Called on every worker after a checkpoint was written (step, metrics of the step).
+OnCheckpoint = Callable[[int, Mapping[str, float]], None]
+
+
+def train_in_process(
+    task: TrainTask,
+    *,
+    reporter: Reporter | None = None,
+    group: Group | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> TrainOutcome:
+    """Train one subject here: no Ray needed. Goes on from the newest whole checkpoint in `task.checkpoints`.
+
+    Idempotent: a finished run is returned as it is; a stopped or killed one continues bit for bit.
+
+    Returns:
+        The outcome; `status` is "failed" with a message for errors that another attempt would repeat.
+    """
+    run = _Run(task, reporter or DirectReporter(), group or Group(), on_checkpoint or (lambda step, metrics: None))
+    try:
+        return run.run()
+    except DreamfleetError as error:
+        return TrainOutcome(task.subject.id, "failed", run.step, message=str(error))
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        message = (
+            f"{task.subject.id}: out of memory at step {run.step}; use a smaller train_batch_size with more "
+            "gradient_accumulation_steps, mixed precision, or another device; then go on with --resume"
+        )
+        return TrainOutcome(task.subject.id, "failed", run.step, message=message)
+
+
+def finished_outcome(task: TrainTask) -> TrainOutcome | None:
+    """The outcome of a run that already reached its last step and wrote its adapter, else None."""
+    adapter = CheckpointFolder(Folder(task.checkpoints)).read(ADAPTER)
+    if adapter is None or adapter.step < int(task.config.train.max_train_steps or 0):
+        return None
+    check_same_run(adapter.info["fingerprint"], _fingerprint(task, 1), task.checkpoints)
+    return TrainOutcome(
+        task.subject.id,
+        "finished",
+        adapter.step,
+        train_seconds=float(adapter.info.get("train_seconds", 0.0)),
+        history=read_json_lines(adapter.files[HISTORY]),
+        resumed_from=adapter.step,
+    )
+
+
+def _fingerprint(task: TrainTask, world_size: int) -> dict[str, Any]:
+    return run_fingerprint(
+        task.config,
+        world_size=world_size,
+        subject_key=task.subject.content_key,
+        prior_key=task.prior.key if task.prior else "",
+        base_hash=task.base_hash,
+    )
+
+
+@dataclass
+class _Run:
+    task: TrainTask
+    reporter: Reporter
+    group: Group
+    on_checkpoint: OnCheckpoint
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.resumed_from: int | None = None
+        self.saved_step = -1
+        self.checkpoints = CheckpointFolder(Folder(self.task.checkpoints))
+        self.fingerprint = _fingerprint(self.task, self.group.world_size)
+
+    @property
+    def last_step(self) -> int:
+        return int(self.task.config.train.max_train_steps or 0)
+
+    def run(self) -> TrainOutcome:
+        done = self._already_finished()
+        if done is not None:
+            return done
+        self._say("started", "loading the base model")
+        base = self._load_base()
+        job = build_job(self.task, base, self.group)
+        self._restore(job)
+        stopped = self._steps(job, base)
+        if stopped:
+            self.reporter.flush()
+            return self._outcome("stopped")
+        self._export(job, base)
+        self.reporter.flush()
+        return self._outcome("finished")
+
+    def _already_finished(self) -> TrainOutcome | None:
+        adapter = self.checkpoints.read(ADAPTER)
+        if adapter is None or adapter.step < self.last_step:
+            return None
+        check_same_run(adapter.info["fingerprint"], self.fingerprint, self.task.checkpoints)
+        self.step = adapter.step
+        self._recall(adapter)
+        return self._outcome("finished")
+
+    def _load_base(self) -> Base:
+        import torch
+
+        from dreamfleet.bases import load_base
+
+        dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        dtype = dtypes[self.task.config.train.mixed_precision]
+        return load_base(self.task.config.base_model, device=self.task.device, dtype=dtype)
+
+    def _restore(self, job: TrainJob) -> None:
+        import torch
+
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            return
+        check_same_run(checkpoint.info["fingerprint"], self.fingerprint, self.task.checkpoints)
+        state = torch.load(io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True)
+        job.load_state_dict(state)
+        self.step = self.saved_step = self.resumed_from = checkpoint.step
+        self._recall(checkpoint)
+        self._say("resumed", f"going on from step {checkpoint.step}")
+
+    def _recall(self, checkpoint: Checkpoint) -> None:
+        self.resumed_from = checkpoint.step
+        self.history = read_json_lines(checkpoint.files[HISTORY])
+        self.seconds = float(checkpoint.info.get("train_seconds", 0.0))
+
+    def _steps(self, job: TrainJob, base: Base) -> bool:
+        """Train to the last step; True when asked to stop before it (a checkpoint is written then)."""
+        train = self.task.config.train
+        while self.step < self.last_step:
+            started = time.perf_counter()
+            metrics, stop = self.group.agree(_figures(asdict(job.step())), self.reporter.should_stop())
+            self.seconds += time.perf_counter() - started
+            self.step += 1
+            self._check_finite(metrics)
+            self._record(metrics)
+            last = self.step == self.last_step
+            if last or stop or self.step % train.checkpointing_steps == 0:
+                self._save(job, metrics)
+            if stop and not last:
+                return True
+            self._preview(job, base, last)
+        return False
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """The gradient norm is the same on all workers, so all leave together."""
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if bad:
+            raise TrainingError(
+                f"{self.task.subject.id}: {bad[0]} is {metrics[bad[0]]} at step {self.step}; "
+                f"lower train.learning_rate (now {self.task.config.train.learning_rate:g}) or use mixed_precision no or "
+                f"bf16; the last good checkpoint is step {max(self.saved_step, 0)}"
+            )
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.history.append({"step": self.step, **known})
+        if self.group.rank == 0:
+            self.reporter.send(StepEvent(self.task.subject.id, self.step, known))
+
+    def _save(self, job: TrainJob, metrics: Mapping[str, float]) -> None:
+        if self.group.rank == 0:
+            import torch
+
+            buffer = io.BytesIO()
+            torch.save(job.state_dict(), buffer)
+            files = {
+                STATE: buffer.getvalue(),
+                HISTORY: json_lines(self.history),
+                CONFIG: dump_config(self.task.config).encode(),
+            }
+            self.checkpoints.save(self.step, files, self._info(), self.task.config.train.checkpoints_total_limit)
+        self.saved_step = self.step
+        self.on_checkpoint(self.step, metrics)
+
+    def _info(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "train_seconds": round(self.seconds, 3)}
+
+    def _preview(self, job: TrainJob, base: Base, last: bool) -> None:
+        every = self.task.config.sampling.validation_steps
+        if self.group.rank != 0 or not every or last or self.step % every:
+            return
+        images = draw_preview(job, base, self.task)
+        self.reporter.send(PreviewEvent(self.task.subject.id, self.step, images))
+
+    def _export(self, job: TrainJob, base: Base) -> None:
+        if self.group.rank != 0:
+            return
+        self._say("sampling", "drawing samples")
+        files = exported_files(job, base, self.task)
+        files[HISTORY] = json_lines(self.history)
+        self.checkpoints.write(ADAPTER, files, {**self._info(), "step": self.step})
+
+    def _say(self, stage: Any, text: str) -> None:
+        if self.group.rank == 0:
+            self.reporter.send(StageEvent(self.task.subject.id, text, stage, self.step))
+
+    def _outcome(self, status: Any) -> TrainOutcome:
+        return TrainOutcome(
+            self.task.subject.id,
+            status,
+            self.step,
+            train_seconds=self.seconds,
+            history=self.history,
+            resumed_from=self.resumed_from,
+        )
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a step; what did not apply at it (None) is NaN, so that every worker sends the same names."""
+    return {
+        name: math.nan if value is None else float(value)
+        for name, value in metrics.items()
+        if name not in ("step",)
+    }

@@ -1,0 +1,131 @@
+"""Draw a piece of the training world to disk, in blocks: a stopped run goes on where it was.
+
+    images.npy      uint8 [count, size, size, 3], memory-mappable
+    captions.jsonl  one JSON object a picture: "index", "caption"
+    labels.npz      "labels" int64 [count, 7] with columns LABEL_COLUMNS, and the names they index
+    progress.json   what is being drawn and how many pictures are done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dreamfleet.errors import ResumeError
+from dreamfleet.world.classes import CLASSES
+from dreamfleet.world.sampling import training_example
+from dreamfleet.world.scenes import SCENES
+from dreamfleet.world.spec import ImageSpec
+from dreamfleet.world.styles import STYLES
+
+BLOCK = 1000
+VIEWS = ("side", "front", "back")
+LABEL_COLUMNS = ("class", "state", "scene", "view", "style", "prop", "identity")
+
+Progress = Callable[[int, int], None]  # pictures done, pictures in all
+
+
+def draw_dataset(
+    out_dir: str | os.PathLike[str],
+    count: int,
+    seed: int,
+    size_px: int = 64,
+    start: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw pictures `start` to `start + count - 1` of training world `seed` into `out_dir`."""
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    request = {"count": count, "seed": seed, "size_px": size_px, "start": start}
+    done = _done_before(folder, request)
+    images = _opened(folder / "images.npy", (count, size_px, size_px, 3), np.uint8, done)
+    labels = _opened(folder / "labels.partial.npy", (count, len(LABEL_COLUMNS)), np.int64, done)
+    _keep_lines(folder / "captions.jsonl", done)
+    while done < count:
+        stop = min(done + BLOCK, count)
+        lines = []
+        for i in range(done, stop):
+            rendered, text = training_example(seed, start + i, size_px)
+            images[i] = np.asarray(rendered.image)
+            labels[i] = label_indices(rendered.spec)
+            lines.append(json.dumps({"index": start + i, "caption": text}))
+        images.flush()
+        labels.flush()
+        with (folder / "captions.jsonl").open("a", encoding="utf-8") as captions:
+            captions.write("".join(f"{line}\n" for line in lines))
+        done = stop
+        _write_progress(folder, {**request, "done": done})
+        if progress is not None:
+            progress(done, count)
+    _write_labels(folder / "labels.npz", np.asarray(labels))
+    return folder
+
+
+def label_names() -> dict[str, list[str]]:
+    """What the indices of each label column mean; a state's index counts within its class."""
+    names = {
+        "class": list(CLASSES),
+        "scene": list(SCENES),
+        "view": list(VIEWS),
+        "style": list(STYLES),
+    }
+    names["state"] = [
+        f"{entry.name}/{state.name}" for entry in CLASSES.values() for state in entry.states
+    ]
+    return names
+
+
+def label_indices(spec: ImageSpec) -> tuple[int, ...]:
+    """The row of LABEL_COLUMNS for a picture."""
+    states = [state.name for state in CLASSES[spec.class_name].states]
+    return (
+        list(CLASSES).index(spec.class_name),
+        states.index(spec.state),
+        list(SCENES).index(spec.scene),
+        VIEWS.index(spec.view),
+        list(STYLES).index(spec.style),
+        int(spec.prop),
+        spec.identity_seed,
+    )
+
+
+def _done_before(folder: Path, request: Mapping[str, int]) -> int:
+    path = folder / "progress.json"
+    if not path.exists():
+        return 0
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    done = int(before.pop("done"))
+    if before != request:
+        raise ResumeError(f"{folder} holds {before}, asked for {dict(request)}: use a new folder")
+    return done
+
+
+def _opened(
+    path: Path, shape: tuple[int, ...], dtype: type[np.generic], done: int
+) -> np.memmap[Any, Any]:
+    if done and path.exists():
+        return np.lib.format.open_memmap(path, mode="r+")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Drop caption lines of a block that was not finished."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def _write_progress(folder: Path, state: Mapping[str, int]) -> None:
+    partial = folder / "progress.json.partial"
+    partial.write_text(json.dumps(state), encoding="utf-8")
+    partial.replace(folder / "progress.json")
+
+
+def _write_labels(path: Path, labels: npt.NDArray[np.int64]) -> None:
+    names = {f"{key}_names": np.array(value) for key, value in label_names().items()}
+    np.savez(path, labels=labels, columns=np.array(LABEL_COLUMNS), **names)  # type: ignore[arg-type]

@@ -1,0 +1,138 @@
+"""Ray's environment and token, storage, locks and progress: no Ray is started here."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dreamfleet.config import ClusterConfig
+from dreamfleet.errors import BadInputError
+from dreamfleet.runtime import auth
+from dreamfleet.runtime.locks import exclusive_run, shared_work
+from dreamfleet.runtime.progress import ConsoleProgress
+from dreamfleet.runtime.session import added_environment, ray_address
+from dreamfleet.runtime.storage import Folder
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_token_file_is_made_private() -> None:
+    assert auth.token_environment() == {"RAY_AUTH_MODE": "token"}
+    path = auth.default_token_path()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    token = path.read_text()
+    assert len(token) == 64
+    auth.token_environment()
+    assert path.read_text() == token
+
+
+def test_unwritable_home_gets_a_token_for_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    variables = auth.token_environment()
+    assert variables["RAY_AUTH_MODE"] == "token"
+    assert len(variables["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RAY_AUTH_MODE", "disabled", {}),
+        ("RAY_AUTH_TOKEN", "abc", {"RAY_AUTH_MODE": "token"}),
+        ("RAY_AUTH_TOKEN_PATH", "/x", {"RAY_AUTH_MODE": "token"}),
+    ],
+)
+def test_the_users_choice_is_obeyed(
+    name: str, value: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert auth.token_environment() == expected
+    assert not auth.default_token_path().exists()
+
+
+def test_added_environment_never_overrides_and_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    with added_environment({"RAY_DEDUP_LOGS": "1", "DREAMFLEET_TEST": "x"}):
+        assert (os.environ["RAY_DEDUP_LOGS"], os.environ["DREAMFLEET_TEST"]) == ("0", "x")
+    assert "DREAMFLEET_TEST" not in os.environ
+
+
+def test_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray_address(ClusterConfig()) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ray_address(ClusterConfig()) == "10.0.0.1:6379"
+    assert ray_address(ClusterConfig(ray_address="auto")) == "auto"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_folder_round_trip(tmp_path: Path, scheme: str) -> None:
+    folder = Folder(f"{scheme}{tmp_path}/run")
+    assert folder.list() == []
+    folder.write("a/b.bin", b"123")
+    assert folder.read("a/b.bin") == b"123"
+    assert folder.list() == ["a"] and folder.exists("a/b.bin")
+    folder.child("a").delete("b.bin")
+    assert not folder.exists("a/b.bin")
+    folder.delete_folder("a")
+    assert folder.list() == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("nothing")
+
+
+def test_folder_in_memory_storage_by_uri() -> None:
+    with pytest.raises(BadInputError, match="not a usable URI"):
+        Folder("nosuchscheme://bucket/x").list()
+
+
+def _hold(folder: str, ready: multiprocessing.synchronize.Event, end: multiprocessing.synchronize.Event) -> None:
+    with exclusive_run(Path(folder)):
+        ready.set()
+        end.wait(20)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), ready, end))
+    other.start()
+    try:
+        assert ready.wait(20)
+        with pytest.raises(BadInputError, match="another run is writing"), exclusive_run(tmp_path):
+            pass
+    finally:
+        end.set()
+        other.join(20)
+    with exclusive_run(tmp_path):
+        pass
+
+
+def test_shared_work_says_that_it_waits_only_when_it_does(tmp_path: Path) -> None:
+    said: list[str] = []
+    with shared_work(tmp_path / "locks" / "k.lock", lambda: said.append("waiting")):
+        pass
+    assert said == []
+
+
+def test_progress_into_a_log_is_plain_lines() -> None:
+    text = io.StringIO()
+    progress = ConsoleProgress(Console(file=text, force_terminal=False), log_every_s=0.0)
+    with progress.stage("photos", 2) as stage:
+        stage.update(1)
+        stage.update(2, "loss 0.1")
+    progress.warn("look [here]")
+    assert "photos: 1/2" in text.getvalue()
+    assert "loss 0.1" in text.getvalue()
+    assert "warning: look [here]" in text.getvalue()
