@@ -1,6 +1,7 @@
-"""Check and cache photos and prior sets without training; the job entry point of `dreamfleet prepare`.
+"""Check and cache photos and prior sets without training: `dreamfleet prepare` as a job.
 
-    python pipelines/prepare_subjects.py --config pipelines/recipes/sude_lora.yaml PHOTOS --class-word dog
+    python pipelines/prepare_subjects.py PHOTOS --class-word dog \\
+        --config pipelines/recipes/sude_lora.yaml
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Train an adapter from a recipe; the job entry point for `ray job submit`, and the same as `dreamfleet personalize`.
+"""Train an adapter from a recipe: `dreamfleet personalize` as a job, for `ray job submit`.
 
-    python pipelines/train_adapter.py --config pipelines/recipes/sude_lora.yaml PHOTOS --class-word dog --output-dir /absolute/out
+    python pipelines/train_adapter.py PHOTOS --class-word dog \\
+        --config pipelines/recipes/sude_lora.yaml --output-dir /absolute/folder
 
-Inside a Ray job the working folder is a throw-away copy: outputs and tracking URIs must be absolute paths or URIs.
+Inside a Ray job the working folder is a throw-away copy: outputs and tracking URIs must be absolute
+paths or URIs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line: parse, build, call. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 success, 2 bad input, 130 interrupted, 1 anything else. Messages for people go to stderr, results to
-stdout; a traceback is shown only with --debug.
+Exit codes: 0 success, 2 bad input, 130 interrupted, 1 anything else. Messages for people go to
+stderr, results to stdout; a traceback is shown only with --debug.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from dreamfleet.errors import BadInputError, DreamfleetError
 
 if TYPE_CHECKING:
     from dreamfleet.config import RunConfig
+    from dreamfleet.personalization import PersonalizeResult
 
 INTERRUPTED = 130
 SECTION_TITLES = {"": "Run", "sude": "SuDe", "cluster": "Ray cluster", "tracking": "MLflow"}
@@ -86,7 +87,7 @@ def cli() -> None:
 
     \b
     dreamfleet personalize photos/ --class-word dog --output-dir runs/biscuit
-    dreamfleet generate --adapter runs/biscuit --prompt "a photo of sks dog on the beach" --output-dir pictures
+    dreamfleet generate --adapter runs/biscuit --prompt "a photo of sks dog" --output-dir pictures
     """
 
 
@@ -107,20 +108,24 @@ def personalize(
 ) -> None:
     """Train an adapter for one subject or many.
 
-    PHOTOS: a folder, zip or list of photos of one subject; several folders, or a CSV or YAML list, for many.
+    PHOTOS: a folder, zip or list of photos of one subject; several folders, or a CSV or YAML list,
+    for many.
     """
+    config = _config(photos, config_file, given)  # refused before anything heavy is imported
+
     from dreamfleet.personalization import personalize as run
     from dreamfleet.runtime.progress import ConsoleProgress
 
-    config = _config(photos, config_file, given)
     try:
         result = run(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
     except KeyboardInterrupt:
         click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
         raise
-    failures = result.failures
-    if failures:
-        raise DreamfleetError(f"{len(failures)} of {len(result.subjects)} subjects failed, see above")
+    for line in _result_lines(result, config):
+        click.echo(line)
+    if result.failures:
+        total = len(result.subjects)
+        raise DreamfleetError(f"{len(result.failures)} of {total} subjects failed, see above")
 
 
 @cli.command(cls=ConfigCommand, context_settings=CONTEXT)
@@ -130,12 +135,15 @@ def personalize(
 def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> None:
     """Check and cache photos (and the prior set, where one is asked for) without training.
 
-    PHOTOS: as for `dreamfleet personalize`. With --output-dir the squares that would be trained on are written there.
+    PHOTOS: as for `dreamfleet personalize`. With --output-dir the squares that would be trained on
+    are written there.
     """
-    from dreamfleet.api import prepare_subjects
+    config = _config(photos, config_file, given)
+
+    from dreamfleet.personalization import prepare_subjects
     from dreamfleet.runtime.progress import ConsoleProgress
 
-    prepared = prepare_subjects(_config(photos, config_file, given), progress=ConsoleProgress())
+    prepared = prepare_subjects(config, progress=ConsoleProgress())
     for line in prepared.summary():
         click.echo(line)
     if prepared.failed and not prepared.subjects:
@@ -206,13 +214,11 @@ def generate(output_dir: str, **settings: Any) -> None:
 @click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
 @click.option("--limit", default=20, type=click.IntRange(1, 10_000), show_default=True)
 @debug_option
-def runs(
-    run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int
-) -> None:
+def runs(run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int) -> None:
     """List recorded runs; give two run ids (or unique beginnings of them) to compare the two."""
     if len(run_ids) not in (0, 2):
         raise click.UsageError(f"give no run id, or two to compare; got {len(run_ids)}")
-    from dreamfleet.api import show_runs
+    from dreamfleet.tracking.runs import show_runs
 
     show_runs(run_ids, tracking_uri=tracking_uri, experiment=experiment, limit=limit)
 
@@ -221,7 +227,7 @@ def runs(
 @click.option("--tracking-uri", metavar="URI", help="The tracking server to look at.")
 @debug_option
 def doctor(tracking_uri: str | None) -> None:
-    """Look at this machine: versions, cores, memory, GPU, Ray and its token, storage, tracking, base model."""
+    """Look at this machine: versions, cores, memory, GPU, Ray, storage, tracking, base model."""
     from dreamfleet.doctor import examine
 
     findings = examine(tracking_uri)
@@ -242,7 +248,9 @@ def doctor(tracking_uri: str | None) -> None:
     type=click.Choice(["all", "classes", "states", "views", "styles", "scenes", "identities"]),
     help="What the sheet shows.",
 )
-@click.option("--size", default=64, type=click.IntRange(16, 1024), show_default=True, help="Pixels.")
+@click.option(
+    "--size", default=64, type=click.IntRange(16, 1024), show_default=True, help="Pixels."
+)
 @debug_option
 def world(sheet: str, kind: str, size: int) -> None:
     """Draw a contact sheet of the synthetic world that the embedded base was trained on."""
@@ -332,6 +340,29 @@ def _config(photos: Sequence[str], config_file: str | None, given: dict[str, Any
     if photos:
         overrides["subject.images"] = [*photos, *overrides.get("subject.images", [])]
     return load_config(config_file, overrides)
+
+
+def _result_lines(result: PersonalizeResult, config: RunConfig) -> Iterator[str]:
+    """Where to look now."""
+    for subject in result.subjects:
+        if subject.status != "finished":
+            continue
+        yield f"{subject.display_name}: {subject.steps} steps in {subject.train_seconds:.0f} s"
+        yield f"  report    {_shown(subject.report)}"
+        yield f"  pictures  {_shown(subject.output_dir / 'samples')}"
+        yield f"  adapter   {_shown(subject.output_dir)}"
+        if subject.run_id:
+            version = f", model {subject.id} version {subject.model_version}"
+            yield f"  MLflow    run {subject.run_id}{version if subject.model_version else ''}"
+    if any(subject.run_id for subject in result.subjects):
+        from dreamfleet.tracking.base import resolve_uri, ui_command
+
+        yield f"MLflow in a browser: {ui_command(resolve_uri(config.tracking.uri))}"
+
+
+def _shown(path: Path) -> str:
+    """Short below the working folder, else absolute."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _resume_command() -> str:

@@ -1,8 +1,9 @@
-"""The one configuration tree: read from YAML, overridden by flags, dumped in full beside every adapter.
+"""The one configuration tree: read from YAML, overridden by flags, dumped beside every adapter.
 
-Every field is one flag (`--prior-weight`; hyphens or underscores) and one YAML key (`prior.weight`). Unknown keys,
-NaN and values out of range are refused here, before anything starts, naming the key, what was given and what is
-accepted. A value of None for a training default means "the base model's own default", filled in by `resolved`.
+Every field is one flag (`--prior-weight`; hyphens or underscores) and one YAML key
+(`prior.weight`). Unknown keys, NaN and values out of range are refused here, before anything
+starts, naming the key, what was given and what is accepted. A value of None for a training default
+means "the base model's own default"; `bases.resolved_config` fills it in.
 
 This is also the only module that reads environment variables.
 """
@@ -48,45 +49,75 @@ class _Section(BaseModel):
 class SubjectConfig(_Section):
     """Whom the adapter is for."""
 
-    images: TextList = Field(default_factory=list, description="photos: folders, zips, files or URIs; one per subject")
-    id: str | None = Field(None, description="name of the subject in files, runs and registry; default: from the folder")
+    images: TextList = Field(
+        default_factory=list, description="photos: folders, zips, files or URIs; one per subject"
+    )
+    id: str | None = Field(
+        None,
+        description="name of the subject in files, runs and registry; default: from the folder",
+    )
     class_word: str = Field("", description="what the subject is, e.g. dog")
     token: str = Field("sks", description="identifier token, or auto to pick a rare single token")
-    instance_prompt: str = Field("a photo of {token} {class}", description="prompt of the subject's photos")
-    class_prompt: str = Field("a photo of {class}", description="prompt of the class, for SuDe and the prior")
+    instance_prompt: str = Field(
+        "a photo of {token} {class}", description="prompt of the subject's photos"
+    )
+    class_prompt: str = Field(
+        "a photo of {class}", description="prompt of the class, for SuDe and the prior"
+    )
 
 
 class DataConfig(_Section):
     """How photos become a subject set."""
 
-    resolution: int | None = Field(None, ge=32, le=4096, description="side of the training picture in pixels")
-    crop: Literal["center", "subject"] = Field("center", description="which square of a photo is used")
+    resolution: int | None = Field(
+        None, ge=32, le=4096, description="side of the training picture in pixels"
+    )
+    crop: Literal["center", "subject"] = Field(
+        "center", description="which square of a photo is used"
+    )
     random_flip: bool = Field(False, description="mirror photos at random")
     max_photos: int = Field(200, ge=1, description="photos read per subject at most")
     max_pixels: int = Field(50_000_000, ge=1024, description="photos with more pixels are refused")
-    cache_max_gib: Finite = Field(10.0, gt=0, description="bound of the cache folder in GiB; the oldest entries go first")
+    cache_max_gib: Finite = Field(
+        10.0, gt=0, description="bound of the cache folder in GiB; the oldest entries go first"
+    )
 
 
 class SudeConfig(_Section):
     """SuDe regularisation (arXiv 2403.06775); off while weight is 0."""
 
     weight: Finite = Field(0.0, ge=0, le=1000, description="w_s of Eq. 10")
-    preset: Literal["official", "paper"] | None = Field(None, description="official: current teacher, official weights, 0.4; paper: current, bayes, 0.4")
-    teacher: Literal["pretrained", "current"] = Field("pretrained", description="whose class prediction is inherited")
+    preset: Literal["official", "paper"] | None = Field(
+        None,
+        description="official: current teacher, official weights, 0.4; paper: current, bayes, 0.4",
+    )
+    teacher: Literal["pretrained", "current"] = Field(
+        "pretrained", description="whose class prediction is inherited"
+    )
     weighting: Literal["code", "bayes", "official"] = Field("code", description="w(t)")
-    truncation_point: Finite | None = Field(1.0, description="rho* at which the hinge switches off; null: never")
+    truncation_point: Finite | None = Field(
+        1.0, description="rho* at which the hinge switches off; null: never"
+    )
 
 
 class PriorConfig(_Section):
     """Prior preservation (DreamBooth's second term)."""
 
     with_prior_preservation: bool = Field(False, description="train on the class too")
-    form: Literal["images", "teacher"] = Field("images", description="images of the prior set, or the frozen teacher's prediction")
+    form: Literal["images", "teacher"] = Field(
+        "images", description="images of the prior set, or the frozen teacher's prediction"
+    )
     weight: Finite = Field(1.0, ge=0, le=1000, description="lambda of Eq. 10", alias="weight")
     num_class_images: int = Field(50, ge=1, le=100_000, description="size of the prior set")
-    class_data_dir: str | None = Field(None, description="your own class images instead of a generated prior set")
-    num_inference_steps: int = Field(25, ge=1, le=1000, description="sampler steps for the prior set")
-    guidance_scale: Finite | None = Field(None, ge=0, le=100, description="guidance for the prior set; default: the base's own")
+    class_data_dir: str | None = Field(
+        None, description="your own class images instead of a generated prior set"
+    )
+    num_inference_steps: int = Field(
+        25, ge=1, le=1000, description="sampler steps for the prior set"
+    )
+    guidance_scale: Finite | None = Field(
+        None, ge=0, le=100, description="guidance for the prior set; default: the base's own"
+    )
     sample_batch_size: int = Field(8, ge=1, le=256, description="class images made at once")
 
 
@@ -96,18 +127,30 @@ class TrainConfig(_Section):
     mode: Literal["lora", "full"] = Field("lora", description="train a LoRA or the whole UNet")
     max_train_steps: int | None = Field(None, ge=1, le=1_000_000, description="optimiser steps")
     learning_rate: Finite | None = Field(None, gt=0, le=10, description="AdamW learning rate")
-    train_batch_size: int = Field(1, ge=1, le=1024, description="subject samples per worker and micro-step")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="micro-steps per optimiser step")
+    train_batch_size: int = Field(
+        1, ge=1, le=1024, description="subject samples per worker and micro-step"
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=1024, description="micro-steps per optimiser step"
+    )
     rank: int | None = Field(None, ge=1, le=1024, description="LoRA rank")
     lora_alpha: Finite | None = Field(None, gt=0, description="LoRA alpha; default: the rank")
-    lora_layers: Literal["attention", "attention_ff", "all"] | None = Field(None, description="attention; with feed-forward; all: with convolutions too")
+    lora_layers: Literal["attention", "attention_ff", "all"] | None = Field(
+        None, description="attention; with feed-forward; all: with convolutions too"
+    )
     train_text_encoder: bool = Field(False, description="train the text encoder as well")
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_unquoted_no)] = Field("no", description="type of the frozen base; trained parameters stay fp32")
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_unquoted_no)] = (
+        Field("no", description="type of the frozen base; trained parameters stay fp32")
+    )
     max_grad_norm: Finite = Field(1.0, gt=0, description="gradient clipping")
     snr_gamma: Finite | None = Field(None, gt=0, description="min-SNR gamma; null: plain MSE")
-    use_ema: bool = Field(False, description="keep and save an exponential moving average of the trained weights")
+    use_ema: bool = Field(
+        False, description="keep and save an exponential moving average of the trained weights"
+    )
     ema_decay: Finite = Field(0.999, ge=0, lt=1, description="EMA decay per step")
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field("constant", description="learning-rate schedule")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = Field("constant", description="learning-rate schedule")
     lr_warmup_steps: int = Field(0, ge=0, description="warm-up steps")
     adam_beta1: Finite = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: Finite = Field(0.999, ge=0, lt=1, description="AdamW beta2")
@@ -115,47 +158,79 @@ class TrainConfig(_Section):
     adam_epsilon: Finite = Field(1e-8, gt=0, description="AdamW epsilon")
     seed: int = Field(0, ge=0, lt=2**53, description="all randomness follows from it")
     checkpointing_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    checkpoints_total_limit: int = Field(2, ge=2, description="checkpoints kept; the previous one always stays")
+    checkpoints_total_limit: int = Field(
+        2, ge=2, description="checkpoints kept; the previous one always stays"
+    )
 
 
 class SamplingConfig(_Section):
     """The pictures in the report and while training."""
 
     num_inference_steps: int = Field(25, ge=1, le=1000, description="sampler steps")
-    guidance_scale: Finite | None = Field(None, ge=0, le=100, description="classifier-free guidance; default: the base's own")
+    guidance_scale: Finite | None = Field(
+        None, ge=0, le=100, description="classifier-free guidance; default: the base's own"
+    )
     scheduler: Literal["ddim", "euler", "dpm"] = Field("ddim", description="sampler")
-    num_validation_images: int = Field(4, ge=0, le=64, description="pictures per prompt in the report")
-    validation_steps: int = Field(0, ge=0, description="steps between sample grids while training; 0: only at the end")
-    validation_prompts: TextList = Field(default_factory=list, description="prompts of the report; {token} and {class} are filled in; default: scenes and states of the class")
+    num_validation_images: int = Field(
+        4, ge=0, le=64, description="pictures per prompt in the report"
+    )
+    validation_steps: int = Field(
+        0, ge=0, description="steps between sample grids while training; 0: only at the end"
+    )
+    validation_prompts: TextList = Field(
+        default_factory=list,
+        description="prompts of the report; {token} and {class} are filled in; "
+        "default: scenes and states of the class",
+    )
 
 
 class ClusterConfig(_Section):
     """One to one onto Ray's ScalingConfig, FailureConfig and RunConfig."""
 
-    num_workers: int = Field(1, ge=1, le=4096, description="training workers, or engines for many subjects")
+    num_workers: int = Field(
+        1, ge=1, le=4096, description="training workers, or engines for many subjects"
+    )
     use_gpu: Literal["auto"] | bool = Field("auto", description="auto: if the cluster has a GPU")
-    resources_per_worker: dict[str, float] = Field(default_factory=dict, description="e.g. {CPU: 1, GPU: 0.5}")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=dict, description="e.g. {CPU: 1, GPU: 0.5}"
+    )
     accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. A100")
-    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="Ray placement strategy")
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="Ray placement strategy"
+    )
     max_failures: int = Field(3, ge=-1, description="worker losses survived; -1: without end")
-    parallel: Literal["auto", "data", "subjects"] = Field("auto", description="data: workers share one subject; subjects: one engine pool for many")
-    storage_path: str | None = Field(None, description="checkpoints of Ray Train: a shared folder or URI; default: in the output folder")
-    ray_address: str | None = Field(None, description="a running Ray; default: RAY_ADDRESS, else a private local Ray")
+    parallel: Literal["auto", "data", "subjects"] = Field(
+        "auto", description="data: workers share one subject; subjects: one engine pool for many"
+    )
+    storage_path: str | None = Field(
+        None,
+        description="checkpoints: a shared folder or URI; default: in the output folder",
+    )
+    ray_address: str | None = Field(
+        None, description="a running Ray; default: RAY_ADDRESS, else a private local Ray"
+    )
 
 
 class TrackingConfig(_Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in DREAMFLEET_HOME")
+    uri: str | None = Field(
+        None,
+        description="address; default: MLFLOW_TRACKING_URI, else SQLite in DREAMFLEET_HOME",
+    )
     experiment: str = Field("dreamfleet", description="MLflow experiment")
     enabled: bool = Field(True, description="record runs in MLflow")
-    register_adapter: bool = Field(True, description="register the adapter as a model version with alias candidate")
+    register_adapter: bool = Field(
+        True, description="register the adapter as a model version with alias candidate"
+    )
 
 
 class RunConfig(_Section):
     """Everything a personalisation run depends on."""
 
-    base_model: str = Field("embedded", description="embedded, a local diffusers folder, or a hub id")
+    base_model: str = Field(
+        "embedded", description="embedded, a local diffusers folder, or a hub id"
+    )
     method: Literal["dreambooth"] = Field("dreambooth", description="how the adapter is trained")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     output_dir: str | None = Field(None, description="default: runs/<subject id>")
@@ -172,10 +247,24 @@ class RunConfig(_Section):
     @classmethod
     def _apply_sude_preset(cls, data: Any) -> Any:
         """A preset gives defaults: keys that the user set beside it win."""
-        if isinstance(data, Mapping) and isinstance(sude := data.get("sude"), Mapping) and sude.get("preset"):
+        if (
+            isinstance(data, Mapping)
+            and isinstance(sude := data.get("sude"), Mapping)
+            and sude.get("preset")
+        ):
             presets: dict[str, dict[str, Any]] = {
-                "official": {"teacher": "current", "weighting": "official", "weight": 0.4, "truncation_point": 1.0},
-                "paper": {"teacher": "current", "weighting": "bayes", "weight": 0.4, "truncation_point": 1.0},
+                "official": {
+                    "teacher": "current",
+                    "weighting": "official",
+                    "weight": 0.4,
+                    "truncation_point": 1.0,
+                },
+                "paper": {
+                    "teacher": "current",
+                    "weighting": "bayes",
+                    "weight": 0.4,
+                    "truncation_point": 1.0,
+                },
             }
             return {**data, "sude": {**presets.get(str(sude["preset"]), {}), **sude}}
         return data
@@ -238,7 +327,9 @@ def flat_fields() -> dict[str, Any]:
     return fields
 
 
-def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Read YAML at `path` (if any) and lay `overrides` (dotted keys) over it.
 
     Raises ConfigError naming each wrong key.
@@ -249,11 +340,15 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {path}: cannot be read ({error}); give a readable YAML file") from error
+            raise ConfigError(
+                f"config file {path}: cannot be read ({error}); give a readable YAML file"
+            ) from error
         except yaml.YAMLError as error:
             raise ConfigError(f"config file {path}: not valid YAML: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"config file {path}: expected a mapping of keys, got {type(loaded).__name__}")
+            raise ConfigError(
+                f"config file {path}: expected a mapping of keys, got {type(loaded).__name__}"
+            )
         # A section whose keys are all commented out is an empty one.
         sections = {key.partition(".")[0] for key in flat_fields() if "." in key}
         tree = {
@@ -275,12 +370,16 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 
 def dump_config(config: RunConfig) -> str:
-    """The whole tree as YAML, in the order of the fields; `load_config` reads it back to an equal tree."""
+    """The whole tree as YAML, in the order of the fields; `load_config` reads it back to an equal
+    tree.
+    """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def dreamfleet_home() -> Path:
-    """Where caches, keys and the default MLflow store live (DREAMFLEET_HOME, default ~/.dreamfleet)."""
+    """Where caches, keys and the default MLflow store live (DREAMFLEET_HOME, default
+    ~/.dreamfleet).
+    """
     return Path(os.environ.get("DREAMFLEET_HOME") or Path.home() / ".dreamfleet")
 
 

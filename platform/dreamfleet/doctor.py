@@ -101,7 +101,9 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("GPU", "note", f"none that torch {torch.__version__} can use; runs use the CPU")
+        return Finding(
+            "GPU", "note", f"none that torch {torch.__version__} can use; runs use the CPU"
+        )
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names)
     return Finding("GPU", "ok", text)
@@ -115,7 +117,9 @@ def _packages() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        return Finding("packages", "problem", f"missing: {', '.join(missing)}; install dreamfleet again")
+        return Finding(
+            "packages", "problem", f"missing: {', '.join(missing)}; install dreamfleet again"
+        )
     return Finding("packages", "ok", ", ".join(found))
 
 
@@ -168,12 +172,12 @@ def _folder(name: str, path: Path, advice: str) -> Finding:
 
 
 def _tracking(given: str | None) -> Finding:
-    uri = given or environment("MLFLOW_TRACKING_URI")
-    if uri is None:
-        return Finding("tracking", "ok", f"MLflow on SQLite in {dreamfleet_home()}")
+    from dreamfleet.tracking.base import resolve_uri
+
+    uri = resolve_uri(given)
     if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
         return _tracking_server(uri)
-    return Finding("tracking", "ok", uri)
+    return Finding("tracking", "ok", f"MLflow at {uri}")
 
 
 def _tracking_server(uri: str) -> Finding:
@@ -186,7 +190,9 @@ def _tracking_server(uri: str) -> Finding:
         text = f"{place} answers {error.code}; check address, allowed hosts and credentials"
     except (OSError, ValueError) as error:
         text = f"{place} cannot be reached ({error})"
-    return Finding("tracking", "problem", f"{text}; training would go on and keep its records on disk")
+    return Finding(
+        "tracking", "problem", f"{text}; training would go on and keep its records on disk"
+    )
 
 
 def _embedded_base() -> Finding:

@@ -1,9 +1,10 @@
 """The flags of the command line, generated from the configuration's fields.
 
-The rule: a field's flag is its own name (`train.learning_rate` is `--learning-rate`), with its section in front
-where the name alone says too little: always in `sude` and `tracking`, and wherever two sections share a name.
-`_NAMES` lists the exceptions, `_ALIASES` the further names that users of diffusers' and kohya's scripts know.
-Hyphens are shown, underscores accepted; each flag's help names its YAML key.
+The rule: a field's flag is its own name (`train.learning_rate` is `--learning-rate`), with its
+section in front where the name alone says too little: always in `sude` and `tracking`, and wherever
+two sections share a name. `_NAMES` lists the exceptions, `_ALIASES` the further names that users of
+diffusers' and kohya's scripts know. Hyphens are shown, underscores accepted; each flag's help names
+its YAML key.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def flag_names(key: str) -> tuple[str, ...]:
 def options() -> list[click.Option]:
     """One option for each configuration field; the parameter's name is the dotted YAML key.
 
-    Values stay text: the configuration itself judges them, so a flag and a YAML key get the same message.
+    Values stay text: the configuration itself judges them, so a flag and a YAML key get the same
+        message.
     """
     return [_option(key, info) for key, info in flat_fields().items()]
 
@@ -180,4 +182,6 @@ def _mapping(key: str, text: str) -> Any:
             return yaml.safe_load(text)
         return dict(part.split("=", 1) for part in text.split(",") if part.strip())
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--{flag_name(key)} ({key}): expected NAME=NUMBER,..., got {text!r}") from error
+        raise ConfigError(
+            f"--{flag_name(key)} ({key}): expected NAME=NUMBER,..., got {text!r}"
+        ) from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from dreamfleet.bases.base import Base, frozen
 from dreamfleet.bases.files import BaseFiles, inspect_base, read_json
+from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.diffusion.schedule import NoiseSchedule
 from dreamfleet.errors import BaseModelError
 
@@ -33,7 +33,7 @@ def load_base(
     """
     files = inspect_base(name_or_path)
     place = resolve_device(device)
-    with quiet_loading():
+    with quiet_libraries():
         unet = load_component(files, "unet", dtype)
         vae = load_component(files, "vae", dtype)
         text_encoder = load_component(files, "text_encoder", torch.float32)
@@ -110,18 +110,3 @@ def _check_all_used(files: BaseFiles, component: str, info: Mapping[str, Any]) -
                 f"base model {files.name}: {len(keys)} {what} tensors in {files.path / component} ({shown}, ...); "
                 "its config and weights do not belong together"
             )
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without the progress bars that transformers draws for every file."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamfleet.bases.families import Family
+from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.diffusion.samplers import make_scheduler
 
@@ -37,8 +37,10 @@ def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
     return Conditioning(base.text_encoder(tokens.input_ids.to(base.device))[0])
 
 
-def build_pipeline(base: Base) -> StableDiffusionPipeline:
+def build_pipeline(base: Base) -> Any:
     """diffusers' own pipeline around the base's modules (nothing is copied)."""
+    with quiet_libraries():  # importing the pipeline's optional parts is not silent, nor quick
+        from diffusers import StableDiffusionPipeline
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,

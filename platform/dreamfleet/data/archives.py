@@ -31,11 +31,15 @@ def zip_names(path: Path) -> list[str]:
         raise SubjectSetError(f"zip {path}: {len(entries)} entries; at most {MAX_ENTRIES} are read")
     total = sum(entry.file_size for entry in entries)
     if total > MAX_TOTAL_BYTES:
-        raise SubjectSetError(f"zip {path}: {total / 2**30:.1f} GiB unpacked; at most {MAX_TOTAL_BYTES // 2**30} GiB")
+        raise SubjectSetError(
+            f"zip {path}: {total / 2**30:.1f} GiB unpacked; at most {MAX_TOTAL_BYTES // 2**30} GiB"
+        )
     for entry in entries:
         reason = _refusal(entry)
         if reason is not None:
-            raise SubjectSetError(f"zip {path}: entry {entry.filename!r} {reason}; nothing of it was read")
+            raise SubjectSetError(
+                f"zip {path}: entry {entry.filename!r} {reason}; nothing of it was read"
+            )
     names = sorted(entry.filename for entry in entries if not entry.is_dir())
     if len(set(names)) < len(names):
         raise SubjectSetError(f"zip {path}: the same name twice; make the zip again")
@@ -54,7 +58,9 @@ def _refusal(entry: zipfile.ZipInfo) -> str | None:
         return "is encrypted"
     if name.suffix.lower() in ARCHIVES:
         return "is an archive inside the archive"
-    if entry.file_size > RATIO_FROM_BYTES and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
+    if entry.file_size > RATIO_FROM_BYTES and entry.file_size > MAX_RATIO * max(
+        entry.compress_size, 1
+    ):
         return f"unpacks to {entry.file_size // max(entry.compress_size, 1)} times its size, as a zip bomb does"
     return None
 
@@ -64,5 +70,12 @@ def read_member(path: str, name: str, limit: int) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             return file.read(limit + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise SubjectSetError(f"damaged in its zip ({error})") from error

@@ -25,7 +25,9 @@ class Captions:
     paths: tuple[str, ...] = ()  # picture names that only metadata.jsonl gave
 
 
-def captions_of(names: Sequence[str], read: Callable[[str], bytes], warnings: list[str]) -> Captions:
+def captions_of(
+    names: Sequence[str], read: Callable[[str], bytes], warnings: list[str]
+) -> Captions:
     """Read the captions of the pictures among `names`; unusable ones are left out with a line in `warnings`."""
     known = set(names)
     captions = Captions()
@@ -49,7 +51,9 @@ def clean_caption(text: str | None, origin: str, warnings: list[str]) -> str | N
     if text is None:
         warnings.append(f"caption {origin}: not UTF-8; the subject's prompt is used instead")
         return None
-    plain = "".join(" " if unicodedata.category(character).startswith("C") else character for character in text)
+    plain = "".join(
+        " " if unicodedata.category(character).startswith("C") else character for character in text
+    )
     plain = " ".join(plain.split())
     if not plain:
         warnings.append(f"caption {origin}: empty; the subject's prompt is used instead")
@@ -83,7 +87,9 @@ def _read_metadata(
         entry = _metadata_line(line)
         if entry is None:
             keys = " or ".join(TEXT_KEYS)
-            warnings.append(f'{name} line {number}: expected {{"file_name": …, "text": …}} ({keys}); line skipped')
+            warnings.append(
+                f'{name} line {number}: expected {{"file_name": …, "text": …}} ({keys}); line skipped'
+            )
             continue
         picture = str(folder / entry[0])
         listed.append(picture)

@@ -33,7 +33,9 @@ def _hump(length: int) -> np.ndarray:
     return np.asarray(0.5 + 0.5 * np.sin(np.pi * position), dtype=np.float32)
 
 
-def crop_square(image: Image.Image, resolution: int, saliency: Saliency | None = None) -> Image.Image:
+def crop_square(
+    image: Image.Image, resolution: int, saliency: Saliency | None = None
+) -> Image.Image:
     """The square of the image's shorter side, at `resolution` pixels: the middle one, or the one with most saliency."""
     from PIL import Image
 
@@ -45,7 +47,11 @@ def crop_square(image: Image.Image, resolution: int, saliency: Saliency | None =
         offset = _best_offset(saliency(image).sum(axis=0 if width > height else 1), side)
         left, top = (offset, 0) if width > height else (0, offset)
     square = image.crop((left, top, left + side, top + side))
-    return square if side == resolution else square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return (
+        square
+        if side == resolution
+        else square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    )
 
 
 def _best_offset(profile: np.ndarray, side: int) -> int:

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 MAX_LENGTH = 48
-_WINDOWS = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
+_WINDOWS = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
 
 
 def safe_id(name: str) -> str:

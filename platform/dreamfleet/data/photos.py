@@ -31,7 +31,9 @@ MAX_ASPECT = 4.0
 THUMBNAIL = 16
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".raw", ".cr2", ".nef", ".dng", ".svg", ".jxl"})
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".raw", ".cr2", ".nef", ".dng", ".svg", ".jxl"}
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ def read_photo(data: bytes, *, max_pixels: int, resolution: int) -> UprightPhoto
     if not data:
         raise SubjectSetError("empty file (0 bytes)")
     if len(data) > MAX_FILE_BYTES:
-        raise SubjectSetError(f"{len(data) / 2**20:.0f} MiB; at most {MAX_FILE_BYTES // 2**20} MiB are read")
+        raise SubjectSetError(
+            f"{len(data) / 2**20:.0f} MiB; at most {MAX_FILE_BYTES // 2**20} MiB are read"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own bomb warning comes later than our limit
         try:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise SubjectSetError(f"too many pixels; at most {max_pixels:,} are decoded (data.max_pixels)") from error
+            raise SubjectSetError(
+                f"too many pixels; at most {max_pixels:,} are decoded (data.max_pixels)"
+            ) from error
         except Exception as error:
             raise SubjectSetError(_not_a_picture(data)) from error
         _check_header(picture, max_pixels, resolution)
@@ -93,7 +99,9 @@ def _check_header(picture: Image.Image, max_pixels: int, resolution: int) -> Non
         )
     smallest = max(MIN_SIDE, resolution // 4)
     if min(width, height) < smallest:
-        raise SubjectSetError(f"{width}x{height} is too small; the shorter side must be at least {smallest} pixels")
+        raise SubjectSetError(
+            f"{width}x{height} is too small; the shorter side must be at least {smallest} pixels"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise SubjectSetError(f"{width}x{height} is a strip; crop it to at most {MAX_ASPECT:g}:1")
     # MPO: a camera's JPEG with a preview as second picture; the first one is the photo.
@@ -121,12 +129,18 @@ def _decode(picture: Image.Image) -> UprightPhoto:
     except Exception:
         upright = picture
         notes.append("malformed EXIF ignored")
-    if upright.size != picture.size or upright is not picture and _orientation(picture) not in (None, 1):
+    if (
+        upright.size != picture.size
+        or upright is not picture
+        and _orientation(picture) not in (None, 1)
+    ):
         notes.append("turned upright by its EXIF orientation")
     try:
         rgb = to_rgb(upright, notes)
     except Exception as error:
-        raise SubjectSetError(f"mode {picture.mode} cannot be converted to RGB ({_short(error)})") from error
+        raise SubjectSetError(
+            f"mode {picture.mode} cannot be converted to RGB ({_short(error)})"
+        ) from error
     return UprightPhoto(rgb, rgb.width, rgb.height, tuple(notes))
 
 
@@ -180,9 +194,15 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> I
 
     if profile or picture.mode == "LAB":
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+            source = (
+                ImageCms.ImageCmsProfile(io.BytesIO(profile))
+                if profile
+                else ImageCms.createProfile("LAB")
+            )
             target = ImageCms.createProfile("sRGB")
-            grey_or_rgb = picture if picture.mode in ("RGB", "CMYK", "LAB", "L") else picture.convert("RGB")
+            grey_or_rgb = (
+                picture if picture.mode in ("RGB", "CMYK", "LAB", "L") else picture.convert("RGB")
+            )
             converted = ImageCms.profileToProfile(grey_or_rgb, source, target, outputMode="RGB")
             if converted is not None:
                 if "srgb" not in ImageCms.getProfileDescription(source).lower():
@@ -201,7 +221,9 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     from PIL import Image
 
     bits = imagehash.phash(image).hash.reshape(-1)
-    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.uint8)
+    thumbnail = np.asarray(
+        image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.uint8
+    )
     return Fingerprint(int("".join("1" if bit else "0" for bit in bits), 2), thumbnail)
 
 
@@ -209,6 +231,8 @@ def shrink(image: Image.Image, resolution: int) -> Image.Image:
     """The picture with its shorter side at `resolution` pixels: what any square crop needs, and no more."""
     from PIL import Image
 
+    if min(image.size) == resolution:
+        return image
     scale = resolution / min(image.size)
     size = tuple(max(resolution, round(side * scale)) for side in image.size)
     return image.resize((size[0], size[1]), Image.Resampling.LANCZOS)

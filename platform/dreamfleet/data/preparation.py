@@ -59,8 +59,10 @@ class Preparation:
         """The subject set of one request; SubjectSetError when none of its photos can be used."""
         return self._store.assemble(request)
 
-    def check_subjects(self, requests: Sequence[SubjectRequest]) -> list[SubjectRequest]:
-        """Say what was found of each subject; returns those that can be trained.
+    def check_subjects(
+        self, requests: Sequence[SubjectRequest], *, announce: bool = True
+    ) -> list[SubjectRequest]:
+        """Say what was found of each subject (with `announce`); returns those that can be trained.
 
         Raises:
             SubjectSetError: of one subject, or when none of several can be used.
@@ -75,7 +77,7 @@ class Preparation:
                 self._fail(request, error)
                 continue
             usable.append(request)
-            for line in subject.summary():
+            for line in subject.summary() if announce else ():
                 self.progress.info(line)
             for warning in subject.warnings:
                 self.progress.warn(warning)

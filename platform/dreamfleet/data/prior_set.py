@@ -10,6 +10,7 @@ import numpy as np
 
 from dreamfleet.config import RunConfig
 from dreamfleet.data.cache import Cache, cache_key
+from dreamfleet.data.photos import shrink, to_png
 from dreamfleet.data.ray_pipeline import actor_pool, dataset, rows_of
 from dreamfleet.data.sources import find_photos
 from dreamfleet.data.subject_set import PhotoStore, encode_pixels, stacked_moments
@@ -77,7 +78,9 @@ def prior_request(
 ) -> PriorRequest:
     """The prior set that `config` (with the base's defaults filled in) asks for."""
     prior = config.prior
-    guidance = config.sampling.guidance_scale if prior.guidance_scale is None else prior.guidance_scale
+    guidance = (
+        config.sampling.guidance_scale if prior.guidance_scale is None else prior.guidance_scale
+    )
     return PriorRequest(
         base_model=base_model,
         base_hash=base_hash,
@@ -102,7 +105,9 @@ def generated_prior_set(
     rows = cache.get("prior_sets", request.key)
     if rows is None:
         wait_line = f"prior set {request.prompt!r}: another run is making it; waiting"
-        with shared_work(cache.lock_path("prior_sets", request.key), lambda: progress.info(wait_line)):
+        with shared_work(
+            cache.lock_path("prior_sets", request.key), lambda: progress.info(wait_line)
+        ):
             rows = cache.get("prior_sets", request.key)
             if rows is None:
                 rows = _generate(request, session, progress)
@@ -124,7 +129,9 @@ def own_prior_set(
     for item in skipped:
         progress.info(f"class pictures: skipped {item.name}: {item.reason}")
     prompt = fill_prompt(config.subject.class_prompt, config)
-    prompts = [fill_prompt(source.caption, config) if source.caption else prompt for source, _ in used]
+    prompts = [
+        fill_prompt(source.caption, config) if source.caption else prompt for source, _ in used
+    ]
     rows = [row for _, row in used]
     key = cache_key(photos=[row["sha256"] for row in rows], prompts=prompts)
     return _as_set(key, prompts, rows)
@@ -141,7 +148,9 @@ def _as_set(key: str, prompts: Sequence[str], rows: Sequence[Mapping[str, Any]])
     )
 
 
-def _generate(request: PriorRequest, session: RaySession | None, progress: Progress) -> list[dict[str, Any]]:
+def _generate(
+    request: PriorRequest, session: RaySession | None, progress: Progress
+) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     with progress.stage("prior set", request.count) as stage:
         for row in _pipeline(request, session):
@@ -155,7 +164,9 @@ def _pipeline(request: PriorRequest, session: RaySession | None) -> Iterator[dic
     if session is None:
         maker = PriorMaker(request)
         for start in range(0, request.count, request.batch_size):
-            yield from maker.make([row["index"] for row in rows[start : start + request.batch_size]])
+            yield from maker.make(
+                [row["index"] for row in rows[start : start + request.batch_size]]
+            )
         return
     blocks = -(-request.count // request.batch_size)
     pool, resources = actor_pool(session, blocks, request.device == "cuda")
@@ -184,7 +195,6 @@ class PriorMaker:
 
     def make(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Pictures number `indices` of the set; each depends on its own seed only."""
-        from dreamfleet.data.photos import to_png
         from dreamfleet.engine.sampling import sample_images
 
         images = sample_images(
@@ -196,8 +206,15 @@ class PriorMaker:
             scheduler="ddim",
         )
         rows = []
-        for index, image in zip(indices, images, strict=True):
+        for index, drawn in zip(indices, images, strict=True):
+            image = shrink(drawn, self._request.resolution)
             mean, std, shape = encode_pixels(self._base, np.asarray(image))
-            moments = {"mean": mean, "std": std, "flipped_mean": mean, "flipped_std": std, "shape": shape}
+            moments = {
+                "mean": mean,
+                "std": std,
+                "flipped_mean": mean,
+                "flipped_std": std,
+                "shape": shape,
+            }
             rows.append({"index": index, "png": to_png(image), **moments})
         return rows

@@ -23,7 +23,9 @@ def dataset(rows: list[dict[str, Any]], rows_per_block: int) -> Dataset:
     return ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // rows_per_block)))
 
 
-def actor_pool(session: RaySession, blocks: int, use_gpu: bool) -> tuple[ActorPoolStrategy, dict[str, float]]:
+def actor_pool(
+    session: RaySession, blocks: int, use_gpu: bool
+) -> tuple[ActorPoolStrategy, dict[str, float]]:
     """One model-holding actor per GPU (or per CPU), but no more than there are blocks of work; and what each takes."""
     from ray.data import ActorPoolStrategy
 

@@ -82,7 +82,9 @@ def find_photos(entries: Sequence[str], *, max_photos: int) -> FoundPhotos:
         found = _find_files(entries)
     if len(found.photos) > max_photos:
         for extra in found.photos[max_photos:]:
-            found.skipped.append(Skipped(extra.name, f"more than {max_photos} photos (data.max_photos)"))
+            found.skipped.append(
+                Skipped(extra.name, f"more than {max_photos} photos (data.max_photos)")
+            )
         del found.photos[max_photos:]
     if not found.photos:
         raise SubjectSetError(_nothing_found(found))
@@ -108,7 +110,9 @@ def _nothing_found(found: FoundPhotos) -> str:
 
 def _find_in_folder(path: Path) -> FoundPhotos:
     if not path.exists():
-        raise SubjectSetError(f"photos {path}: no such folder or file; give a folder of photos, a zip or picture files")
+        raise SubjectSetError(
+            f"photos {path}: no such folder or file; give a folder of photos, a zip or picture files"
+        )
     if not path.is_dir():
         raise SubjectSetError(f"photos {path}: neither a folder, nor a zip, nor a picture file")
     found = FoundPhotos(str(path.absolute()), path.absolute().name)
@@ -124,7 +128,9 @@ def _find_in_folder(path: Path) -> FoundPhotos:
     for name in [*names, *(name for name in listed if name not in names)]:
         reason = _why_not(name, captions.files) or _unsafe(path / name, root)
         if reason is None:
-            found.photos.append(PhotoSource(name, str((path / name).absolute()), None, captions.texts.get(name)))
+            found.photos.append(
+                PhotoSource(name, str((path / name).absolute()), None, captions.texts.get(name))
+            )
         else:
             found.skipped.append(Skipped(name, reason))
     if not found.photos:
@@ -165,13 +171,19 @@ def _find_files(entries: Sequence[str]) -> FoundPhotos:
         if not os.path.lexists(path):
             raise SubjectSetError(f"photo {entry}: no such file")
         if path.is_dir() or not is_picture_name(entry):
-            raise SubjectSetError(f"photos: {entry} stands among picture files; give folders, or files, not both")
+            raise SubjectSetError(
+                f"photos: {entry} stands among picture files; give folders, or files, not both"
+            )
         reason = _why_not(path.name, frozenset()) or _unsafe(path, None)
         sidecar = f"{path.stem}.txt"
         names = [path.name] + ([sidecar] if (path.parent / sidecar).is_file() else [])
-        captions = captions_of(names, lambda name, folder=path.parent: _read_text(folder, name), found.warnings)
+        captions = captions_of(
+            names, lambda name, folder=path.parent: _read_text(folder, name), found.warnings
+        )
         if reason is None:
-            found.photos.append(PhotoSource(entry, str(path.absolute()), None, captions.texts.get(path.name)))
+            found.photos.append(
+                PhotoSource(entry, str(path.absolute()), None, captions.texts.get(path.name))
+            )
         else:
             found.skipped.append(Skipped(entry, reason))
     return found
@@ -234,12 +246,16 @@ def _find_in_zip(path: Path) -> FoundPhotos:
     found = FoundPhotos(str(path.absolute()), path.stem)
     names = zip_names(path)
     captions = captions_of(
-        names, lambda name: read_member(str(path), name, MAX_TEXT_BYTES)[:MAX_TEXT_BYTES], found.warnings
+        names,
+        lambda name: read_member(str(path), name, MAX_TEXT_BYTES)[:MAX_TEXT_BYTES],
+        found.warnings,
     )
     for name in names:
         reason = _why_not(name, captions.files)
         if reason is None:
-            found.photos.append(PhotoSource(name, str(path.absolute()), name, captions.texts.get(name)))
+            found.photos.append(
+                PhotoSource(name, str(path.absolute()), name, captions.texts.get(name))
+            )
         else:
             found.skipped.append(Skipped(name, reason))
     return found
@@ -251,12 +267,16 @@ def _find_in_uri(uri: str) -> FoundPhotos:
     try:
         names = folder.list()
     except OSError as error:
-        raise SubjectSetError(f"photos {uri}: cannot be listed ({error}); check the URI and its credentials") from error
+        raise SubjectSetError(
+            f"photos {uri}: cannot be listed ({error}); check the URI and its credentials"
+        ) from error
     captions = captions_of(names, lambda name: folder.read(name)[:MAX_TEXT_BYTES], found.warnings)
     for name in names:
         reason = _why_not(name, captions.files)
         if reason is None:
-            found.photos.append(PhotoSource(name, f"{folder.location}/{name}", None, captions.texts.get(name)))
+            found.photos.append(
+                PhotoSource(name, f"{folder.location}/{name}", None, captions.texts.get(name))
+            )
         else:
             found.skipped.append(Skipped(name, reason))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from dreamfleet.data.cache import Cache, cache_key
 from dreamfleet.data.crops import crop_square, gradient_energy
 from dreamfleet.data.duplicates import duplicate_groups, weights
+from dreamfleet.data.names import safe_id
 from dreamfleet.data.photos import (
     Fingerprint,
     content_hash,
@@ -96,16 +98,28 @@ class SubjectSet:
     @property
     def content_key(self) -> str:
         """Hash of what training sees: photos, weights and prompts, in order."""
-        return cache_key(photos=[[p.content_hash, p.weight] for p in self.photos], prompts=list(self.prompts))
+        return cache_key(
+            photos=[[p.content_hash, p.weight] for p in self.photos], prompts=list(self.prompts)
+        )
 
     def summary(self) -> list[str]:
         """Lines for the user: what is used, what is not, and why."""
         count = len(self.photos)
-        lines = [f"{self.display_name}: {count} photo{'s' if count != 1 else ''} of a {self.class_word}"]
+        lines = [
+            f"{self.display_name}: {count} photo{'s' if count != 1 else ''} of a {self.class_word}"
+        ]
         lines += [f"  skipped {item.name}: {item.reason}" for item in self.skipped]
         lines += [f"  same picture, weighted once: {', '.join(group)}" for group in self.duplicates]
         lines += [f"  {photo.name}: {note}" for photo in self.photos for note in photo.notes]
         return lines
+
+    def write_pictures(self, folder: Path) -> None:
+        """The training squares as PNGs, each with its prompt beside it as a caption file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, (photo, prompt) in enumerate(zip(self.photos, self.prompts, strict=True)):
+            name = f"{index:03d}-{safe_id(Path(photo.name).stem)}"
+            (folder / f"{name}.png").write_bytes(photo.png)
+            (folder / f"{name}.txt").write_text(prompt + "\n", encoding="utf-8")
 
 
 class PhotoStore:
@@ -161,9 +175,12 @@ class PhotoStore:
             raise SubjectSetError(
                 f"no usable photo in {request.found.location}: {listed}; give at least one good picture"
             )
-        groups = duplicate_groups([row["sha256"] for _, row in used], [_fingerprint(row) for _, row in used])
+        groups = duplicate_groups(
+            [row["sha256"] for _, row in used], [_fingerprint(row) for _, row in used]
+        )
         photos = tuple(
-            _photo(source, row, weight) for (source, row), weight in zip(used, weights(groups), strict=True)
+            _photo(source, row, weight)
+            for (source, row), weight in zip(used, weights(groups), strict=True)
         )
         prompts, prompt_warnings = _prompts(request, photos)
         return SubjectSet(
@@ -179,7 +196,9 @@ class PhotoStore:
             warnings=(*request.found.warnings, *prompt_warnings),
         )
 
-    def rows(self, found: FoundPhotos) -> tuple[list[tuple[PhotoSource, dict[str, Any]]], list[Skipped]]:
+    def rows(
+        self, found: FoundPhotos
+    ) -> tuple[list[tuple[PhotoSource, dict[str, Any]]], list[Skipped]]:
         """Usable photos of a place with their prepared rows, and all that is skipped."""
         used, skipped = [], list(found.skipped)
         for source in found.photos:
@@ -213,7 +232,9 @@ def _photo(source: PhotoSource, row: Mapping[str, Any], weight: float) -> Photo:
 
 
 def _fingerprint(row: Mapping[str, Any]) -> Fingerprint:
-    return Fingerprint(int(row["phash"], 16), np.frombuffer(row["thumbnail"], np.uint8).reshape(-1, 3))
+    return Fingerprint(
+        int(row["phash"], 16), np.frombuffer(row["thumbnail"], np.uint8).reshape(-1, 3)
+    )
 
 
 def _named_groups(groups: Sequence[int], photos: Sequence[Photo]) -> tuple[tuple[str, ...], ...]:
@@ -228,7 +249,9 @@ def _prompts(request: SubjectRequest, photos: Sequence[Photo]) -> tuple[tuple[st
     warnings, prompts = [], []
     token = request.config.subject.token
     for photo in photos:
-        prompt = request.prompt if photo.caption is None else fill_prompt(photo.caption, request.config)
+        prompt = (
+            request.prompt if photo.caption is None else fill_prompt(photo.caption, request.config)
+        )
         if token not in prompt:
             warnings.append(
                 f"{photo.name}: its caption lacks the token {token!r}, which learns nothing from this photo; "
@@ -241,9 +264,17 @@ def _prompts(request: SubjectRequest, photos: Sequence[Photo]) -> tuple[tuple[st
 # ---- the pipeline; every function also runs without Ray
 
 
-def _run(missing: Mapping[str, PhotoSource], settings: PhotoSettings, session: RaySession | None) -> Any:
+def _run(
+    missing: Mapping[str, PhotoSource], settings: PhotoSettings, session: RaySession | None
+) -> Any:
     rows = [
-        {"key": key, "name": source.name, "location": source.location, "member": source.member or "", "data": b""}
+        {
+            "key": key,
+            "name": source.name,
+            "location": source.location,
+            "member": source.member or "",
+            "data": b"",
+        }
         for key, source in missing.items()
     ]
     if session is None:
@@ -283,10 +314,18 @@ def validate_row(row: dict[str, Any], settings: PhotoSettings) -> dict[str, Any]
 
     Never raises for a bad photo: `reason` says why it cannot be used.
     """
-    result: dict[str, Any] = {"key": row["key"], "reason": "", "sha256": "", "width": 0, "height": 0}
+    result: dict[str, Any] = {
+        "key": row["key"],
+        "reason": "",
+        "sha256": "",
+        "width": 0,
+        "height": 0,
+    }
     result |= {"phash": "", "thumbnail": b"", "png": b"", "notes": ""}
     try:
-        data = row["data"] or PhotoSource(row["name"], row["location"], row["member"] or None).read()
+        data = (
+            row["data"] or PhotoSource(row["name"], row["location"], row["member"] or None).read()
+        )
         result["sha256"] = content_hash(data)
         photo = read_photo(data, max_pixels=settings.max_pixels, resolution=settings.resolution)
     except SubjectSetError as error:
@@ -324,7 +363,13 @@ class PhotoEncoder:
 
         One photo at a time: in a batch the last bits would depend on the neighbours, hence on what was cached.
         """
-        empty: dict[str, Any] = {"mean": b"", "std": b"", "flipped_mean": b"", "flipped_std": b"", "shape": "0 0 0"}
+        empty: dict[str, Any] = {
+            "mean": b"",
+            "std": b"",
+            "flipped_mean": b"",
+            "flipped_std": b"",
+            "shape": "0 0 0",
+        }
         if row["reason"]:
             return row | empty
         if self._base is None:
@@ -334,7 +379,12 @@ class PhotoEncoder:
         pixels = np.asarray(square)
         mean, std, shape = encode_pixels(self._base, pixels)
         flipped_mean, flipped_std, _ = encode_pixels(self._base, pixels[:, ::-1])
-        moments = {"mean": mean, "std": std, "flipped_mean": flipped_mean, "flipped_std": flipped_std}
+        moments = {
+            "mean": mean,
+            "std": std,
+            "flipped_mean": flipped_mean,
+            "flipped_std": flipped_std,
+        }
         return row | moments | {"shape": shape, "png": to_png(square)}
 
     def _saliency(self) -> Any:
@@ -364,10 +414,20 @@ def encode_pixels(base: Base, pixels: np.ndarray) -> tuple[bytes, bytes, str]:
 
 def stacked_moments(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """latent_mean, latent_std, flipped_mean and flipped_std [N, C, h, w] of prepared rows."""
-    columns = {"latent_mean": "mean", "latent_std": "std", "flipped_mean": "flipped_mean", "flipped_std": "flipped_std"}
+    columns = {
+        "latent_mean": "mean",
+        "latent_std": "std",
+        "flipped_mean": "flipped_mean",
+        "flipped_std": "flipped_std",
+    }
     return {
         name: np.stack(
-            [np.frombuffer(row[column], np.float32).reshape([int(n) for n in row["shape"].split()]) for row in rows]
+            [
+                np.frombuffer(row[column], np.float32).reshape(
+                    [int(n) for n in row["shape"].split()]
+                )
+                for row in rows
+            ]
         )
         for name, column in columns.items()
     }

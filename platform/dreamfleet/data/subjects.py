@@ -38,7 +38,9 @@ class SubjectRequest:
 
 def fill_prompt(template: str, config: RunConfig) -> str:
     """Replace {token} and {class}; other braces stay as they are."""
-    return template.replace("{token}", config.subject.token).replace("{class}", config.subject.class_word)
+    return template.replace("{token}", config.subject.token).replace(
+        "{class}", config.subject.class_word
+    )
 
 
 def requested_subjects(config: RunConfig) -> list[SubjectRequest]:
@@ -70,10 +72,16 @@ def requested_subjects(config: RunConfig) -> list[SubjectRequest]:
 
 
 def _request(
-    config: RunConfig, row: Mapping[str, Any], identity: str, display: str, result: FoundPhotos | SubjectSetError
+    config: RunConfig,
+    row: Mapping[str, Any],
+    identity: str,
+    display: str,
+    result: FoundPhotos | SubjectSetError,
 ) -> SubjectRequest:
     values = {key: row[key] for key in LIST_KEYS if row.get(key) and key != "id"}
-    subject = config.subject.model_copy(update={**values, "id": identity, "images": _absolute(row["images"])})
+    subject = config.subject.model_copy(
+        update={**values, "id": identity, "images": _absolute(row["images"])}
+    )
     if not subject.class_word.strip():
         raise BadInputError(
             f"subject {display!r}: the class word is missing; say what it is, e.g. --class-word dog "
@@ -86,14 +94,22 @@ def _request(
 
 
 def _absolute(entries: Sequence[str]) -> list[str]:
-    return [entry if is_uri(entry) else str(Path(entry).expanduser().absolute()) for entry in entries]
+    return [
+        entry if is_uri(entry) else str(Path(entry).expanduser().absolute()) for entry in entries
+    ]
 
 
 def _rows(config: RunConfig) -> list[dict[str, Any]]:
     entries = config.subject.images
     if not entries:
-        raise SubjectSetError("no photos given; name a folder of photos, a zip, picture files, or a CSV or YAML list")
-    lists = [entry for entry in entries if Path(entry).suffix.lower() in LIST_SUFFIXES and not is_uri(entry)]
+        raise SubjectSetError(
+            "no photos given; name a folder of photos, a zip, picture files, or a CSV or YAML list"
+        )
+    lists = [
+        entry
+        for entry in entries
+        if Path(entry).suffix.lower() in LIST_SUFFIXES and not is_uri(entry)
+    ]
     if lists:
         rows = [row for entry in lists for row in read_subject_list(Path(entry).expanduser())]
         return rows + [{"images": [entry]} for entry in entries if entry not in lists]
@@ -101,7 +117,9 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
         return [{"images": list(entries), "id": config.subject.id}]
     if any(is_picture_name(entry) and not is_uri(entry) for entry in entries):
         odd = next(entry for entry in entries if is_picture_name(entry))
-        raise SubjectSetError(f"photos: {odd} stands among folders; give folders (one per subject), or files, not both")
+        raise SubjectSetError(
+            f"photos: {odd} stands among folders; give folders (one per subject), or files, not both"
+        )
     if len(entries) > 1:
         if config.subject.id:
             raise BadInputError(
@@ -124,7 +142,9 @@ def read_subject_list(path: Path) -> list[dict[str, Any]]:
         raise SubjectSetError(f"subject list {path}: cannot be read ({error})") from error
     rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _yaml_rows(path, text)
     if not rows:
-        raise SubjectSetError(f"subject list {path}: no subject in it; expected the columns {', '.join(LIST_KEYS)}")
+        raise SubjectSetError(
+            f"subject list {path}: no subject in it; expected the columns {', '.join(LIST_KEYS)}"
+        )
     return [_checked_row(path, number, row) for number, row in enumerate(rows, start=1)]
 
 
@@ -140,7 +160,9 @@ def _yaml_rows(path: Path, text: str) -> list[Any]:
         raise SubjectSetError(f"subject list {path}: not valid YAML: {error}") from error
     rows = loaded.get("subjects") if isinstance(loaded, dict) else loaded
     if not isinstance(rows, list):
-        raise SubjectSetError(f"subject list {path}: expected a list of subjects, or a key `subjects` with one")
+        raise SubjectSetError(
+            f"subject list {path}: expected a list of subjects, or a key `subjects` with one"
+        )
     return rows
 
 
@@ -150,13 +172,24 @@ def _checked_row(path: Path, number: int, row: Any) -> dict[str, Any]:
         raise SubjectSetError(f"{where}: expected keys and values, got {type(row).__name__}")
     unknown = [key for key in row if key not in LIST_KEYS]
     if unknown:
-        raise SubjectSetError(f"{where}: unknown key {unknown[0]!r}; accepted are {', '.join(LIST_KEYS)}")
+        raise SubjectSetError(
+            f"{where}: unknown key {unknown[0]!r}; accepted are {', '.join(LIST_KEYS)}"
+        )
     images = row.get("images")
     listed = [images] if isinstance(images, str) else images
-    if not isinstance(listed, list) or not listed or not all(isinstance(item, str) and item for item in listed):
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(item, str) and item for item in listed)
+    ):
         raise SubjectSetError(f"{where}: the key images must name a folder, a zip or picture files")
-    anchored = [item if is_uri(item) else str(path.absolute().parent / Path(item).expanduser()) for item in listed]
-    texts = {key: str(row[key]) for key in LIST_KEYS if key != "images" and row.get(key) not in (None, "")}
+    anchored = [
+        item if is_uri(item) else str(path.absolute().parent / Path(item).expanduser())
+        for item in listed
+    ]
+    texts = {
+        key: str(row[key])
+        for key in LIST_KEYS
+        if key != "images" and row.get(key) not in (None, "")
+    }
     return {"images": anchored, **texts}
-
-

@@ -9,7 +9,6 @@ from typing import Any
 from dreamfleet.errors import BadInputError
 
 
-
 def token_pieces(tokenizer: Any, text: str) -> list[str]:
     """How `tokenizer` cuts `text`, without the begin and end marks."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -20,19 +19,25 @@ def token_warnings(tokenizer: Any, token: str, class_word: str) -> list[str]:
     """What a user should know about the token: several pieces, a common word, or the class word itself."""
     pieces = token_pieces(tokenizer, token)
     if not pieces:
-        raise BadInputError(f"subject.token = {token!r}: the base's tokenizer reads nothing in it; use e.g. sks")
+        raise BadInputError(
+            f"subject.token = {token!r}: the base's tokenizer reads nothing in it; use e.g. sks"
+        )
     from dreamfleet.bases.defaults import RARE_TOKENS, rare_token
 
     rare = rare_token(tokenizer, taken=class_word.split())
     if token.strip().lower() == class_word.strip().lower():
-        return [f"token {token!r} is the class word itself: the class would be overwritten; use e.g. {rare!r}"]
+        return [
+            f"token {token!r} is the class word itself: the class would be overwritten; use e.g. {rare!r}"
+        ]
     if len(pieces) > 1:
         return [
             f"token {token!r} is {len(pieces)} tokens for this base ({' '.join(pieces)}), whose meanings mix in; "
             f"use e.g. {rare!r}, or --token auto"
         ]
     if not re.search(r"[^aeiou\W\d_]{3}", token.lower()) and token not in RARE_TOKENS:
-        return [f"token {token!r} may be a common word with a meaning of its own; use e.g. {rare!r}, or --token auto"]
+        return [
+            f"token {token!r} may be a common word with a meaning of its own; use e.g. {rare!r}, or --token auto"
+        ]
     return []
 
 
@@ -43,10 +48,11 @@ def prompt_warnings(tokenizer: Any, prompts: Iterable[str]) -> list[str]:
     for prompt in dict.fromkeys(prompts):
         length = len(tokenizer(prompt).input_ids)
         if length > limit:
-            warnings.append(f"prompt {_shortened(prompt)!r}: {length} tokens; the base reads the first {limit}")
+            warnings.append(
+                f"prompt {_shortened(prompt)!r}: {length} tokens; the base reads the first {limit}"
+            )
     return warnings
 
 
 def _shortened(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-

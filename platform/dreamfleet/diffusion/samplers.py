@@ -28,5 +28,5 @@ def make_scheduler(scheduler_config: Mapping[str, Any], name: str) -> Any:
     }
     if name not in kinds:
         raise ConfigError(f"scheduler = {name!r}: expected one of {', '.join(kinds)}")
-    settings = {**scheduler_config, **({"clip_sample": False} if name == "ddim" else {})}
-    return kinds[name].from_config(settings)
+    options = {"clip_sample": False} if name == "ddim" else {}
+    return kinds[name].from_config(dict(scheduler_config), **options)

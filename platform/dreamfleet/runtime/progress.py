@@ -113,4 +113,6 @@ class _LoggedStage:
     def _print(self) -> None:
         count = f"{self._done}/{self._total}" if self._total is not None else str(self._done)
         seconds = time.monotonic() - self._started
-        self._console.print(f"{self._title}: {count} in {seconds:.0f} s {self._note}".rstrip(), markup=False)
+        self._console.print(
+            f"{self._title}: {count} in {seconds:.0f} s {self._note}".rstrip(), markup=False
+        )

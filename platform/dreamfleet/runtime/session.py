@@ -135,7 +135,11 @@ def _without_log_level_line() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             buffer.seek(0)
-            lines = [line for line in buffer if b"Set ray log level from environment variable" not in line]
+            lines = [
+                line
+                for line in buffer
+                if b"Set ray log level from environment variable" not in line
+            ]
             if lines:
                 os.write(2, b"".join(lines))
 

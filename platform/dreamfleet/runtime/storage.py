@@ -34,7 +34,11 @@ class Folder:
         """The folder as a path, where it is one."""
         if not is_uri(self.location):
             return Path(self.location)
-        return Path(self.location.removeprefix("file://")) if self.location.startswith("file://") else None
+        return (
+            Path(self.location.removeprefix("file://"))
+            if self.location.startswith("file://")
+            else None
+        )
 
     def child(self, name: str) -> Folder:
         return Folder(posixpath.join(self.location, name))
@@ -98,7 +102,11 @@ class Folder:
 
     def upload(self, source: Path) -> list[str]:
         """Copy every file below the local folder `source` into this one; returns the names."""
-        names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
+        names = [
+            path.relative_to(source).as_posix()
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        ]
         for name in names:
             self.write(name, (source / name).read_bytes())
         return names

@@ -38,7 +38,9 @@ class CheckpointFolder:
 
     folder: Folder
 
-    def save(self, step: int, files: Mapping[str, bytes], info: Mapping[str, Any], keep: int) -> str:
+    def save(
+        self, step: int, files: Mapping[str, bytes], info: Mapping[str, Any], keep: int
+    ) -> str:
         """Write a checkpoint and delete all but the `keep` newest; returns its name.
 
         Raises:
@@ -69,7 +71,9 @@ class CheckpointFolder:
         try:
             manifest = json.loads(source.read(MANIFEST))
             files = {file: source.read(file) for file in manifest["files"]}
-            if any(_sha256(files[file]) != entry["sha256"] for file, entry in manifest["files"].items()):
+            if any(
+                _sha256(files[file]) != entry["sha256"] for file, entry in manifest["files"].items()
+            ):
                 return None
             info = dict(manifest["info"])
             return Checkpoint(name, int(info.get("step", -1)), files, info)
@@ -104,7 +108,9 @@ class CheckpointFolder:
 
 
 def _manifest(files: Mapping[str, bytes], info: Mapping[str, Any]) -> bytes:
-    entries = {name: {"sha256": _sha256(content), "bytes": len(content)} for name, content in files.items()}
+    entries = {
+        name: {"sha256": _sha256(content), "bytes": len(content)} for name, content in files.items()
+    }
     document = {"schema_version": SCHEMA_VERSION, "info": dict(info), "files": entries}
     return json.dumps(document, indent=1, sort_keys=True).encode()
 

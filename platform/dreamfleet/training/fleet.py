@@ -50,14 +50,18 @@ class _FleetEngine:
 
 def failed(subject_id: str, error: BaseException) -> TrainOutcome:
     line = (str(error).strip().splitlines() or [""])[0]
-    message = str(error) if isinstance(error, DreamfleetError) else f"{type(error).__name__}: {line}"
+    message = (
+        str(error) if isinstance(error, DreamfleetError) else f"{type(error).__name__}: {line}"
+    )
     return TrainOutcome(subject_id, "failed", 0, message=message)
 
 
 def engine_count(cluster: ClusterConfig, session: RaySession, jobs: int, device: str) -> int:
     """Engines to start: `cluster.num_workers`, but no more than there are subjects or places for them."""
     resources = _engine_resources(cluster, device)
-    places = session.num_gpus / resources.get("num_gpus", 1) if device == "cuda" else session.num_cpus
+    places = (
+        session.num_gpus / resources.get("num_gpus", 1) if device == "cuda" else session.num_cpus
+    )
     return max(1, min(cluster.num_workers, jobs, int(places) or 1))
 
 
@@ -89,9 +93,9 @@ def train_fleet(
     import ray
 
     relay = start_relay()
-    engine = ray.remote(max_restarts=cluster.max_failures, max_task_retries=-1, **_engine_resources(cluster, device))(
-        _FleetEngine
-    )
+    engine = ray.remote(
+        max_restarts=cluster.max_failures, max_task_retries=-1, **_engine_resources(cluster, device)
+    )(_FleetEngine)
     count = engine_count(cluster, session, len(jobs), device)
     queue = _Queue(list(jobs), lambda: engine.remote(relay), count, on_outcome)
     try:
@@ -125,7 +129,9 @@ class _Queue:
         self._start_engine = start_engine
         self._on_outcome = on_outcome
         self.engines = [start_engine() for _ in range(count)]
-        self._running: dict[Any, tuple[FleetJob, int]] = {}  # in the order in which they were handed over
+        self._running: dict[
+            Any, tuple[FleetJob, int]
+        ] = {}  # in the order in which they were handed over
 
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
@@ -133,7 +139,10 @@ class _Queue:
     def fill(self) -> None:
         """Hand subjects to the least loaded engines; a task that cannot be built is that subject's failure."""
         while self._waiting:
-            load = [sum(engine == index for _, engine in self._running.values()) for index in range(len(self.engines))]
+            load = [
+                sum(engine == index for _, engine in self._running.values())
+                for index in range(len(self.engines))
+            ]
             index = load.index(min(load))
             if load[index] >= IN_FLIGHT_PER_ENGINE:
                 return
@@ -163,7 +172,11 @@ class _Queue:
 
     def _engine_lost(self, index: int, error: Exception) -> None:
         """An engine died more than `max_failures` times: the subject at work is blamed, the waiting one goes elsewhere."""
-        there = [(reference, job) for reference, (job, engine) in self._running.items() if engine == index]
+        there = [
+            (reference, job)
+            for reference, (job, engine) in self._running.items()
+            if engine == index
+        ]
         for reference, _ in there:
             del self._running[reference]
         self._waiting += [job for _, job in there[1:]]

@@ -48,12 +48,18 @@ class Group:
         values = torch.tensor(list(metrics.values()), dtype=torch.float64)
         known = ~torch.isnan(values)
         message = torch.cat(
-            [torch.where(known, values, 0.0), known.double(), torch.tensor([float(stop)], dtype=torch.float64)]
+            [
+                torch.where(known, values, 0.0),
+                known.double(),
+                torch.tensor([float(stop)], dtype=torch.float64),
+            ]
         )
         message = message.to(_collective_device())
         torch.distributed.all_reduce(message)
         total, count = message[: len(values)], message[len(values) : -1]
-        means = [float(t) / float(c) if c > 0 else math.nan for t, c in zip(total, count, strict=True)]
+        means = [
+            float(t) / float(c) if c > 0 else math.nan for t, c in zip(total, count, strict=True)
+        ]
         return dict(zip(metrics, means, strict=True)), bool(message[-1] > 0)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,9 @@ class OutputFolder:
     def of(cls, path: Path, storage_path: str | None, subject_id: str) -> OutputFolder:
         """Checkpoints lie in the folder itself, or below the shared storage where one is named."""
         inside = Folder(str(path / CHECKPOINTS))
-        return cls(path, Folder(storage_path.rstrip("/")).child(subject_id) if storage_path else inside)
+        return cls(
+            path, Folder(storage_path.rstrip("/")).child(subject_id) if storage_path else inside
+        )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that must not be written; changes nothing.
@@ -55,7 +59,9 @@ class OutputFolder:
             ResumeError: `resume` on a folder that no run of ours has written.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise BadInputError(f"output folder {self.path}: a file of that name is in the way; give another --output-dir")
+            raise BadInputError(
+                f"output folder {self.path}: a file of that name is in the way; give another --output-dir"
+            )
         _check_writable(self.path)
         used = self.is_used()
         if not used:
@@ -74,7 +80,11 @@ class OutputFolder:
             )
 
     def is_used(self) -> bool:
-        names = [] if not self.path.is_dir() else [name for name in os.listdir(self.path) if name != ".lock"]
+        names = (
+            []
+            if not self.path.is_dir()
+            else [name for name in os.listdir(self.path) if name != ".lock"]
+        )
         return bool(names) or bool(self.checkpoints.local is None and self.checkpoints.list())
 
     def is_ours(self) -> bool:
@@ -91,6 +101,14 @@ class OutputFolder:
             self.clear()
         Folder(str(self.path)).write(MARKER, json.dumps(info, indent=1).encode())
 
+    def update_info(self, values: Mapping[str, Any]) -> None:
+        """Lay `values` over what `info` gives."""
+        self.write_text(MARKER, json.dumps({**self.info(), **values}, indent=1))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole."""
+        Folder(str(self.path)).write(name, text.encode("utf-8"))
+
     def clear(self) -> None:
         """Delete what a run writes, and nothing else."""
         for name in WRITTEN:
@@ -103,6 +121,13 @@ class OutputFolder:
             for name in self.checkpoints.list():
                 self.checkpoints.delete_folder(name)
 
+    def withdraw(self) -> None:
+        """Take back `begin` in a folder that was not used before: nothing came of the run."""
+        self.clear()
+        with contextlib.suppress(OSError):  # not empty: there was something of the user's
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
+
     def info(self) -> dict[str, Any]:
         """What `begin` was told, or nothing."""
         try:
@@ -111,7 +136,11 @@ class OutputFolder:
             return {}
 
     def _local_names(self) -> list[str]:
-        return [name for name in os.listdir(self.path) if name != ".lock"] if self.path.is_dir() else []
+        return (
+            [name for name in os.listdir(self.path) if name != ".lock"]
+            if self.path.is_dir()
+            else []
+        )
 
 
 def _check_writable(path: Path) -> None:
@@ -120,4 +149,6 @@ def _check_writable(path: Path) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise BadInputError(f"output folder {path}: {existing} cannot be written; give another --output-dir")
+        raise BadInputError(
+            f"output folder {path}: {existing} cannot be written; give another --output-dir"
+        )

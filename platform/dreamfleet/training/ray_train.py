@@ -84,7 +84,9 @@ class _Fit(threading.Thread):
             ) from self._error
         outcome = self._result.return_value
         if not isinstance(outcome, TrainOutcome):
-            raise TrainingError(f"{task.subject.id}: the training worker returned nothing; go on with --resume")
+            raise TrainingError(
+                f"{task.subject.id}: the training worker returned nothing; go on with --resume"
+            )
         return outcome
 
 
@@ -139,9 +141,13 @@ def _train_worker(config: dict[str, Any]) -> TrainOutcome:
     def report(step: int, metrics: Mapping[str, float]) -> None:
         _report(task, group, step, metrics)
 
-    outcome = train_in_process(task, reporter=RelayClient(config["relay"]), group=group, on_checkpoint=report)
+    outcome = train_in_process(
+        task, reporter=RelayClient(config["relay"]), group=group, on_checkpoint=report
+    )
     if outcome.status == "finished" and outcome.resumed_from == outcome.step:
-        report(outcome.step, {})  # nothing was left to do: the last report still carries a checkpoint
+        report(
+            outcome.step, {}
+        )  # nothing was left to do: the last report still carries a checkpoint
     return outcome
 
 
@@ -156,7 +162,6 @@ def _report(task: TrainTask, group: Group, step: int, metrics: Mapping[str, floa
         pointer = {"location": task.checkpoints, "step": step}
         (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
 
 
 def _stop(relay: Any, fit: _Fit, on_event: Callable[[TrainEvent], None]) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.config import RunConfig
 from dreamfleet.data.names import safe_id
 from dreamfleet.data.photos import to_png
 from dreamfleet.training.task import SamplePlan, TrainTask
@@ -20,7 +21,7 @@ INDEX = "samples/index.json"
 PIXELS_AT_ONCE = 16 * 256 * 256  # sixteen pictures of the small bases, one or two of the large ones
 
 
-def draw(base: Base, plan: SamplePlan, config: Any) -> list[list[Image.Image]]:
+def draw(base: Base, plan: SamplePlan, config: RunConfig) -> list[list[Image.Image]]:
     """One row of pictures per prompt of `plan`, all rows with the same seeds."""
     from dreamfleet.engine.sampling import sample_images
 
@@ -41,14 +42,19 @@ def draw(base: Base, plan: SamplePlan, config: Any) -> list[list[Image.Image]]:
     return [images[row * width : (row + 1) * width] for row in range(len(plan.prompts))]
 
 
-def draw_preview(job: TrainJob, base: Base, task: TrainTask) -> tuple[tuple[str, bytes], ...]:
-    """The preview prompts with the weights as they are now."""
-    rows = draw(base, task.preview_samples, task.config)
-    return tuple((prompt, to_png(image)) for prompt, row in zip(task.preview_samples.prompts, rows, strict=True) for image in row)
+def draw_preview(job: TrainJob, task: TrainTask) -> tuple[tuple[str, bytes], ...]:
+    """The preview prompts with the weights as they are now: (prompt, PNG)."""
+    plan = task.preview_samples
+    with job.final_weights() as base:
+        rows = draw(base, plan, task.config)
+    pairs = zip(plan.prompts, rows, strict=True)
+    return tuple((prompt, to_png(image)) for prompt, row in pairs for image in row)
 
 
 def sample_files(
-    plan: SamplePlan, with_adapter: Sequence[Sequence[Image.Image]], without: Sequence[Sequence[Image.Image]]
+    plan: SamplePlan,
+    with_adapter: Sequence[Sequence[Image.Image]],
+    without: Sequence[Sequence[Image.Image]],
 ) -> dict[str, bytes]:
     """The pictures as files below `samples/`, with an index that says what each is."""
     files: dict[str, bytes] = {}
@@ -61,6 +67,8 @@ def sample_files(
             plain = f"samples/without_adapter/{name}_{column}.png"
             files[picture] = to_png(with_adapter[row][column])
             files[plain] = to_png(without[row][column])
-            index.append({"prompt": prompt, "seed": seed, "file": picture, "without_adapter": plain})
+            index.append(
+                {"prompt": prompt, "seed": seed, "file": picture, "without_adapter": plain}
+            )
     files[INDEX] = json.dumps(index, indent=1, ensure_ascii=False).encode()
     return files

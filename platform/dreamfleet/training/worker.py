@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import dump_config
-from dreamfleet.errors import DreamfleetError, TrainingError
+from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import (
     Checkpoint,
@@ -59,7 +59,12 @@ def train_in_process(
     Returns:
         The outcome; `status` is "failed" with a message for errors that another attempt would repeat.
     """
-    run = _Run(task, reporter or DirectReporter(), group or Group(), on_checkpoint or (lambda step, metrics: None))
+    run = _Run(
+        task,
+        reporter or DirectReporter(),
+        group or Group(),
+        on_checkpoint or (lambda step, metrics: None),
+    )
     try:
         return run.run()
     except DreamfleetError as error:
@@ -74,12 +79,19 @@ def train_in_process(
         return TrainOutcome(task.subject.id, "failed", run.step, message=message)
 
 
-def finished_outcome(task: TrainTask) -> TrainOutcome | None:
-    """The outcome of a run that already reached its last step and wrote its adapter, else None."""
-    adapter = CheckpointFolder(Folder(task.checkpoints)).read(ADAPTER)
+def earlier_outcome(task: TrainTask, world_size: int) -> TrainOutcome | None:
+    """The outcome of a run that already reached its last step and wrote its adapter, else None.
+
+    Raises:
+        ResumeError: what lies there was trained under other settings.
+    """
+    checkpoints = CheckpointFolder(Folder(task.checkpoints))
+    adapter = checkpoints.read(ADAPTER)
+    found = adapter or checkpoints.newest()
+    if found is not None:
+        check_same_run(found.info["fingerprint"], _fingerprint(task, world_size), task.checkpoints)
     if adapter is None or adapter.step < int(task.config.train.max_train_steps or 0):
         return None
-    check_same_run(adapter.info["fingerprint"], _fingerprint(task, 1), task.checkpoints)
     return TrainOutcome(
         task.subject.id,
         "finished",
@@ -125,14 +137,13 @@ class _Run:
         if done is not None:
             return done
         self._say("started", "loading the base model")
-        base = self._load_base()
-        job = build_job(self.task, base, self.group)
+        job = build_job(self.task, self._load_base(), self.group)
         self._restore(job)
-        stopped = self._steps(job, base)
+        stopped = self._steps(job)
         if stopped:
             self.reporter.flush()
             return self._outcome("stopped")
-        self._export(job, base)
+        self._export(job)
         self.reporter.flush()
         return self._outcome("finished")
 
@@ -161,7 +172,9 @@ class _Run:
         if checkpoint is None:
             return
         check_same_run(checkpoint.info["fingerprint"], self.fingerprint, self.task.checkpoints)
-        state = torch.load(io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True)
+        state = torch.load(
+            io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True
+        )
         job.load_state_dict(state)
         self.step = self.saved_step = self.resumed_from = checkpoint.step
         self._recall(checkpoint)
@@ -172,33 +185,24 @@ class _Run:
         self.history = read_json_lines(checkpoint.files[HISTORY])
         self.seconds = float(checkpoint.info.get("train_seconds", 0.0))
 
-    def _steps(self, job: TrainJob, base: Base) -> bool:
+    def _steps(self, job: TrainJob) -> bool:
         """Train to the last step; True when asked to stop before it (a checkpoint is written then)."""
         train = self.task.config.train
         while self.step < self.last_step:
             started = time.perf_counter()
-            metrics, stop = self.group.agree(_figures(asdict(job.step())), self.reporter.should_stop())
+            metrics, stop = self.group.agree(
+                _figures(asdict(job.step())), self.reporter.should_stop()
+            )
             self.seconds += time.perf_counter() - started
             self.step += 1
-            self._check_finite(metrics)
             self._record(metrics)
             last = self.step == self.last_step
             if last or stop or self.step % train.checkpointing_steps == 0:
                 self._save(job, metrics)
             if stop and not last:
                 return True
-            self._preview(job, base, last)
+            self._preview(job, last)
         return False
-
-    def _check_finite(self, metrics: Mapping[str, float]) -> None:
-        """The gradient norm is the same on all workers, so all leave together."""
-        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
-        if bad:
-            raise TrainingError(
-                f"{self.task.subject.id}: {bad[0]} is {metrics[bad[0]]} at step {self.step}; "
-                f"lower train.learning_rate (now {self.task.config.train.learning_rate:g}) or use mixed_precision no or "
-                f"bf16; the last good checkpoint is step {max(self.saved_step, 0)}"
-            )
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
@@ -217,25 +221,27 @@ class _Run:
                 HISTORY: json_lines(self.history),
                 CONFIG: dump_config(self.task.config).encode(),
             }
-            self.checkpoints.save(self.step, files, self._info(), self.task.config.train.checkpoints_total_limit)
+            self.checkpoints.save(
+                self.step, files, self._info(), self.task.config.train.checkpoints_total_limit
+            )
         self.saved_step = self.step
         self.on_checkpoint(self.step, metrics)
 
     def _info(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, "train_seconds": round(self.seconds, 3)}
 
-    def _preview(self, job: TrainJob, base: Base, last: bool) -> None:
+    def _preview(self, job: TrainJob, last: bool) -> None:
         every = self.task.config.sampling.validation_steps
         if self.group.rank != 0 or not every or last or self.step % every:
             return
-        images = draw_preview(job, base, self.task)
+        images = draw_preview(job, self.task)
         self.reporter.send(PreviewEvent(self.task.subject.id, self.step, images))
 
-    def _export(self, job: TrainJob, base: Base) -> None:
+    def _export(self, job: TrainJob) -> None:
         if self.group.rank != 0:
             return
         self._say("sampling", "drawing samples")
-        files = exported_files(job, base, self.task)
+        files = exported_files(job, self.task)
         files[HISTORY] = json_lines(self.history)
         self.checkpoints.write(ADAPTER, files, {**self._info(), "step": self.step})
 

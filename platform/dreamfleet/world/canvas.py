@@ -1,8 +1,8 @@
 """Drawing with a record of what was drawn where: Pillow at 4x, reduced at the end.
 
-Coordinates are fractions of the picture: x to the right, y down, (0, 0) top left, (1, 1) bottom right.
-A `Pen` draws in a subject's own frame, placed on the canvas by scale and offset. Every shape names the part it
-belongs to; the label image keeps, per pixel, the part that is visible there.
+Coordinates are fractions of the picture: x to the right, y down, (0, 0) top left, (1, 1) bottom
+right. A `Pen` draws in a subject's own frame, placed on the canvas by scale and offset. Every shape
+names the part it belongs to; the label image keeps, per pixel, the part that is visible there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Texture:
-    """A paint that varies over the picture: an RGB image of the canvas's size and how opaque it is."""
+    """A paint that varies over the picture: an RGB image of its size, and how opaque it is."""
 
     image: Image.Image  # RGB, canvas size
     opacity: float = 1.0
@@ -32,7 +32,7 @@ Paint = RGB | Texture
 
 @dataclass
 class Canvas:
-    """The picture being drawn: `image` (RGB) and `labels` (L, index of the visible part; 0 is the background)."""
+    """The picture being drawn: `image` (RGB) and `labels` (L, the visible part; 0: background)."""
 
     size_px: int  # of the finished picture
     image: Image.Image = field(init=False)
@@ -70,9 +70,11 @@ class Canvas:
 
 
 class Pen:
-    """Draws shapes in a frame of its own: local (0, 0) lands on `origin`, one local unit is `scale` of the picture.
+    """Draws shapes in a frame of its own: local (0, 0) lands on `origin`, one local unit is `scale`
+    of the picture.
 
-    For subjects: local x and y run over about [-1, 1], y down, and y = 1 is the ground the subject stands on.
+    For subjects: local x and y run over about [-1, 1], y down, and y = 1 is the ground the subject
+    stands on.
     """
 
     def __init__(self, canvas: Canvas, origin: Point = (0.0, 0.0), scale: float = 1.0) -> None:
@@ -84,16 +86,16 @@ class Pen:
         self._angle = 0.0
         self._squash = 1.0
 
-    # -- placement -----------------------------------------------------------------------------------------
+    # -- placement
     def rotated(self, angle_deg: float, pivot: Point = (0.0, 0.0), squash_x: float = 1.0) -> Pen:
-        """A pen whose drawing is turned clockwise by `angle_deg` about local `pivot` (and narrowed in x)."""
+        """A pen that draws turned clockwise by `angle_deg` about local `pivot`, narrowed in x."""
         pen = Pen(self.canvas, self.origin, self.scale)
         pen._parent = self  # type: ignore[attr-defined]
         pen._pivot, pen._angle, pen._squash = pivot, math.radians(angle_deg), squash_x
         return pen
 
     def attached(self, at: Point, scale: float = 1.0, angle_deg: float = 0.0) -> Pen:
-        """A pen with its own (0, 0) at this pen's `at`, its unit `scale` of this one's, turned clockwise."""
+        """A pen with its (0, 0) at this pen's `at`, its unit `scale` of this one's, turned."""
         x, y = self.to_canvas(at)
         side = self.canvas.side_px
         pen = Pen(self.canvas, (x / side, y / side), self.scale * scale)
@@ -120,7 +122,7 @@ class Pen:
         """A local length in supersampled pixels."""
         return length * self.scale * self.canvas.side_px
 
-    # -- shapes --------------------------------------------------------------------------------------------
+    # -- shapes
     def polygon(
         self,
         points: Sequence[Point],
@@ -130,7 +132,7 @@ class Pen:
         outline_width: float = 0.03,
         within: Sequence[str] | None = None,
     ) -> None:
-        """Fill a polygon; `within` keeps it inside the named parts that are visible already (for markings)."""
+        """Fill a polygon; `within` keeps it (a marking) inside the named parts already visible."""
         pixels = [self.to_canvas(p) for p in points]
         self._fill(pixels, paint, part, within)
         if outline is not None:
@@ -172,7 +174,14 @@ class Pen:
         """Fill a smooth closed curve through `points` (Catmull-Rom)."""
         self.polygon(smooth(points, closed=True), paint, part, outline, outline_width, within)
 
-    def stroke(self, points: Sequence[Point], width: float, paint: Paint, part: str, outline: RGB | None = None) -> None:
+    def stroke(
+        self,
+        points: Sequence[Point],
+        width: float,
+        paint: Paint,
+        part: str,
+        outline: RGB | None = None,
+    ) -> None:
         """A smooth open curve of constant `width` with round ends (legs, tails, handles)."""
         curve = [self.to_canvas(p) for p in (smooth(points) if len(points) > 2 else points)]
         width_px = max(1.0, self.length_px(width))
@@ -180,8 +189,10 @@ class Pen:
             self._stroke(curve, width_px + 2 * self.length_px(0.03), outline, part)
         self._stroke(curve, width_px, paint, part)
 
-    def markings(self, shapes: Sequence[Sequence[Point]], paint: RGB, within: Sequence[str]) -> None:
-        """Fill several polygons in one go, only where the named parts are visible; their labels stay."""
+    def markings(
+        self, shapes: Sequence[Sequence[Point]], paint: RGB, within: Sequence[str]
+    ) -> None:
+        """Fill polygons in one go, only where the named parts are visible; their labels stay."""
         mask = Image.new("L", self.canvas.image.size, 0)
         draw = ImageDraw.Draw(mask)
         for shape in shapes:
@@ -190,11 +201,13 @@ class Pen:
         keep = self.canvas.labels.point([255 if i in allowed else 0 for i in range(256)])
         self.canvas.image.paste(paint, mask=ImageChops.darker(mask, keep))
 
-    # -- internals -----------------------------------------------------------------------------------------
+    # -- internals
     def _stroke(self, pixels: Sequence[Point], width_px: float, paint: Paint, part: str) -> None:
         mask = Image.new("L", self.canvas.image.size, 0) if isinstance(paint, Texture) else None
         label = self.canvas.label_of(part)
-        targets: list[tuple[ImageDraw.ImageDraw, int | RGB]] = [(ImageDraw.Draw(self.canvas.labels), label)]
+        targets: list[tuple[ImageDraw.ImageDraw, int | RGB]] = [
+            (ImageDraw.Draw(self.canvas.labels), label)
+        ]
         if mask is not None:
             targets.append((ImageDraw.Draw(mask), 255))
         else:
@@ -209,7 +222,9 @@ class Pen:
             assert isinstance(paint, Texture)
             self._paste(paint, mask)
 
-    def _fill(self, pixels: Sequence[Point], paint: Paint, part: str, within: Sequence[str] | None) -> None:
+    def _fill(
+        self, pixels: Sequence[Point], paint: Paint, part: str, within: Sequence[str] | None
+    ) -> None:
         label = self.canvas.label_of(part)
         if within is None and not isinstance(paint, Texture):
             ImageDraw.Draw(self.canvas.image).polygon(list(pixels), fill=paint)
@@ -222,7 +237,8 @@ class Pen:
             keep = self.canvas.labels.point([255 if i in allowed else 0 for i in range(256)])
             mask = Image.composite(mask, Image.new("L", mask.size, 0), keep)
         else:
-            self.canvas.labels.paste(label, mask=mask)  # a marking keeps the label of the part it lies on
+            # Only then: a marking keeps the label of the part it lies on.
+            self.canvas.labels.paste(label, mask=mask)
         if isinstance(paint, Texture):
             self._paste(paint, mask)
         else:
@@ -242,7 +258,8 @@ def smooth(points: Sequence[Point], closed: bool = False, steps: int = 6) -> lis
     out = []
     for i in range(len(p) - 3):
         a, b, c, d = p[i : i + 4]
-        out.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+        quadratic, cubic = 2 * a - 5 * b + 4 * c - d, 3 * b - a - 3 * c + d
+        out.append(0.5 * (2 * b + (c - a) * t + quadratic * t**2 + cubic * t**3))
     curve = [(float(x), float(y)) for x, y in np.concatenate(out)]
     return curve if closed else [*curve, (float(p[-1][0]), float(p[-1][1]))]
 

@@ -69,6 +69,20 @@ def caption(spec: ImageSpec, traits: Traits, rng: np.random.Generator) -> str:
     return _styled(phrase, spec.style, template)
 
 
+def full_caption(spec: ImageSpec, traits: Traits) -> str:
+    """Everything that can be said of `spec`: for contrastive models and retrieval."""
+    world_class = lookup("class", spec.class_name, CLASSES)
+    pattern = [] if traits["pattern"] == "plain" else [str(traits["pattern"])]
+    phrase = noun_phrase(
+        world_class,
+        state=spec.state,
+        adjectives=[*pattern, str(traits["colour_name"])],
+        view=spec.view if spec.view != "side" else None,
+        scene=spec.scene,
+    )
+    return _styled(phrase, spec.style, TEMPLATES[0])
+
+
 def prompt(
     class_name: str,
     *,

@@ -1,5 +1,8 @@
 """Draw a piece of the training world to disk, in blocks: a stopped run goes on where it was.
 
+Blocks may be drawn in other processes (`map_blocks`); they are written here in order, so the files
+are the same.
+
     images.npy      uint8 [count, size, size, 3], memory-mappable
     captions.jsonl  one JSON object a picture: "index", "caption"
     labels.npz      "labels" int64 [count, 7] with columns LABEL_COLUMNS, and the names they index
@@ -8,9 +11,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,29 @@ LABEL_COLUMNS = ("class", "state", "scene", "view", "style", "prop", "identity")
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
 
+@dataclass
+class Block:
+    """Pictures of consecutive indices."""
+
+    images: npt.NDArray[np.uint8]  # [n, size, size, 3]
+    labels: npt.NDArray[np.int64]  # [n, len(LABEL_COLUMNS)]
+    captions: list[str]
+
+
+# As the built-in map: the results of a function on each range, in order.
+MapBlocks = Callable[[Callable[[range], Block], Iterable[range]], Iterable[Block]]
+
+
+def draw_block(seed: int, size_px: int, indices: range) -> Block:
+    """Pictures `indices` of training world `seed`."""
+    examples = [training_example(seed, index, size_px) for index in indices]
+    return Block(
+        images=np.stack([np.asarray(rendered.image) for rendered, _ in examples]),
+        labels=np.array([label_indices(rendered.spec) for rendered, _ in examples]),
+        captions=[text for _, text in examples],
+    )
+
+
 def draw_dataset(
     out_dir: str | os.PathLike[str],
     count: int,
@@ -38,8 +66,12 @@ def draw_dataset(
     size_px: int = 64,
     start: int = 0,
     progress: Progress | None = None,
+    map_blocks: MapBlocks = map,
 ) -> Path:
-    """Draw pictures `start` to `start + count - 1` of training world `seed` into `out_dir`."""
+    """Draw pictures `start` to `start + count - 1` of training world `seed` into `out_dir`.
+
+    `map_blocks` draws the blocks, e.g. in several processes.
+    """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     request = {"count": count, "seed": seed, "size_px": size_px, "start": start}
@@ -47,18 +79,16 @@ def draw_dataset(
     images = _opened(folder / "images.npy", (count, size_px, size_px, 3), np.uint8, done)
     labels = _opened(folder / "labels.partial.npy", (count, len(LABEL_COLUMNS)), np.int64, done)
     _keep_lines(folder / "captions.jsonl", done)
-    while done < count:
-        stop = min(done + BLOCK, count)
-        lines = []
-        for i in range(done, stop):
-            rendered, text = training_example(seed, start + i, size_px)
-            images[i] = np.asarray(rendered.image)
-            labels[i] = label_indices(rendered.spec)
-            lines.append(json.dumps({"index": start + i, "caption": text}))
+    ranges = [
+        range(start + first, start + min(first + BLOCK, count))
+        for first in range(done, count, BLOCK)
+    ]
+    for block in map_blocks(functools.partial(draw_block, seed, size_px), ranges):
+        stop = done + len(block.images)
+        images[done:stop], labels[done:stop] = block.images, block.labels
         images.flush()
         labels.flush()
-        with (folder / "captions.jsonl").open("a", encoding="utf-8") as captions:
-            captions.write("".join(f"{line}\n" for line in lines))
+        _append_captions(folder / "captions.jsonl", start + done, block.captions)
         done = stop
         _write_progress(folder, {**request, "done": done})
         if progress is not None:
@@ -118,6 +148,12 @@ def _keep_lines(path: Path, count: int) -> None:
     """Drop caption lines of a block that was not finished."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     path.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def _append_captions(path: Path, first: int, captions: list[str]) -> None:
+    rows = ({"index": first + i, "caption": text} for i, text in enumerate(captions))
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _write_progress(folder: Path, state: Mapping[str, int]) -> None:

@@ -49,7 +49,8 @@ def render(spec: ImageSpec, size_px: int = 64) -> Rendered:
     _draw_subject(canvas, spec, world_class, traits, ground_y)
     if scene.draw_foreground is not None:
         scene.draw_foreground(canvas, scene_rng)
-    canvas.image = style.apply(canvas.image, numpy_generator("style", spec.layout_seed % STYLE_VARIANTS))
+    style_rng = numpy_generator("style", spec.layout_seed % STYLE_VARIANTS)
+    canvas.image = style.apply(canvas.image, style_rng)
     return Rendered(spec, canvas.reduced(), canvas.part_masks(), traits)
 
 

@@ -48,5 +48,9 @@ class StubBase:
 
 
 def config_for(*images: Path | str, class_word: str = "dog", **sections: Any) -> RunConfig:
-    subject = {"images": [str(image) for image in images], "class_word": class_word, **sections.pop("subject", {})}
+    subject = {
+        "images": [str(image) for image in images],
+        "class_word": class_word,
+        **sections.pop("subject", {}),
+    }
     return RunConfig.model_validate({"subject": subject, **sections})

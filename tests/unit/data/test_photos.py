@@ -44,7 +44,9 @@ def test_one_pixel_strip_is_refused() -> None:
 @pytest.mark.parametrize("side", [5_000, 20_000, 100_000])
 def test_bomb_is_refused_from_its_header(side: int) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -63,7 +65,15 @@ def test_moving_pictures_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_ends_upright(orientation: int) -> None:
     upright = picture(width=96, height=64)
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that a camera's orientation asks for
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # the transposition that a camera's orientation asks for
     stored = upright
     if orientation != 1:
         inverse = {0: 0, 1: 1, 3: 3, 5: 5, 6: 6, 2: 4, 4: 2}
@@ -102,7 +112,9 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 def test_float_pictures_are_scaled() -> None:
-    assert np.asarray(to_rgb(Image.fromarray(np.full((8, 8), 0.5, np.float32)))).mean() == pytest.approx(128, abs=1)
+    assert np.asarray(
+        to_rgb(Image.fromarray(np.full((8, 8), 0.5, np.float32)))
+    ).mean() == pytest.approx(128, abs=1)
 
 
 def test_icc_profile_is_converted_and_a_broken_one_ignored() -> None:
@@ -119,6 +131,8 @@ def test_shrink_keeps_what_a_square_crop_needs() -> None:
 def test_fingerprints_of_a_resaved_copy_agree() -> None:
     original = picture(width=256, height=192)
     copy = Image.open(io.BytesIO(encoded(original.resize((128, 96)), "JPEG", quality=60)))
-    one, other, different = (fingerprint(image.convert("RGB")) for image in (original, copy, picture(9)))
+    one, other, different = (
+        fingerprint(image.convert("RGB")) for image in (original, copy, picture(9))
+    )
     assert (one.phash ^ other.phash).bit_count() <= 6
     assert (one.phash ^ different.phash).bit_count() > 6

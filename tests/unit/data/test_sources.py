@@ -77,7 +77,9 @@ def test_links_out_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     found = find_photos([str(folder)], max_photos=200)
     assert [photo.name for photo in found.photos] == ["0.png", "inside.png"]
     reasons = {item.name: item.reason for item in found.skipped}
-    assert "out of the folder" in reasons["out.png"] and "out of the folder" in reasons["device.png"]
+    assert (
+        "out of the folder" in reasons["out.png"] and "out of the folder" in reasons["device.png"]
+    )
     assert "pipe" in reasons["pipe.png"]
     assert "0 bytes" in reasons["empty.png"]
     assert "dangling.png" in reasons
@@ -131,7 +133,9 @@ def test_metadata_jsonl_gives_captions(tmp_path: Path) -> None:
         (("word " * 10_000).encode(), "cut", "cut after"),
     ],
 )
-def test_odd_captions(tmp_path: Path, content: bytes, expected: str | None, warning: str | None) -> None:
+def test_odd_captions(
+    tmp_path: Path, content: bytes, expected: str | None, warning: str | None
+) -> None:
     write_photos(tmp_path, 1)
     (tmp_path / "0.txt").write_bytes(content)
     found = find_photos([str(tmp_path)], max_photos=200)
@@ -153,7 +157,12 @@ def make_zip(path: Path, entries: dict[str, bytes], compression: int = zipfile.Z
 
 def test_zip_is_read_in_place(tmp_path: Path) -> None:
     image = encoded(picture())
-    entries = {"biscuit/1.png": image, "biscuit/1.txt": b"sks dog", "__MACOSX/._1.png": b"x", "biscuit/.DS_Store": b""}
+    entries = {
+        "biscuit/1.png": image,
+        "biscuit/1.txt": b"sks dog",
+        "__MACOSX/._1.png": b"x",
+        "biscuit/.DS_Store": b"",
+    }
     path = make_zip(tmp_path / "biscuit.zip", entries)
     found = find_photos([str(path)], max_photos=200)
     assert [photo.name for photo in found.photos] == ["biscuit/1.png"]
@@ -173,7 +182,9 @@ def test_zip_is_read_in_place(tmp_path: Path) -> None:
     ],
 )
 def test_unsafe_zips_are_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    path = make_zip(tmp_path / "x.zip", {"good.png": encoded(picture()), name: data}, zipfile.ZIP_DEFLATED)
+    path = make_zip(
+        tmp_path / "x.zip", {"good.png": encoded(picture()), name: data}, zipfile.ZIP_DEFLATED
+    )
     with pytest.raises(SubjectSetError, match=message):
         find_photos([str(path)], max_photos=200)
 

@@ -35,7 +35,9 @@ def prepare(tmp_path: Path, base: StubBase) -> Prepare:
     def run(config: RunConfig) -> SubjectSet:
         (request,) = requested_subjects(config)
         assert request.found is not None
-        settings = PhotoSettings(64, config.data.crop, config.data.max_pixels, "embedded", "vae-hash")
+        settings = PhotoSettings(
+            64, config.data.crop, config.data.max_pixels, "embedded", "vae-hash"
+        )
         store = PhotoStore(Cache(tmp_path / "cache", 2**30), settings)
         store.prepare([request.found], None, SilentProgress())
         return store.assemble(request)
@@ -51,7 +53,9 @@ def test_photos_become_a_subject_set(tmp_path: Path, prepare: Prepare) -> None:
     np.testing.assert_allclose(subject.flipped_mean, subject.latent_mean[..., ::-1], atol=1e-6)
 
 
-def test_second_time_comes_from_the_cache_and_is_equal(tmp_path: Path, prepare: Prepare, base: StubBase) -> None:
+def test_second_time_comes_from_the_cache_and_is_equal(
+    tmp_path: Path, prepare: Prepare, base: StubBase
+) -> None:
     folder = write_photos(tmp_path / "Rex")
     first = prepare(config_for(folder))
     encoded_before = base.encoded
@@ -71,7 +75,10 @@ def test_bad_photos_are_listed_and_good_ones_used(tmp_path: Path, prepare: Prepa
     (folder / "cut.jpg").write_bytes(encoded(picture(4), "JPEG")[:-300])
     subject = prepare(config_for(folder))
     assert len(subject.photos) == 1
-    assert {item.name: item.reason.split()[0] for item in subject.skipped} == {"html.jpg": "a", "cut.jpg": "truncated"}
+    assert {item.name: item.reason.split()[0] for item in subject.skipped} == {
+        "html.jpg": "a",
+        "cut.jpg": "truncated",
+    }
     assert any("html.jpg" in line for line in subject.summary())
 
 

@@ -16,7 +16,23 @@ from tests.unit.data.helpers import config_for, write_photos
 
 
 @pytest.mark.parametrize(
-    "name", ["Biscuit", "../../etc", "a b  c", "犬", "🐕", "x" * 300, "con", "", ".", "é", "A/B", "a\0b", "-", "\ud800"]
+    "name",
+    [
+        "Biscuit",
+        "../../etc",
+        "a b  c",
+        "犬",
+        "🐕",
+        "x" * 300,
+        "con",
+        "",
+        ".",
+        "é",
+        "A/B",
+        "a\0b",
+        "-",
+        "\ud800",
+    ],
 )
 def test_any_name_becomes_a_safe_id(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", safe_id(name))
@@ -71,8 +87,13 @@ def test_csv_and_yaml_lists(tmp_path: Path) -> None:
     write_photos(tmp_path / "b")
     (tmp_path / "list.csv").write_text("images,class_word,id\na,dog,Rex\nb,cat,\n")
     requests = requested_subjects(config_for(tmp_path / "list.csv", class_word=""))
-    assert [(request.id, request.config.subject.class_word) for request in requests] == [("rex", "dog"), ("b", "cat")]
-    (tmp_path / "list.yaml").write_text("subjects:\n  - {images: [a/0.png, a/1.png], class_word: dog, token: ohwx}\n")
+    assert [(request.id, request.config.subject.class_word) for request in requests] == [
+        ("rex", "dog"),
+        ("b", "cat"),
+    ]
+    (tmp_path / "list.yaml").write_text(
+        "subjects:\n  - {images: [a/0.png, a/1.png], class_word: dog, token: ohwx}\n"
+    )
     (request,) = requested_subjects(config_for(tmp_path / "list.yaml"))
     assert request.prompt == "a photo of ohwx dog"
 

@@ -39,7 +39,9 @@ def test_token_file_is_made_private() -> None:
     assert path.read_text() == token
 
 
-def test_unwritable_home_gets_a_token_for_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_home_gets_a_token_for_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     variables = auth.token_environment()
@@ -63,7 +65,9 @@ def test_the_users_choice_is_obeyed(
     assert not auth.default_token_path().exists()
 
 
-def test_added_environment_never_overrides_and_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_environment_never_overrides_and_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
     with added_environment({"RAY_DEDUP_LOGS": "1", "DREAMFLEET_TEST": "x"}):
         assert (os.environ["RAY_DEDUP_LOGS"], os.environ["DREAMFLEET_TEST"]) == ("0", "x")
@@ -97,7 +101,9 @@ def test_folder_in_memory_storage_by_uri() -> None:
         Folder("nosuchscheme://bucket/x").list()
 
 
-def _hold(folder: str, ready: multiprocessing.synchronize.Event, end: multiprocessing.synchronize.Event) -> None:
+def _hold(
+    folder: str, ready: multiprocessing.synchronize.Event, end: multiprocessing.synchronize.Event
+) -> None:
     with exclusive_run(Path(folder)):
         ready.set()
         end.wait(20)

@@ -1,1 +1,1 @@
-"""Training the embedded base and its evaluators on the synthetic world: how the shipped weights are made."""
+"""How the shipped weights are made: the embedded base and its evaluators, trained on the world."""

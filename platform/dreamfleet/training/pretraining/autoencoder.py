@@ -1,17 +1,19 @@
 """The embedded base's VAE: 64x64 pictures to 16x16 latents of sixteen channels.
 
-The encoder is linear and not trained: the leading principal components of 4x4 patches, written exactly into the
-convolutions of an ordinary AutoencoderKL. So the latents are known before any training, the UNet can start at
-once, and the decoder, a trained network, can be improved later without touching the UNet.
+The encoder is linear and not trained: the leading principal components of 4x4 patches, written
+into the convolutions of an ordinary AutoencoderKL. So the latents are known before any training,
+the UNet can start at once, and the decoder, a trained network, can be improved later without
+touching the UNet.
 
-How a linear map passes a network with group norm and SiLU: every value z travels with its negative in one group,
-beside constants that dwarf both. The group's mean is then exactly zero, its deviation all but constant, and
-SiLU(a) - SiLU(-a) = a.
+How a linear map passes a network with group norm and SiLU: every value z travels with its negative
+in one group, beside constants that dwarf both. The group's mean is then exactly zero, its deviation
+all but constant, and SiLU(a) - SiLU(-a) = a.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,7 +60,8 @@ class PatchBasis:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, 64, 64] in [-1, 1] to latents [B, C, 16, 16]."""
-        return torch.einsum("cp,bphw->bchw", self.matrix, patches(pixels) - self.mean[:, None, None])
+        centred = patches(pixels) - self.mean[:, None, None]
+        return torch.einsum("cp,bphw->bchw", self.matrix, centred)
 
 
 def patches(pixels: Tensor) -> Tensor:
@@ -75,8 +78,8 @@ def _fold(x: Tensor) -> Tensor:
 def fit_basis(corpus: Corpus, channels: int, num_images: int = 3000) -> PatchBasis:
     """Principal components of the first pictures' patches.
 
-    A component of deviation s is divided by sqrt(s): half-way to unit variance, so that coarse colour leads the
-    denoising and detail follows. The mean variance over channels is 1.
+    A component of deviation s is divided by sqrt(s): half-way to unit variance, so that coarse
+    colour leads the denoising and detail follows. The mean variance over channels is 1.
     """
     rows = patches(corpus.pixels(np.arange(min(num_images, corpus.count))))
     flat = rows.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])[::3].double()
@@ -92,15 +95,15 @@ def fit_basis(corpus: Corpus, channels: int, num_images: int = 3000) -> PatchBas
 def set_encoder(vae: AutoencoderKL, basis: PatchBasis) -> None:
     """Write `basis` into the encoder's convolutions; it is frozen from then on."""
     encoder, channels = vae.encoder, len(basis.matrix)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.zero_()
-            module.bias.zero_()
+    for name, parameter in encoder.named_parameters():
+        if "conv" in name and "norm" not in name:
+            parameter.zero_()
     encoder.conv_in.weight[range(3), range(3), 1, 1] = 1.0
     _set_fold(encoder.down_blocks[0].downsamplers[0].conv, 3)
     shortcut = encoder.down_blocks[1].resnets[0].conv_shortcut
     shortcut.weight[range(12), range(12), 0, 0] = 1.0
-    project = encoder.down_blocks[1].downsamplers[0].conv  # taps (dy, dx) of 12 channels to C components
+    project = encoder.down_blocks[1].downsamplers[0].conv
+    # Taps (dy, dx) of 12 channels to C components.
     for i, (dy, dx) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
         project.weight[:channels, :12, dy, dx] = basis.matrix[:, 12 * i : 12 * (i + 1)]
     project.bias[:channels] = -basis.matrix @ basis.mean
@@ -122,11 +125,11 @@ def _set_fold(conv: nn.Conv2d, channels: int) -> None:
             conv.weight[i * channels + c, c, dy, dx] = 1.0
 
 
-def _set_pairs(encoder: nn.Module, channels: int) -> None:
-    """Spread the components over the norm's groups as (z, -z) with constants, and read them back after SiLU."""
+def _set_pairs(encoder: Any, channels: int) -> None:
+    """Components as (z, -z) with constants over the norm's groups, read back after SiLU."""
     width, per_group = WIDTHS[2], WIDTHS[2] // NORM_GROUPS
     pairs = per_group // 2 - 1  # of each group; its last two channels are the constants
-    shortcut = encoder.down_blocks[2].resnets[0].conv_shortcut  # type: ignore[index, union-attr]
+    shortcut = encoder.down_blocks[2].resnets[0].conv_shortcut
     for group in range(NORM_GROUPS):
         last = (group + 1) * per_group
         shortcut.bias[last - 2], shortcut.bias[last - 1] = ANCHOR, -ANCHOR
@@ -136,9 +139,9 @@ def _set_pairs(encoder: nn.Module, channels: int) -> None:
         at = group * per_group + 2 * slot
         assert at + 1 < width, "more latent channels than the encoder's width carries"
         shortcut.weight[at, c, 0, 0], shortcut.weight[at + 1, c, 0, 0] = 1.0, -1.0
-        encoder.conv_out.weight[c, at, 1, 1] = deviation  # type: ignore[index, union-attr]
-        encoder.conv_out.weight[c, at + 1, 1, 1] = -deviation  # type: ignore[index, union-attr]
-    encoder.conv_out.bias[channels:] = LOG_VARIANCE  # type: ignore[index, union-attr]
+        encoder.conv_out.weight[c, at, 1, 1] = deviation
+        encoder.conv_out.weight[c, at + 1, 1, 1] = -deviation
+    encoder.conv_out.bias[channels:] = LOG_VARIANCE
 
 
 @torch.no_grad()
@@ -152,7 +155,7 @@ def encode_corpus(basis: PatchBasis, corpus: Corpus, batch_size: int = 256) -> T
 
 
 class DecoderStage(Stage):
-    """The decoder learns to draw pictures from their latents: squared error with a little absolute error."""
+    """The decoder learns to draw pictures from their latents: squared and some absolute error."""
 
     name = "decoder"
 
@@ -165,11 +168,16 @@ class DecoderStage(Stage):
         set_encoder(self.vae, basis)
         self.modules = {"decoder": self.vae.decoder}
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move the whole VAE, not only what learns."""
+        self.vae.to(device)
+        return super().to(device)
+
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
         indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
-        x = self.corpus.pixels(indices)  # [B, 3, 64, 64]
-        z = self.latents[torch.from_numpy(indices)].float()  # [B, C, 16, 16]
+        x = self.corpus.pixels(indices).to(self.device)  # [B, 3, 64, 64]
+        z = self.latents[torch.from_numpy(indices)].float().to(self.device)  # [B, C, 16, 16]
         made = self.vae.decode(z).sample
         mse = F.mse_loss(made, x)
         loss = mse + 0.05 * F.l1_loss(made, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +14,17 @@ import torch
 from dreamfleet.seeding import numpy_generator
 from dreamfleet.world.captions import caption
 from dreamfleet.world.classes import CLASSES
+from dreamfleet.world.draw import VIEWS
 from dreamfleet.world.render import identity_traits
 from dreamfleet.world.sampling import training_spec
 from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.styles import STYLES
 
-VIEWS = ("side", "front", "back")
-
 
 @dataclass
 class Corpus:
-    """`count` pictures of training world `seed`: pixels in `folder`/images.npy, everything else from the seed."""
+    """`count` pictures of training world `seed`: pixels in `folder`, all else from the seed."""
 
     folder: Path
     seed: int
@@ -43,13 +43,17 @@ class Corpus:
     def words(self) -> list[dict[str, str]]:
         """The two traits that captions may name, per picture."""
         path = self.folder / "words.json"
-        if path.exists() and len(words := json.loads(path.read_text())) >= self.count:
-            return words
+        if path.exists():
+            found: list[dict[str, str]] = json.loads(path.read_text())
+            if len(found) >= self.count:
+                return found
         words = []
         for spec in self.specs:
             traits = identity_traits(spec.class_name, spec.identity_seed)
             words.append({key: str(traits[key]) for key in ("colour_name", "pattern")})
-        path.write_text(json.dumps(words))
+        partial = path.with_name(f"words.{os.getpid()}.partial")
+        partial.write_text(json.dumps(words))
+        partial.replace(path)
         return words
 
     def caption(self, index: int, draw: int) -> str:
@@ -58,7 +62,7 @@ class Corpus:
         return caption(self.specs[index], self.words[index], rng)
 
     def pixels(self, indices: np.ndarray) -> torch.Tensor:
-        """Float [B, 3, 64, 64] in [-1, 1]."""
+        """Float [B, 3, 64, 64] in [-1, 1], on the CPU."""
         batch = torch.from_numpy(np.asarray(self.images[np.sort(indices)]))
         order = torch.from_numpy(np.argsort(np.argsort(indices)))
         return batch[order].permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
@@ -87,5 +91,5 @@ class Corpus:
 
 
 def batch_indices(seed: int, stage: str, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which pictures step `step` of a stage sees: drawn by counter, so a resumed run sees the same."""
+    """Which pictures a stage sees at `step`: drawn by counter, so a resumed run sees the same."""
     return numpy_generator("pretraining batch", stage, seed, step).integers(count, size=batch_size)

@@ -1,10 +1,13 @@
-"""The embedded base's UNet and text encoder, trained together on latents and freshly drawn captions."""
+"""The embedded base's UNet and text encoder, trained together on latents and fresh captions."""
 
 from __future__ import annotations
+
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -83,23 +86,34 @@ class DenoiserStage(Stage):
         self.scheduler = build_scheduler()
         self.text_encoder = build_text_encoder(tokenizer)
         self.unet = build_unet(latents.shape[1])
+        # On a CPU the fused attention's backward is several times slower than plain matrix products
+        # at these sizes (measured: 28 against 86 pictures/s in bf16).
+        self.unet.set_attn_processor(AttnProcessor())
         self.modules = {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the modules; on a GPU the fused attention is the faster one."""
+        super().to(device)
+        if self.device.type != "cpu":
+            self.unet.set_default_attn_processor()
+        return self
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
         indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
         generator = torch_generator("denoiser stage", self.seed, step)
-        x0 = self.latents[torch.from_numpy(indices)].float()  # [B, C, 16, 16]
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(0, 1000, (size,), generator=generator)
+        x0 = self.latents[torch.from_numpy(indices)].float().to(self.device)  # [B, C, 16, 16]
+        noise = torch.randn(x0.shape, generator=generator).to(self.device)
+        t = torch.randint(0, 1000, (size,), generator=generator).to(self.device)
         captions = [self.corpus.caption(int(i), step * size + k) for k, i in enumerate(indices)]
         tokens = self.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        device_type = self.latents.device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.autocast):
-            hidden = self.text_encoder(tokens).last_hidden_state  # [B, L, D]
-            prediction = self.unet(self.scheduler.add_noise(x0, noise, t), t, hidden).sample
-        weight = compute_snr(self.scheduler, t).clamp(max=MIN_SNR_GAMMA) / compute_snr(self.scheduler, t)
+        noisy = self.scheduler.add_noise(x0, noise, t)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            hidden = self.text_encoder(tokens.to(self.device)).last_hidden_state  # [B, L, D]
+            prediction = self.unet(noisy, t, hidden).sample
+        snr = compute_snr(self.scheduler, t)
+        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         error = F.mse_loss(prediction.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         return (weight * error).mean(), {"mse": float(error.mean().detach())}

@@ -15,13 +15,10 @@ from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
 from dreamfleet.training.pretraining.denoiser import TEXT_WIDTH
 from dreamfleet.training.pretraining.portraits import Portraits
 from dreamfleet.training.pretraining.stage import Stage, StageSettings
-from dreamfleet.world.captions import noun_phrase
+from dreamfleet.world.captions import full_caption
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.evaluators.crops import subject_crops
 from dreamfleet.world.evaluators.models import IdentityEncoder, Segmenter
-from dreamfleet.world.scenes import SCENES
-from dreamfleet.world.spec import ImageSpec
-from dreamfleet.world.styles import STYLES
 
 UNREADABLE_SHARE = 0.10
 Damage = Callable[[Tensor, torch.Generator], Tensor]
@@ -65,9 +62,14 @@ class OracleStage(Stage):
     """Supervised labels on renders, VAE round trips, damaged pictures and an "unreadable" class."""
 
     def __init__(
-        self, name: str, model: nn.Module, corpus: Corpus, settings: StageSettings, seed: int,
-        round_trip: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        model: nn.Module,
+        corpus: Corpus,
+        settings: StageSettings,
+        seed: int,
+        round_trip: Damage | None = None,
+    ) -> None:
         self.name, self.corpus, self.settings, self.seed = name, corpus, settings, seed
         self.model, self.round_trip = model, round_trip
         self.modules = {"model": model}
@@ -82,17 +84,16 @@ class OracleStage(Stage):
         x = mild_damage(x, generator)
         bad = int(size * UNREADABLE_SHARE)
         x[:bad] = unreadable(x[:bad], generator)
-        answers = self.model(x)
-        total = torch.zeros(())
+        answers = self.model(x.to(self.device))
+        total = torch.zeros((), device=self.device)
         metrics: dict[str, float] = {}
         for head, logits in answers.items():
-            target = self.corpus.labels[head][torch.from_numpy(indices)].clone()
+            target = self.corpus.labels[head][torch.from_numpy(indices)].to(self.device, copy=True)
             if head == "class":
                 target[:bad] = logits.shape[1] - 1
-                total = total + F.cross_entropy(logits, target)
             else:
                 logits, target = logits[bad:], target[bad:]
-                total = total + F.cross_entropy(logits, target)
+            total = total + F.cross_entropy(logits, target)
             metrics[head] = float((logits.argmax(1) == target).float().mean())
         return total, metrics
 
@@ -113,16 +114,17 @@ class SegmenterStage(Stage):
         rows = batch_indices(self.seed, self.name, step, size, self.portraits.count)
         x, mask = self.portraits.pixels_and_masks(rows)
         x = mild_damage(x, torch_generator(self.name, self.seed, step))
-        logits = self.model(x)
+        mask = mask.to(self.device)
+        logits = self.model(x.to(self.device))
         found = logits > 0
         overlap = (found & (mask > 0.5)).sum() / (found | (mask > 0.5)).sum().clamp(min=1)
         return F.binary_cross_entropy_with_logits(logits, mask), {"iou": float(overlap)}
 
 
 class IdentityStage(Stage):
-    """InfoNCE: two pictures of an identity in different states and scenes against others of its class.
+    """InfoNCE: two pictures of an identity in other states and scenes against others of its class.
 
-    Half of a batch's identities come in pairs that share states and scenes, so that neither can be used as a clue.
+    A batch's identities come in pairs that share states and scenes, so that neither is a clue.
     """
 
     name = "identity"
@@ -138,10 +140,10 @@ class IdentityStage(Stage):
         rows = self._rows(step)  # [2, N]
         x, masks = self.portraits.pixels_and_masks(rows.reshape(-1))
         x = mild_damage(x, torch_generator(self.name, self.seed, step))
-        z = self.model(subject_crops(x, masks))
+        z = self.model(subject_crops(x, masks).to(self.device))
         half = len(z) // 2
         logits = z[:half] @ z[half:].T / self.temperature  # [N, N]
-        target = torch.arange(half)
+        target = torch.arange(half, device=self.device)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         return loss / 2, {"top1": float((logits.argmax(1) == target).float().mean())}
 
@@ -155,21 +157,6 @@ class IdentityStage(Stage):
         identities = np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
         two = np.stack([rng.permutation(p.per_identity)[:2] for _ in pairs]).repeat(2, axis=0)
         return (base + identities[:, None] * p.per_identity + two).T
-
-
-def full_caption(spec: ImageSpec, words: dict[str, str]) -> str:
-    """Everything that can be said of a picture, for the contrastive model."""
-    world_class = CLASSES[spec.class_name]
-    pattern = [] if words["pattern"] == "plain" else [words["pattern"]]
-    phrase = noun_phrase(
-        world_class,
-        state=spec.state,
-        adjectives=[*pattern, words["colour_name"]],
-        view=spec.view if spec.view != "side" else None,
-        scene=spec.scene,
-    )
-    before = STYLES[spec.style].before
-    return f"{before} {phrase}" if before else f"a photo of {phrase}"
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -198,7 +185,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 class ClipStage(Stage):
-    """The contrastive loss of CLIP (Radford et al. 2021) on pictures and captions of varying fullness."""
+    """The contrastive loss of CLIP (Radford et al. 2021) on captions of varying fullness."""
 
     name = "clip"
 
@@ -213,13 +200,13 @@ class ClipStage(Stage):
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
         indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
-        x = mild_damage(
-            self.corpus.pixels(indices), torch_generator(self.name, self.seed, step)
-        )
+        x = self.corpus.pixels(indices)
+        x = mild_damage(x, torch_generator(self.name, self.seed, step)).to(self.device)
         texts = [self._caption(int(i), step * size + k) for k, i in enumerate(indices)]
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        out = self.model(pixel_values=x, **tokens, return_loss=True)
-        top1 = (out.logits_per_text.argmax(1) == torch.arange(size)).float().mean()
+        out = self.model(pixel_values=x, **tokens.to(self.device), return_loss=True)
+        target = torch.arange(size, device=self.device)
+        top1 = (out.logits_per_text.argmax(1) == target).float().mean()
         return out.loss, {"top1": float(top1)}
 
     def _caption(self, index: int, draw: int) -> str:
@@ -228,8 +215,3 @@ class ClipStage(Stage):
         if draw % 3:
             return full
         return self.corpus.caption(index, draw) or full
-
-
-def scene_names() -> list[str]:
-    """In the order of the oracles' scene head."""
-    return list(SCENES)

@@ -1,4 +1,4 @@
-"""Write the trained parts where the package ships them, in diffusers layout, with hashes."""
+"""Write the trained parts where the package ships them: diffusers layout, hashes and cards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
+from dreamfleet.training.pretraining.cards import base_card, evaluators_card
 from dreamfleet.training.pretraining.denoiser import build_scheduler
 from dreamfleet.training.pretraining.run import Pretraining
 
@@ -18,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 BASE_FOLDER = PACKAGE / "bases" / "weights" / "embedded"
 EVALUATOR_FOLDER = PACKAGE / "world" / "weights"
 EVALUATORS = ("oracle_a", "oracle_b", "segmenter", "identity", "clip")
+CHECKSUMS = "checksums.json"
 
 
 def export_weights(
@@ -26,14 +28,24 @@ def export_weights(
     evaluator_folder: Path = EVALUATOR_FOLDER,
     evaluators: tuple[str, ...] = EVALUATORS,
 ) -> None:
-    """Base to `base_folder`, evaluators beside one another in `evaluator_folder`."""
+    """Base to `base_folder`, evaluators beside one another in `evaluator_folder`.
+
+    Raises:
+        BadInputError: a stage has no state in the working folder.
+    """
     export_base(pretraining, base_folder)
     for name in evaluators:
         export_evaluator(pretraining, name, evaluator_folder / name)
+    if evaluators:
+        card = evaluators_card(pretraining.folder, pretraining.recipe, evaluators)
+        (evaluator_folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def export_base(pretraining: Pretraining, folder: Path) -> None:
-    """UNet in half precision, VAE and text encoder in fp32 (a half text encoder beside a float UNet fails)."""
+    """UNet in half precision, VAE and text encoder in fp32.
+
+    A half text encoder beside a float UNet fails in a plain `from_pretrained`.
+    """
     modules = pretraining.trained_modules("denoiser")
     pipeline = StableDiffusionPipeline(
         vae=pretraining.vae,
@@ -48,13 +60,16 @@ def export_base(pretraining: Pretraining, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     half = {key: value.half().contiguous() for key, value in modules["unet"].state_dict().items()}
     save_file(half, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "README.md").write_text(
+        base_card(pretraining.folder, pretraining.recipe), encoding="utf-8"
+    )
     write_checksums(folder)
 
 
 def export_evaluator(pretraining: Pretraining, name: str, folder: Path) -> None:
     """Weights in half precision; CLIP with its config and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = pretraining.trained(name)
+    model = pretraining.trained_modules(name)["model"]
     if name == "clip":
         model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
         pretraining.tokenizer.save_pretrained(folder)
@@ -65,10 +80,11 @@ def export_evaluator(pretraining: Pretraining, name: str, folder: Path) -> None:
 
 def _half_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Half precision but for batch-norm statistics, which half cannot hold."""
-    return {
-        key: (value if "running_" in key or not value.is_floating_point() else value.half()).contiguous()
-        for key, value in model.state_dict().items()
-    }
+    out = {}
+    for key, value in model.state_dict().items():
+        whole = "running_" in key or not value.is_floating_point()
+        out[key] = (value if whole else value.half()).contiguous()
+    return out
 
 
 def write_checksums(folder: Path) -> None:
@@ -76,6 +92,17 @@ def write_checksums(folder: Path) -> None:
     sums = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "checksums.json"
+        if path.is_file() and path.name != CHECKSUMS
     }
-    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def wrong_files(folder: Path) -> list[str]:
+    """Files that are missing or differ from checksums.json."""
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    return [
+        name
+        for name, expected in sums.items()
+        if not (folder / name).is_file()
+        or hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected
+    ]

@@ -1,4 +1,7 @@
-"""Several pictures of each of many training identities, with subject masks: for the identity encoder and segmenter."""
+"""Several pictures of each of many training identities, with subject masks.
+
+The identity encoder and the segmenter learn from them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dreamfleet.seeding import numpy_generator
+from dreamfleet.training.pretraining.parallel import OrderedMap
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.render import render
 from dreamfleet.world.scenes import SCENES
@@ -24,9 +28,10 @@ BLOCK = 500
 
 @dataclass
 class Portraits:
-    """`identities` of every class, `per_identity` pictures of each; two identities in a row share states and scenes.
+    """`identities` of every class, `per_identity` pictures of each.
 
-    Row order: class, identity, picture. Identities start at `first` in the training split.
+    Two identities in a row share states and scenes. Row order: class, identity, picture.
+    Identities start at `first` in the training split.
     """
 
     folder: Path
@@ -40,7 +45,7 @@ class Portraits:
         return len(CLASSES) * self.identities * self.per_identity
 
     def spec(self, row: int) -> ImageSpec:
-        """State and scene depend on the class and the picture's number within a pair of identities."""
+        """State and scene depend on the class, the pair of identities and the picture's number."""
         class_index, rest = divmod(row, self.identities * self.per_identity)
         identity, picture = divmod(rest, self.per_identity)
         world_class = list(CLASSES.values())[class_index]
@@ -59,18 +64,27 @@ class Portraits:
             layout_seed=int(own.integers(2**31)),
         )
 
-    def draw(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Draw what is missing."""
+    def draw_rows(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 pictures [n, 64, 64, 3] and masks [n, 64, 64] of `rows`."""
+        pictures = [render(self.spec(row)) for row in rows]
+        images = np.stack([np.asarray(picture.image) for picture in pictures])
+        return images, np.stack([picture.subject_mask for picture in pictures]).astype(np.uint8)
+
+    def draw(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        map_blocks: OrderedMap = map,
+    ) -> None:
+        """Draw what is missing; `map_blocks` may draw blocks in other processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         marker = self.folder / "progress.json"
         done = json.loads(marker.read_text())["done"] if marker.exists() else 0
         images = self._open("images.npy", (self.count, 64, 64, 3), done)
         masks = self._open("masks.npy", (self.count, 64, 64), done)
-        while done < self.count:
-            stop = min(done + BLOCK, self.count)
-            for row in range(done, stop):
-                picture = render(self.spec(row))
-                images[row], masks[row] = np.asarray(picture.image), picture.subject_mask
+        blocks = [range(i, min(i + BLOCK, self.count)) for i in range(done, self.count, BLOCK)]
+        for new_images, new_masks in map_blocks(self.draw_rows, blocks):
+            stop = done + len(new_images)
+            images[done:stop], masks[done:stop] = new_images, new_masks
             images.flush()
             masks.flush()
             done = stop
@@ -95,7 +109,7 @@ class Portraits:
         return np.load(self.folder / "masks.npy", mmap_mode="r")
 
     def pixels_and_masks(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Float [B, 3, 64, 64] in [-1, 1] and [B, 1, 64, 64] in {0, 1}."""
+        """Float [B, 3, 64, 64] in [-1, 1] and [B, 1, 64, 64] in {0, 1}, on the CPU."""
         images = torch.from_numpy(np.stack([self.images[row] for row in rows]))
         masks = torch.from_numpy(np.stack([self.masks[row] for row in rows]))
         return images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0), masks[:, None].float()

@@ -1,12 +1,12 @@
 """From a recipe to the shipped weights: draw the world, train each stage, export.
 
-Everything lies in one working folder and continues where it stands; stages can be run apart, in the order of
-`STAGES` (each names what it needs).
+Everything lies in one working folder and continues where it stands; stages can be run apart, in the
+order of `STAGES` (the oracles need the decoder, all need their drawing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +33,16 @@ from dreamfleet.training.pretraining.evaluators import (
     OracleStage,
     SegmenterStage,
 )
+from dreamfleet.training.pretraining.parallel import ordered_map
 from dreamfleet.training.pretraining.portraits import Portraits
-from dreamfleet.training.pretraining.stage import Progress, Stage, StageRunner, StageSettings
+from dreamfleet.training.pretraining.stage import (
+    Progress,
+    ShouldStop,
+    Stage,
+    StageRunner,
+    StageSettings,
+    Stopped,
+)
 from dreamfleet.training.pretraining.tokenizer import build_tokenizer
 from dreamfleet.world.captions import vocabulary_words
 from dreamfleet.world.draw import draw_dataset
@@ -42,6 +50,7 @@ from dreamfleet.world.evaluators.models import OracleA, OracleB
 
 DRAWINGS = ("corpus", "corpus_b", "portraits")
 STAGES = ("latents", "decoder", "denoiser", "oracle_a", "oracle_b", "segmenter", "identity", "clip")
+ROUND_TRIP_NOISE = 0.35  # at most, in units of the latents' mean deviation
 
 
 @dataclass(frozen=True)
@@ -54,27 +63,60 @@ class PretrainRecipe:
     portrait_identities: int = 300
     portraits_per_identity: int = 4
     latent_channels: int = 16
-    autocast: bool = False
+    autocast: bool = False  # bf16 matrix products in the denoiser
     stages: dict[str, StageSettings] = field(default_factory=dict)
 
 
 def load_recipe(path: str | Path) -> PretrainRecipe:
-    """Read a pretraining recipe; unknown keys are refused."""
-    tree: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    """Read a pretraining recipe.
+
+    Raises:
+        ConfigError: it cannot be read, or has an unknown key or stage.
+    """
     try:
+        tree: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         stages = {name: StageSettings(**values) for name, values in tree.pop("stages").items()}
-        return PretrainRecipe(stages=stages, **tree)
-    except (TypeError, KeyError, AttributeError) as error:
+        recipe = PretrainRecipe(stages=stages, **tree)
+    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"pretraining recipe {path}: {error}") from error
+    if unknown := sorted(set(stages) - set(STAGES)):
+        raise ConfigError(
+            f"pretraining recipe {path}: stages.{unknown[0]} is none of: {', '.join(STAGES)}"
+        )
+    return recipe
+
+
+def checked_names(names: Iterable[str]) -> list[str]:
+    """`names`, or every drawing and stage in order when there are none.
+
+    Raises:
+        BadInputError: one of them is unknown.
+    """
+    known = [*DRAWINGS, *STAGES]
+    chosen = list(names) or known
+    for name in chosen:
+        if name not in known:
+            raise BadInputError(f"pretraining stage {name!r} is none of: {', '.join(known)}")
+    return chosen
 
 
 @dataclass
 class Pretraining:
-    """One recipe in one working folder."""
+    """One recipe in one working folder.
+
+    Attributes:
+        progress: told about every stage.
+        should_stop: asked between steps and between drawn blocks.
+        device: where the modules are trained.
+        processes: how many draw.
+    """
 
     recipe: PretrainRecipe
     folder: Path
     progress: Progress | None = None
+    should_stop: ShouldStop | None = None
+    device: str = "cpu"
+    processes: int = 1
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -95,18 +137,21 @@ class Pretraining:
     def tokenizer(self) -> CLIPTokenizer:
         return build_tokenizer(vocabulary_words())
 
-    def run(self, names: list[str]) -> None:
-        """Draw or train what is named, in order."""
-        for name in names:
+    def run(self, names: Iterable[str] = ()) -> None:
+        """Draw or train what is named (all when nothing is), in order.
+
+        Raises:
+            BadInputError: an unknown name, or a stage without what it needs.
+            Stopped: `should_stop` said so; run again to go on.
+        """
+        for name in checked_names(names):
             if name in DRAWINGS:
                 self.draw(name)
             elif name == "latents":
                 self.encode()
-            elif name in STAGES:
-                StageRunner(self.stage(name), self.folder / "stages", self.progress).run()
             else:
-                known = ", ".join((*DRAWINGS, *STAGES))
-                raise BadInputError(f"pretraining stage {name!r} is none of: {known}")
+                folder = self.folder / "stages"
+                StageRunner(self.stage(name), folder, self.progress, self.should_stop).run()
 
     def draw(self, name: str) -> None:
         """Draw one of DRAWINGS to disk."""
@@ -114,40 +159,55 @@ class Pretraining:
         def report(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(name, done, total, {})
+            if done < total and self.should_stop is not None and self.should_stop():
+                raise Stopped(f"{name}: stopped at picture {done}")
 
-        if name == "portraits":
-            self.portraits.draw(report)
-            return
-        corpus = self.corpus if name == "corpus" else self.corpus_b
-        draw_dataset(corpus.folder, corpus.count, corpus.seed, progress=report)
+        with ordered_map(self.processes) as map_blocks:
+            if name == "portraits":
+                self.portraits.draw(report, map_blocks)
+                return
+            corpus = self.corpus if name == "corpus" else self.corpus_b
+            draw_dataset(
+                corpus.folder, corpus.count, corpus.seed, progress=report, map_blocks=map_blocks
+            )
 
     def encode(self) -> None:
-        """Fit the linear encoder and encode the corpus with it."""
+        """Fit the linear encoder and encode the corpus with it, unless that is done."""
+        if self._encoded():
+            return
+        self._need(self.corpus.folder / "images.npy", "corpus")
         basis = fit_basis(self.corpus, self.recipe.latent_channels)
-        torch.save({"matrix": basis.matrix, "mean": basis.mean}, self.folder / "basis.pt")
-        torch.save(encode_corpus(basis, self.corpus), self.folder / "latents.pt")
+        _save({"matrix": basis.matrix, "mean": basis.mean}, self.folder / "basis.pt")
+        _save(encode_corpus(basis, self.corpus), self.folder / "latents.pt")
+
+    def _encoded(self) -> bool:
+        if not (self.folder / "latents.pt").exists():
+            return False
+        expected = (self.recipe.num_pictures, self.recipe.latent_channels)
+        return tuple(self.latents.shape[:2]) == expected
 
     @cached_property
     def basis(self) -> PatchBasis:
         """The linear encoder."""
-        return PatchBasis(**torch.load(self.folder / "basis.pt", weights_only=True))
+        path = self._need(self.folder / "basis.pt", "latents")
+        return PatchBasis(**torch.load(path, weights_only=True))
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """fp16 [num_pictures, C, 16, 16], memory-mapped."""
+        path = self._need(self.folder / "latents.pt", "latents")
+        latents: Tensor = torch.load(path, weights_only=True, mmap=True)
+        return latents
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The VAE with its decoder as far as it is trained."""
-        stage = self.stage("decoder")
-        runner = StageRunner(stage, self.folder / "stages")
-        runner.load()
-        runner.use_ema()
-        return stage.vae.eval().requires_grad_(False)  # type: ignore[attr-defined]
-
-    @cached_property
-    def latents(self) -> Tensor:
-        """fp16 [num_pictures, C, 16, 16]."""
-        return torch.load(self.folder / "latents.pt", weights_only=True, mmap=True)
+        stage = self._trained_stage("decoder")
+        assert isinstance(stage, DecoderStage)
+        return stage.vae.eval().requires_grad_(False)
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name`, untrained."""
+        """The stage called `name`, untrained, on `device`."""
         recipe, settings = self.recipe, self._settings(name)
         builders: dict[str, Callable[[], Stage]] = {
             "decoder": lambda: DecoderStage(
@@ -166,19 +226,25 @@ class Pretraining:
             "identity": lambda: IdentityStage(self.portraits, settings, recipe.seed),
             "clip": lambda: ClipStage(self.corpus, self.tokenizer, settings, recipe.seed),
         }
-        return builders[name]()
-
-    def trained(self, name: str) -> nn.Module:
-        """The module of a finished stage (for "denoiser" see `trained_modules`)."""
-        return next(iter(self.trained_modules(name).values()))
+        torch.manual_seed(recipe.seed)  # initial weights
+        return builders[name]().to(self.device)
 
     def trained_modules(self, name: str) -> dict[str, nn.Module]:
-        """The modules of a stage as its folder has them, averaged weights where it keeps them."""
+        """A stage's modules as its folder has them, averaged weights where it keeps them."""
+        return self._trained_stage(name).modules
+
+    def _trained_stage(self, name: str) -> Stage:
         stage = self.stage(name)
         runner = StageRunner(stage, self.folder / "stages")
+        self._need(runner.state_path, name)
         runner.load()
         runner.use_ema()
-        return stage.modules
+        return stage
+
+    def _need(self, path: Path, stage: str) -> Path:
+        if not path.exists():
+            raise BadInputError(f"{path} is missing: run stage {stage} in {self.folder} first")
+        return path
 
     def _settings(self, name: str) -> StageSettings:
         if name not in self.recipe.stages:
@@ -189,6 +255,14 @@ class Pretraining:
     def _round_trip(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Through the latents and back, with noise in them as young samples have it."""
         z = self.basis.encode(pixels)
-        strength = 0.35 * torch.rand((len(z), 1, 1, 1), generator=generator)
+        strength = ROUND_TRIP_NOISE * torch.rand((len(z), 1, 1, 1), generator=generator)
         z = z + strength * torch.randn(z.shape, generator=generator)
-        return self.vae.decode(z).sample.clamp(-1, 1)
+        decoded: Tensor = self.vae.decode(z.to(self.device)).sample
+        return decoded.clamp(-1, 1).cpu()
+
+
+def _save(content: object, path: Path) -> None:
+    """Replaces the former file only when whole: other processes may have it mapped."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)

@@ -1,10 +1,12 @@
 """The embedded base's tokenizer: byte-level BPE, CLIP's layout, every word of the world one token.
 
-Any printable text encodes, since the alphabet holds every byte; the rare identifier tokens are single tokens.
+Any printable text encodes, since the alphabet holds every byte; the rare identifier tokens are
+single tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -34,7 +36,7 @@ def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) 
         show_progress=False,
     )
     bpe.train_from_iterator([" ".join(words)], trainer)
-    merges = [tuple(merge) for merge in _merges(bpe)]
+    merges = _merges(bpe)
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     pieces += [left + right for left, right in merges]
     vocab = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, BOS, EOS]))}
@@ -42,6 +44,4 @@ def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) 
 
 
 def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]

@@ -12,11 +12,12 @@ MARGIN = 0.10  # of the box's side, kept around the subject
 def subject_crops(pixels: Tensor, masks: Tensor) -> Tensor:
     """The subject of each picture on grey, its box (squared, with a margin) enlarged to 64x64.
 
-    `pixels` [B, 3, 64, 64] in [-1, 1], `masks` [B, 1, 64, 64] in [0, 1]. An empty mask keeps the whole picture.
+    `pixels` [B, 3, 64, 64] in [-1, 1], `masks` [B, 1, 64, 64] in [0, 1]. An empty mask keeps the
+    whole picture.
     """
     size = pixels.shape[-1]
     rows = []
-    for picture, mask in zip(pixels, masks, strict=True):
+    for mask in masks:
         found = torch.nonzero(mask[0] > 0.5)
         if len(found) < 16:
             rows.append(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))

@@ -16,6 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.world.classes import CLASSES
+from dreamfleet.world.draw import VIEWS
 from dreamfleet.world.evaluators.crops import subject_crops
 from dreamfleet.world.evaluators.models import (
     UNREADABLE,
@@ -29,7 +30,6 @@ from dreamfleet.world.styles import STYLES
 
 SIZE_PX = 64
 BATCH = 64
-VIEWS = ("side", "front", "back")
 
 
 def weights_path(name: str) -> Path:
@@ -37,8 +37,8 @@ def weights_path(name: str) -> Path:
     folder = Path(__file__).resolve().parent.parent / "weights" / name
     if not (folder / "model.safetensors").is_file():
         raise BadInputError(
-            f"evaluator {name!r}: {folder} holds no model.safetensors; reinstall dreamfleet or train it "
-            "with pipelines/pretrain_base.py --export"
+            f"evaluator {name!r}: {folder} holds no model.safetensors; reinstall dreamfleet or "
+            "train it with pipelines/pretrain_base.py --export"
         )
     return folder
 
@@ -61,8 +61,8 @@ def _batches(pixels: Tensor) -> Iterator[Tensor]:
 
 def _load(model: nn.Module, name: str) -> nn.Module:
     state = load_file(weights_path(name) / "model.safetensors")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                           for key, value in state.items()})  # fmt: skip
+    whole = {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
+    model.load_state_dict(whole)
     return model.eval().requires_grad_(False)
 
 
@@ -127,9 +127,7 @@ class IdentityJudge:
     segmenter: SegmenterJudge
 
     @torch.no_grad()
-    def embed(
-        self, images: Sequence[Image.Image], masks: np.ndarray | None = None
-    ) -> np.ndarray:
+    def embed(self, images: Sequence[Image.Image], masks: np.ndarray | None = None) -> np.ndarray:
         """Float [N, 128]; `masks` bool [N, 64, 64] are found by the segmenter when not given."""
         found = self.segmenter.masks(images) if masks is None else masks
         crops = subject_crops(to_pixels(images), torch.from_numpy(found)[:, None].float())

@@ -71,7 +71,10 @@ class _Block(nn.Module):
 
 
 class OracleB(nn.Module):
-    """A ConvNeXt-like network (no batch statistics, depthwise kernels): unlike A in kind and in data."""
+    """A ConvNeXt-like network (no batch statistics, depthwise kernels).
+
+    Unlike A in kind, and trained on another draw of the world.
+    """
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class OracleB(nn.Module):
 
 
 class IdentityEncoder(nn.Module):
-    """A small ViT on convolutional patches whose class token is the identity embedding (as DINO's is)."""
+    """A small ViT on convolutional patches; class token and mean token give the embedding."""
 
     def __init__(self, width: int = 128, depth: int = 4, heads: int = 4, dim: int = 128) -> None:
         super().__init__()

@@ -1,0 +1,208 @@
+"""LoRA in a base's UNet and text encoder, defined by PEFT so that it loads wherever PEFT's does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.helpers import rescale_adapter_scale
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from dreamfleet.bases import Base
+from dreamfleet.errors import ConfigError
+from dreamfleet.seeding import torch_generator
+
+LoraLayers = Literal["attention", "attention_ff", "all"]
+
+ADAPTER_NAME = "subject"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "proj_in",
+    "proj_out",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+)
+TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def target_modules(family: str, layers: LoraLayers) -> list[str]:
+    """Suffixes of the UNet layers that get a LoRA.
+
+    `attention`: queries, keys, values and outputs of self- and cross-attention (as diffusers' DreamBooth script);
+    `attention_ff`: the transformer blocks' feed-forward layers too; `all`: also the convolutions of the residual blocks,
+    of the samplers between stages and around the transformers.
+    """
+    if family not in ("sd1",):
+        raise ConfigError(f"train.lora_layers: no target layers known for model family {family!r}")
+    groups = {
+        "attention": ATTENTION,
+        "attention_ff": (*ATTENTION, *FEED_FORWARD),
+        "all": (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS),
+    }
+    return list(groups[layers])
+
+
+def add_lora(
+    base: Base,
+    *,
+    rank: int,
+    alpha: float,
+    layers: LoraLayers,
+    train_text_encoder: bool = False,
+    seed: int = 0,
+) -> list[tuple[str, nn.Parameter]]:
+    """Put a fresh LoRA into `base` and return its parameters, fp32 and trainable, by name.
+
+    The first factor is Gaussian with deviation 1/rank and the second zero (PEFT's "gaussian"), drawn from generators keyed
+    by (seed, "init.<tensor>"): independent of the order of layers and of what was drawn before.
+    """
+    unet = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        init_lora_weights="gaussian",
+        target_modules=target_modules(base.family, layers),
+    )
+    base.unet.add_adapter(unet, adapter_name=ADAPTER_NAME)
+    if train_text_encoder:
+        text = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+            init_lora_weights="gaussian",
+            target_modules=list(TEXT_ENCODER_TARGETS),
+        )
+        base.text_encoder.add_adapter(text, adapter_name=ADAPTER_NAME)
+    parameters = lora_parameters(base)
+    for name, parameter in parameters:
+        parameter.data = parameter.data.float()
+        _initialise(name, parameter, rank, seed)
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
+    """The adapter's parameters by name (`unet.` or `text_encoder.` in front), in the modules' order."""
+    return [
+        (f"{prefix}.{name}", parameter)
+        for prefix, module in _adapted(base)
+        for name, parameter in module.named_parameters()
+        if "lora_" in name
+    ]
+
+
+def lora_state(base: Base) -> dict[str, Tensor]:
+    """The adapter as PEFT names it (`unet.` or `text_encoder.` in front): what a file holds. Tensors are copies."""
+    return {
+        f"{prefix}.{key}": value.detach().clone()
+        for prefix, module in _adapted(base)
+        for key, value in get_peft_model_state_dict(module, adapter_name=ADAPTER_NAME).items()
+    }
+
+
+def set_lora_state(base: Base, state: dict[str, Tensor]) -> None:
+    """Put the values of `lora_state` back into an adapter of the same shape."""
+    for prefix, module in _adapted(base):
+        own = {
+            key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")
+        }
+        set_peft_model_state_dict(module, own, adapter_name=ADAPTER_NAME)
+
+
+def has_lora(base: Base) -> bool:
+    """Whether an adapter is in the base."""
+    return bool(_adapted(base))
+
+
+def lora_metadata(base: Base) -> dict[str, dict[str, Any]]:
+    """PEFT's description of the adapter in `unet` and `text_encoder`, ready for JSON.
+
+    Without it a file loses its alpha, and lists are sorted so that equal adapters make equal files.
+    """
+    return {
+        prefix: {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in module.peft_config[ADAPTER_NAME].to_dict().items()
+        }
+        for prefix, module in _adapted(base)
+    }
+
+
+def remove_lora(base: Base) -> None:
+    """Take the adapter out; the base is exactly what it was."""
+    for _, module in _adapted(base):
+        module.delete_adapters(ADAPTER_NAME) if _is_diffusers(module) else module.delete_adapter(ADAPTER_NAME)
+    if getattr(base.unet, "_hf_peft_config_loaded", False):
+        base.unet.unload_lora()
+
+
+class AdapterSwitch:
+    """Turns the adapter in a base off and on; keeps the list of layers, so that it is quick enough for every step.
+
+    Args:
+        base: with its adapter already in it; without one there is nothing to switch.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._layers = [
+            layer
+            for _, module in _adapted(base)
+            for layer in module.modules()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """The bare base. PEFT's `enable_adapters` would flip every parameter's requires_grad too."""
+        before = [layer._disable_adapters for layer in self._layers]
+        for layer in self._layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer, was_disabled in zip(self._layers, before, strict=True):
+                layer._disable_adapters = was_disabled
+
+
+@contextlib.contextmanager
+def adapter_disabled(base: Base) -> Iterator[None]:
+    """The bare base: the frozen pretrained teacher. A base without adapter is left as it is."""
+    with AdapterSwitch(base).off():
+        yield
+
+
+@contextlib.contextmanager
+def adapter_strength(base: Base, strength: float) -> Iterator[None]:
+    """The adapter's change times `strength` (1: as trained; 0: the bare base)."""
+    with contextlib.ExitStack() as stack:
+        if strength != 1.0:
+            for _, module in _adapted(base):
+                stack.enter_context(rescale_adapter_scale(module, strength))
+        yield
+
+
+def _adapted(base: Base) -> list[tuple[str, Any]]:
+    return [
+        (prefix, module)
+        for prefix, module in (("unet", base.unet), ("text_encoder", base.text_encoder))
+        if ADAPTER_NAME in getattr(module, "peft_config", {})
+    ]
+
+
+def _is_diffusers(module: Any) -> bool:
+    return hasattr(module, "unload_lora")
+
+
+def _initialise(name: str, parameter: nn.Parameter, rank: int, seed: int) -> None:
+    with torch.no_grad():
+        if "lora_B" in name:
+            parameter.zero_()
+            return
+        draw = torch.randn(parameter.shape, generator=torch_generator(seed, f"init.{name}"))
+        parameter.copy_(draw / rank)

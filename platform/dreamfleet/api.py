@@ -1,0 +1,163 @@
+"""The command line's work as Python functions: `dreamfleet.personalize`, `dreamfleet.generate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet import flags
+from dreamfleet.config import RunConfig, load_config
+from dreamfleet.errors import AdapterFileError, BadInputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dreamfleet.bases import Base
+    from dreamfleet.personalization import PersonalizeResult
+    from dreamfleet.runtime.progress import Progress
+
+
+def personalize(
+    photos: str | Path | Sequence[str | Path] = (),
+    *,
+    config: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> PersonalizeResult:
+    """Train an adapter for one subject or many.
+
+    Args:
+        photos: a folder, zip or files of one subject; several folders, or a CSV or YAML list, for
+            many.
+        config: a YAML recipe; `settings` win over it.
+        resume: go on with the run in the output folder.
+        overwrite: begin again in a used output folder.
+        progress: where bars and lines go; default: nowhere.
+        settings: named like the flags of `dreamfleet personalize`, e.g. `class_word="dog",
+            sude_weight=0.4`.
+
+    Raises:
+        BadInputError: something given cannot be used; named.
+        TrainingError: training ended without an adapter.
+    """
+    from dreamfleet.personalization import personalize as run
+
+    overrides = flags.keyword_overrides(settings)
+    entries = [photos] if isinstance(photos, str | Path) else list(photos)
+    if entries:
+        overrides["subject.images"] = [os.fspath(entry) for entry in entries]
+    tree = load_config(config, overrides)
+    return run(tree, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def generate(
+    prompt: str,
+    *,
+    adapter: str | Path | None = None,
+    base_model: str | Path | None = None,
+    negative_prompt: str = "",
+    num_images: int = 1,
+    seed: int = 0,
+    scheduler: str = "ddim",
+    num_inference_steps: int = 25,
+    guidance_scale: float | None = None,
+    adapter_strength: float = 1.0,
+    device: str = "auto",
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """Draw `num_images` pictures; picture i has the seed `seed + i`, whatever the batch size.
+
+    Args:
+        prompt: `{token}` and `{class}` are replaced by those of the adapter.
+        adapter: output folder of `personalize`, or a LoRA file; None: the bare base.
+        base_model: default: the one that the adapter was trained on, else the embedded one.
+        guidance_scale: classifier-free guidance; None: the base's own.
+        adapter_strength: factor on a LoRA; 0 is the bare base.
+
+    Raises:
+        AdapterFileError: the adapter is missing, damaged or for another base.
+        BaseModelError: the base model cannot be loaded.
+    """
+    from dreamfleet.bases import load_base
+    from dreamfleet.engine.sampling import sample_images
+    from dreamfleet.runtime.progress import SilentProgress
+
+    place = None if adapter is None else Path(adapter).expanduser()
+    whole = place is not None and _is_whole_model(place)
+    made_by = None if place is None else _recipe_beside(place)
+    base = load_base(_base_name(place if whole else base_model, made_by), device=device)
+    if place is not None and not whole:
+        _load_lora(base, place)
+    text = _filled(prompt, made_by)
+    images: list[Image.Image] = []
+    with (progress or SilentProgress()).stage("pictures", num_images) as stage:
+        for first in range(0, num_images, batch_size):
+            seeds = [seed + i for i in range(first, min(first + batch_size, num_images))]
+            images += sample_images(
+                base,
+                [text] * len(seeds),
+                seeds,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                negative_prompt=negative_prompt,
+                adapter_strength=adapter_strength,
+            )
+            stage.update(len(images))
+    return images
+
+
+def writable_folder(path: str | Path) -> Path:
+    """`path` as a folder that exists and takes files.
+
+    Raises BadInputError when it cannot be made or written.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"output folder {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInputError(f"output folder {folder}: cannot be written; give another")
+    return folder
+
+
+def _is_whole_model(place: Path) -> bool:
+    """True for a fully fine-tuned model, False for a LoRA's folder or file."""
+    from dreamfleet.adapters.files import adapter_kind
+
+    if not place.exists():
+        raise AdapterFileError(
+            f"adapter {place}: does not exist; give the output folder of `dreamfleet personalize`"
+        )
+    return place.is_dir() and adapter_kind(place) == "full"
+
+
+def _recipe_beside(place: Path) -> RunConfig | None:
+    """The configuration that lies beside an adapter of ours."""
+    path = (place if place.is_dir() else place.parent) / "config.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def _base_name(given: str | Path | None, made_by: RunConfig | None) -> str | Path:
+    if given is not None:
+        return given
+    return made_by.base_model if made_by is not None else "embedded"
+
+
+def _filled(prompt: str, made_by: RunConfig | None) -> str:
+    if made_by is None:
+        return prompt
+    subject = made_by.subject
+    return prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)
+
+
+def _load_lora(base: Base, place: Path) -> None:
+    from dreamfleet.adapters.files import load_adapter
+
+    load_adapter(base, place)

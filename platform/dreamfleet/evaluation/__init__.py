@@ -1,0 +1,1 @@
+"""How good an adapter is: metrics, benchmarks, statistics and reports."""

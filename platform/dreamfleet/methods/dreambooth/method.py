@@ -1,0 +1,111 @@
+"""DreamBooth as the engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dreamfleet.adapters.lora import LoraLayers, add_lora
+from dreamfleet.bases import Base
+from dreamfleet.bases.loading import load_component
+from dreamfleet.bases.quiet import quiet_libraries
+from dreamfleet.config import RunConfig
+from dreamfleet.errors import ConfigError
+from dreamfleet.methods.base import Batch, LossTerms
+from dreamfleet.methods.dreambooth.config import DreamBoothSettings
+from dreamfleet.methods.dreambooth.loss import DreamBoothLoss
+from dreamfleet.methods.dreambooth.prompts import without_token
+from dreamfleet.methods.dreambooth.teacher import CurrentTeacher, PretrainedTeacher, Teacher
+from dreamfleet.methods.dreambooth.text import TextCache
+
+
+class DreamBooth:
+    """Puts an adapter into `base` (or makes its weights trainable) and computes losses.
+
+    Args:
+        base: freshly loaded; it is changed.
+        config: resolved (`bases.resolved_config`): rank, alpha and layers are set.
+
+    Raises:
+        ConfigError: the configuration has gaps.
+    """
+
+    def __init__(self, base: Base, config: RunConfig) -> None:
+        self.base = base
+        self.token = config.subject.token
+        self.settings = DreamBoothSettings.from_config(config)
+        frozen_teacher = PretrainedTeacher(base, self.settings) if self.settings.needs_frozen_teacher else None
+        self._parameters = self._prepare(config)
+        self._texts = None if self.settings.train_text_encoder else TextCache(base)
+        self.teacher = frozen_teacher
+        self._loss = DreamBoothLoss(
+            base,
+            self.settings,
+            self._encode,
+            self._sude_teacher(frozen_teacher),
+            frozen_teacher if self.settings.prior_form == "teacher" else None,
+        )
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """All trained parameters by name, fp32."""
+        return self._parameters
+
+    def losses(self, batch: Batch) -> LossTerms:
+        """L_sub + w_s L_sude + lambda L_prior of a batch, with gradient."""
+        return self._loss(batch)
+
+    def class_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Each prompt without the identifier token."""
+        return [without_token(prompt, self.token) for prompt in prompts]
+
+    def train_mode(self, training: bool) -> None:
+        """Training mode for the trained modules. These models have no dropout; checkpointing and the like obey the flag."""
+        for _, module in self._trained_modules():
+            module.train(training)
+
+    def _trained_modules(self) -> list[tuple[str, Any]]:
+        modules = [("unet", self.base.unet)]
+        if self.settings.train_text_encoder:
+            modules.append(("text_encoder", self.base.text_encoder))
+        return modules
+
+    def _prepare(self, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
+        if self.settings.mode == "full":
+            return self._prepare_full()
+        train = config.train
+        if train.rank is None or train.lora_layers is None:
+            raise ConfigError("train.rank and train.lora_layers are not set; use bases.resolved_config first")
+        layers: LoraLayers = train.lora_layers
+        return add_lora(
+            self.base,
+            rank=train.rank,
+            alpha=float(train.rank if train.lora_alpha is None else train.lora_alpha),
+            layers=layers,
+            train_text_encoder=train.train_text_encoder,
+            seed=train.seed,
+        )
+
+    def _prepare_full(self) -> list[tuple[str, nn.Parameter]]:
+        """Master weights in fp32: half-precision updates of 1e-6 would be lost in rounding."""
+        if self.base.unet.dtype != torch.float32:
+            with quiet_libraries():
+                unet = load_component(self.base.files, "unet", torch.float32)
+            self.base.unet = unet.to(self.base.device)
+        parameters: list[tuple[str, nn.Parameter]] = []
+        for prefix, module in self._trained_modules():
+            module.requires_grad_(True)
+            parameters += [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
+        return parameters
+
+    def _sude_teacher(self, frozen_teacher: PretrainedTeacher | None) -> Teacher | None:
+        if not self.settings.with_sude:
+            return None
+        if self.settings.sude_teacher == "pretrained":
+            return frozen_teacher
+        return CurrentTeacher(self.base, self.settings)
+
+    def _encode(self, prompts: tuple[str, ...]) -> Any:
+        return self.base.encode_prompts(prompts) if self._texts is None else self._texts.encode(prompts)

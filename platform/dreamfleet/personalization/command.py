@@ -1,0 +1,298 @@
+"""One `personalize` call, from its plan to its results."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
+from dreamfleet.data.cache import default_cache
+from dreamfleet.data.preparation import Preparation
+from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.errors import BadInputError
+from dreamfleet.personalization.finishing import Finisher
+from dreamfleet.personalization.planning import complete_requests, output_root, warn_of_prompts
+from dreamfleet.personalization.results import (
+    PersonalizeResult,
+    PreparedSubjects,
+    Status,
+    SubjectResult,
+)
+from dreamfleet.runtime.locks import exclusive_run
+from dreamfleet.runtime.progress import Progress, SilentProgress
+from dreamfleet.training.output import OutputFolder
+from dreamfleet.training.sample_prompts import sample_prompts
+from dreamfleet.training.task import SamplePlan, TrainTask
+from dreamfleet.training.worker import earlier_outcome
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import BaseFiles
+    from dreamfleet.runtime.session import RaySession
+    from dreamfleet.tracking import Tracker
+
+PREVIEW_IMAGES = 2
+
+
+def personalize(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PersonalizeResult:
+    """Train an adapter for each subject that `config` names.
+
+    Args:
+        config: the whole recipe; None values are filled with the base model's own.
+        resume: go on with the runs in the output folder (one that is not there yet is begun).
+        overwrite: begin again in a used output folder of an earlier run.
+        progress: where bars and lines go; default: nowhere.
+
+    Returns:
+        One result per subject. With several subjects one that fails is a result; with one subject it is raised.
+
+    Raises:
+        BadInputError: something given cannot be used; named, before Ray starts where possible.
+        TrainingError: the only subject's training ended without an adapter.
+        KeyboardInterrupt: interrupted; checkpoints are written, `resume` goes on.
+    """
+    started = time.monotonic()
+    run = Command.planned(
+        config, resume=resume, overwrite=overwrite, progress=progress or SilentProgress()
+    )
+    with _sigterm_as_interrupt(), exclusive_run(run.output):
+        results = run.execute()
+    return PersonalizeResult(results, time.monotonic() - started)
+
+
+def prepare_subjects(config: RunConfig, *, progress: Progress | None = None) -> PreparedSubjects:
+    """Validate, crop, encode and cache photos (and the prior set, if asked for) without training.
+
+    With `config.output_dir` the training squares are written there, below each subject's id.
+
+    Raises:
+        BadInputError: as `personalize`.
+    """
+    from dreamfleet.runtime.session import ray_session
+
+    say = progress or SilentProgress()
+    requests, files, resolved = complete_requests(config)
+    with ray_session(resolved.cluster, dashboard=False) as session:
+        preparation = _preparation(files, resolved, session, say)
+        preparation.prepare_photos(requests)
+        usable = preparation.check_subjects(requests, announce=False)
+        usable = preparation.prepare_priors(usable)
+        subjects = [preparation.subject_set(request) for request in usable]
+        preparation.cache.prune()
+    if config.output_dir:
+        for subject in subjects:
+            subject.write_pictures(Path(config.output_dir).expanduser() / subject.id)
+    return PreparedSubjects(subjects, preparation.failures)
+
+
+def _preparation(
+    files: BaseFiles, resolved: RunConfig, session: RaySession | None, progress: Progress
+) -> Preparation:
+    from dreamfleet.runtime.devices import choose_device
+
+    return Preparation(
+        base=files,
+        base_model=resolved.base_model,
+        config=resolved,
+        cache=default_cache(resolved.data.cache_max_gib),
+        device=choose_device(resolved, session),
+        session=session,
+        progress=progress,
+    )
+
+
+@dataclass
+class Command:
+    """One `personalize` call."""
+
+    requests: list[SubjectRequest]
+    files: BaseFiles
+    config: RunConfig
+    output: Path
+    folders: dict[str, OutputFolder]
+    resume: bool
+    overwrite: bool
+    progress: Progress
+
+    @classmethod
+    def planned(
+        cls, config: RunConfig, *, resume: bool, overwrite: bool, progress: Progress
+    ) -> Command:
+        """Check all that can be checked without Ray; nothing is written.
+
+        Raises:
+            BadInputError: naming what cannot be used.
+        """
+        if resume and overwrite:
+            raise BadInputError(
+                "--resume and --overwrite: one goes on, the other begins again; give one of them"
+            )
+        requests, files, resolved = complete_requests(config)
+        output = output_root(config, requests)
+        alone = len(requests) == 1
+        folders = {
+            request.id: OutputFolder.of(
+                output if alone else output / request.id, config.cluster.storage_path, request.id
+            )
+            for request in requests
+        }
+        for folder in folders.values():
+            folder.check(resume=resume, overwrite=overwrite)
+        warn_of_prompts(requests, files, progress)
+        return cls(requests, files, resolved, output, folders, resume, overwrite, progress)
+
+    def execute(self) -> list[SubjectResult]:
+        from dreamfleet.runtime.session import ray_address, ray_session
+
+        fresh = [folder for folder in self.folders.values() if not folder.is_used()]
+        for request in self.requests:
+            if request.found is not None:
+                self._begin(request)
+        with ThreadPoolExecutor(1, thread_name_prefix="tracker") as pool:
+            tracker = pool.submit(self._tracker)  # a new MLflow database takes seconds, as Ray does
+            address = ray_address(self.config.cluster)
+            self.progress.info(f"joining Ray at {address}" if address else "starting Ray")
+            with ray_session(self.config.cluster) as session:
+                try:
+                    preparation, usable = self._prepare(session)
+                except BaseException:
+                    tracker.result().close()
+                    for folder in fresh:
+                        folder.withdraw()
+                    raise
+                return self._train_and_finish(preparation, usable, tracker.result())
+
+    def _prepare(self, session: RaySession) -> tuple[Preparation, list[SubjectRequest]]:
+        preparation = _preparation(self.files, self.config, session, self.progress)
+        preparation.prepare_photos(self.requests)
+        usable = preparation.prepare_priors(preparation.check_subjects(self.requests))
+        return preparation, usable
+
+    def _train_and_finish(
+        self, preparation: Preparation, usable: list[SubjectRequest], tracker: Tracker
+    ) -> list[SubjectResult]:
+        finisher = Finisher(self, preparation, tracker)
+        try:
+            self._train(usable, preparation, finisher)
+        except BaseException:
+            finisher.abandon()
+            raise
+        finally:
+            finisher.close()
+        preparation.cache.prune()
+        for identity, reason in preparation.failures.items():
+            finisher.results[identity] = self.result(identity, "failed", message=reason)
+        results = [finisher.results[request.id] for request in self.requests]
+        if len(results) > 1:
+            self._summarise(results)
+        return results
+
+    def _train(
+        self,
+        requests: Sequence[SubjectRequest],
+        preparation: Preparation,
+        finisher: Finisher,
+    ) -> None:
+        parallel, session = self.config.cluster.parallel, preparation.session
+        assert session is not None  # training workers live in Ray
+        if parallel == "data" or (parallel == "auto" and len(self.requests) == 1):
+            from dreamfleet.training.ray_train import train_with_ray
+
+            for request in requests:
+                task = self.task(request, preparation)
+                outcome = earlier_outcome(task, self.config.cluster.num_workers)
+                if outcome is None:
+                    with finisher.watching([request]) as on_event:
+                        outcome = train_with_ray(task, session, on_event)
+                finisher.finish(outcome)
+            return
+        from dreamfleet.training.fleet import FleetJob, train_fleet
+
+        jobs = [FleetJob(request.id, _builder(self, request, preparation)) for request in requests]
+        with finisher.watching(requests) as on_event:
+            train_fleet(
+                jobs, self.config.cluster, session, preparation.device, on_event, finisher.finish
+            )
+
+    def task(self, request: SubjectRequest, preparation: Preparation) -> TrainTask:
+        """All that a worker needs to train one subject."""
+        config = request.config
+        images = config.sampling.num_validation_images
+        prompts = tuple(sample_prompts(config))
+        return TrainTask(
+            config=config,
+            subject=preparation.subject_set(request),
+            prior=preparation.prior_set(request),
+            base_hash=self.files.hash,
+            checkpoints=self.folders[request.id].checkpoints.location,
+            device=preparation.device,
+            final_samples=SamplePlan(prompts, images, config.train.seed),
+            preview_samples=SamplePlan(
+                prompts[:2], min(PREVIEW_IMAGES, max(images, 1)), config.train.seed
+            ),
+        )
+
+    def request(self, identity: str) -> SubjectRequest:
+        return next(request for request in self.requests if request.id == identity)
+
+    def result(self, identity: str, status: Status, **values: Any) -> SubjectResult:
+        request = self.request(identity)
+        return SubjectResult(
+            identity, request.display_name, status, self.folders[identity].path, **values
+        )
+
+    def _begin(self, request: SubjectRequest) -> None:
+        folder = self.folders[request.id]
+        if self.resume and not folder.is_used():
+            self.progress.info(f"{folder.path}: nothing to go on from; beginning")
+        complete = request.config.model_copy(update={"output_dir": str(folder.path)})
+        folder.begin(
+            overwrite=self.overwrite,
+            info={**({} if self.overwrite else folder.info()), "subject": request.id},
+        )
+        folder.write_text("config.yaml", dump_config(complete))
+
+    def _tracker(self) -> Tracker:
+        from dreamfleet.tracking import open_tracker
+
+        return open_tracker(self.config.tracking, dreamfleet_home() / "spool", self.progress.warn)
+
+    def _summarise(self, results: Sequence[SubjectResult]) -> None:
+        for result in results:
+            state = result.status if not result.message else f"{result.status}: {result.message}"
+            self.progress.info(f"{result.display_name:<24} {state}  {result.output_dir}")
+
+
+def _builder(
+    command: Command, request: SubjectRequest, preparation: Preparation
+) -> Callable[[], TrainTask]:
+    return lambda: command.task(request, preparation)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A polite kill (a stopped job, a drained pod) ends like Ctrl-C: with checkpoints."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,152 @@
+"""Events while subjects train, and what is written once one of them is done."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.errors import TrainingError
+from dreamfleet.personalization.publishing import publish
+from dreamfleet.personalization.results import SubjectResult
+from dreamfleet.runtime.progress import Stage
+from dreamfleet.training.task import PreviewEvent, StageEvent, StepEvent
+
+if TYPE_CHECKING:
+    from dreamfleet.data.preparation import Preparation
+    from dreamfleet.personalization.command import Command
+    from dreamfleet.tracking import Run, Tracker
+    from dreamfleet.training.task import TrainEvent, TrainOutcome
+
+
+class Finisher:
+    """Takes the workers' events and outcomes; called in one thread."""
+
+    def __init__(self, command: Command, preparation: Preparation, tracker: Tracker) -> None:
+        self._command, self._preparation, self._tracker = command, preparation, tracker
+        self._runs: dict[str, Run] = {}
+        self._logged: dict[str, int] = {}  # subject -> last step that was recorded
+        self._parent = self._start_parent()
+        self.results: dict[str, SubjectResult] = {}
+
+    @contextlib.contextmanager
+    def watching(
+        self, requests: Sequence[SubjectRequest]
+    ) -> Iterator[Callable[[TrainEvent], None]]:
+        """A bar over the steps of all `requests`, and what to do with each event."""
+        total = sum(int(request.config.train.max_train_steps or 0) for request in requests)
+        title = "training" if len(requests) == 1 else f"training {len(requests)} subjects"
+        steps: dict[str, int] = {}
+        with self._command.progress.stage(title, total) as stage:
+            yield lambda event: self._on_event(event, steps, stage)
+
+    def _on_event(self, event: TrainEvent, steps: dict[str, int], stage: Stage) -> None:
+        run = self._run(event.subject_id)
+        if isinstance(event, StepEvent):
+            if event.step > self._logged.get(event.subject_id, 0):  # not again after a worker's loss
+                self._logged[event.subject_id] = event.step
+                run.log_metrics(event.metrics, event.step)
+            steps[event.subject_id] = event.step
+            stage.update(sum(steps.values()), _step_note(event, len(self._command.requests) > 1))
+        elif isinstance(event, PreviewEvent):
+            run.log_grid(event.images, "samples", event.step)
+        elif isinstance(event, StageEvent):
+            steps[event.subject_id] = max(steps.get(event.subject_id, 0), event.step)
+            if event.stage == "resumed":
+                self._command.progress.info(f"{event.subject_id}: {event.text}")
+            stage.update(sum(steps.values()), event.text)
+
+    def finish(self, outcome: TrainOutcome) -> None:
+        """Write and record what one subject's training gave; never raises for a subject among several."""
+        run = self._run(outcome.subject_id)
+        if outcome.status == "finished":
+            try:
+                result = self._publish(outcome, run)
+            except Exception as error:
+                if len(self._command.requests) == 1:
+                    run.finish("FAILED")
+                    raise
+                result = self._failure(outcome, f"{type(error).__name__}: {error}")
+        else:
+            result = self._failure(outcome, outcome.message)
+        self.results[outcome.subject_id] = result
+        run.finish("FINISHED" if result.status == "finished" else "FAILED")
+        if result.status != "finished" and len(self._command.requests) == 1:
+            raise TrainingError(result.message)
+
+    def _publish(self, outcome: TrainOutcome, run: Run) -> SubjectResult:
+        identity = outcome.subject_id
+        request = self._command.request(identity)
+        folder = self._command.folders[identity]
+        published = publish(
+            outcome=outcome,
+            request=request,
+            subject=self._preparation.subject_set(request),
+            folder=folder,
+            base=self._command.files,
+            run=run,
+            progress=self._command.progress,
+        )
+        folder.update_info({"status": "finished", "step": outcome.step})
+        return self._command.result(
+            identity,
+            "finished",
+            steps=outcome.step,
+            train_seconds=outcome.train_seconds,
+            metrics=published.metrics,
+            run_id=published.run_id,
+            model_version=published.model_version,
+        )
+
+    def _failure(self, outcome: TrainOutcome, message: str) -> SubjectResult:
+        self._command.progress.warn(f"{outcome.subject_id}: {message}")
+        status = "stopped" if outcome.status == "stopped" else "failed"
+        return self._command.result(
+            outcome.subject_id, status, message=message, steps=outcome.step
+        )
+
+    def abandon(self) -> None:
+        """End the open runs of a command that was interrupted or broke off."""
+        for identity, run in self._runs.items():
+            if identity not in self.results:
+                run.finish("KILLED", timeout_s=3.0)
+
+    def close(self) -> None:
+        """Send what is left to the tracking server."""
+        if self._parent is not None:
+            self._parent.finish()
+        self._tracker.close()
+
+    def _start_parent(self) -> Run | None:
+        if len(self._command.requests) == 1:
+            return None
+        params = self._command.config.model_dump(mode="json")
+        return self._tracker.start_run(self._command.output.name, params, {"dreamfleet.kind": "fleet"})
+
+    def _run(self, identity: str) -> Run:
+        if identity not in self._runs:
+            self._runs[identity] = self._start_run(self._command.request(identity))
+        return self._runs[identity]
+
+    def _start_run(self, request: SubjectRequest) -> Run:
+        """The subject's MLflow run; a resumed command goes on with the one it began."""
+        folder = self._command.folders[request.id]
+        key = str(folder.info().get("run_key") or f"{request.id}-{uuid.uuid4().hex}")
+        folder.update_info({"run_key": key})
+        tags: dict[str, Any] = {
+            "dreamfleet.kind": "personalize",
+            "dreamfleet.subject": request.id,
+            "dreamfleet.class_word": request.config.subject.class_word,
+            "dreamfleet.method": request.config.method,
+            "dreamfleet.output_dir": str(folder.path),
+        }
+        params = request.config.model_dump(mode="json")
+        return self._tracker.start_run(request.id, params, tags, parent=self._parent, key=key)
+
+
+def _step_note(event: StepEvent, several: bool) -> str:
+    shown = {"loss": "loss", "loss_sude": "SuDe", "rho": "rho", "loss_prior": "prior"}
+    figures = [f"{text} {event.metrics[name]:.4f}" for name, text in shown.items() if name in event.metrics]
+    return ("" if not several else f"{event.subject_id} ") + " ".join(figures)

@@ -1,0 +1,88 @@
+"""Everything that can be refused without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreamfleet.config import RunConfig, environment
+from dreamfleet.data.subjects import SubjectRequest, fill_prompt, requested_subjects
+from dreamfleet.errors import ConfigError
+from dreamfleet.runtime.progress import Progress
+from dreamfleet.runtime.storage import is_uri
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import BaseFiles
+
+
+def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
+    """Subjects with complete configurations, the base's files, and what the subjects have in common."""
+    requests = requested_subjects(config)
+    _check_class_data(config)
+    from dreamfleet.bases import inspect_base, resolved_config
+
+    name = _portable_base_name(config.base_model)
+    files = inspect_base(name)
+    own = [
+        replace(
+            request,
+            config=resolved_config(request.config.model_copy(update={"base_model": name}), files),
+        )
+        for request in requests
+    ]
+    common = resolved_config(config.model_copy(update={"base_model": name}), files)
+    return own, files, common
+
+
+def _check_class_data(config: RunConfig) -> None:
+    if config.prior.with_prior_preservation and config.prior.class_data_dir:
+        from dreamfleet.data.sources import find_photos
+
+        find_photos([config.prior.class_data_dir], max_photos=config.prior.num_class_images)
+
+
+def _portable_base_name(name: str) -> str:
+    """A local folder by its absolute path: workers have other working directories."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name != "embedded" and folder.is_dir() else name
+
+
+def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
+    inside_job = environment("RAY_JOB_CONFIG_JSON_ENV_VAR") is not None
+    given = config.output_dir
+    if given and is_uri(given):
+        raise ConfigError(
+            f"output_dir = {given!r}: expected a folder; checkpoints may go to a URI (cluster.storage_path)"
+        )
+    if inside_job and not (given and Path(given).expanduser().is_absolute()):
+        raise ConfigError(
+            f"output_dir = {given!r}: inside a Ray job a relative folder lies in the job's own copy and is lost; "
+            "give an absolute --output-dir"
+        )
+    default = Path("runs") / (requests[0].id if len(requests) == 1 else "fleet")
+    return (Path(given).expanduser() if given else default).absolute()
+
+
+def warn_of_prompts(
+    requests: Sequence[SubjectRequest], files: BaseFiles, progress: Progress
+) -> None:
+    from dreamfleet.data.tokens import prompt_warnings, token_warnings
+
+    tokenizer = files.tokenizer()
+    said: set[str] = set()
+    for request in requests:
+        subject = request.config.subject
+        captions = (
+            [photo.caption for photo in request.found.photos if photo.caption]
+            if request.found
+            else []
+        )
+        prompts = [request.prompt, fill_prompt(subject.class_prompt, request.config)]
+        prompts += [fill_prompt(caption, request.config) for caption in captions]
+        warnings = token_warnings(tokenizer, subject.token, subject.class_word)
+        for warning in [*warnings, *prompt_warnings(tokenizer, prompts)]:
+            if warning not in said:
+                said.add(warning)
+                progress.warn(warning)

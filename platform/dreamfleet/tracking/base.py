@@ -1,0 +1,213 @@
+"""What a tracker can do, the tracker that does nothing, and where records go by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from dreamfleet.config import dreamfleet_home, environment
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+CANDIDATE = "candidate"
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """Enough to go on recording a run from another process or node; plain data, may be pickled.
+
+    `key` names the run before MLflow has given it an id: a dead server gives none. It is the run's tag
+    `dreamfleet.run_key`.
+    """
+
+    uri: str
+    experiment: str
+    key: str
+    run_id: str | None = None
+
+
+class Run(Protocol):
+    """One recorded run. No method waits for a server, except where it says so, and none raises for one."""
+
+    @property
+    def handle(self) -> RunHandle: ...
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id, or None until the server has given one."""
+
+    def wait_for_id(self, timeout_s: float = 15.0) -> str | None:
+        """MLflow's id, waiting for it for at most `timeout_s` seconds; not at all while the server is down."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Figures of one step; sent in batches."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters; a nested mapping gets dotted names."""
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None: ...
+
+    def log_image(self, image: Image.Image | bytes, key: str, step: int = 0) -> None:
+        """A picture (PIL, or the bytes of a PNG) that belongs to a step."""
+
+    def log_grid(
+        self, images: Sequence[tuple[str, Image.Image | bytes]], key: str, step: int = 0
+    ) -> None:
+        """(prompt, picture) pairs as one labelled picture: a row per prompt."""
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """A file, or a folder with all that is in it, as it is now."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text as an artifact file called `name`."""
+
+    def register_adapter(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        base_model: str = "",
+        alias: str = CANDIDATE,
+        tags: Mapping[str, Any] | None = None,
+        timeout_s: float = 30.0,
+    ) -> str | None:
+        """Register the adapter in `folder` as a new version of model `name`, and let `alias` point at it.
+
+        Args:
+            folder: an output folder with a LoRA file or a diffusers folder, `adapter.json` and so on.
+            name: the registered model's name: the subject id.
+            base_model: absolute path or hub id of the base.
+            timeout_s: how long to wait for the version while the server answers.
+
+        Returns:
+            The version, or None where it is not known yet; it is registered later then.
+        """
+
+    def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:
+        """End the run; True when all its records have arrived, waiting only while the server takes them."""
+
+
+class Tracker(Protocol):
+    """Where runs are recorded."""
+
+    @property
+    def uri(self) -> str | None:
+        """The MLflow tracking URI; None where nothing is recorded."""
+
+    def start_run(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        parent: Run | RunHandle | str | None = None,
+        key: str | None = None,
+    ) -> Run:
+        """Begin a run, or go on with the one that an earlier call with the same `key` began."""
+
+    def close(self, timeout_s: float = 15.0) -> None:
+        """Send what is left, for as long as the server takes it; further records are refused."""
+
+
+class NullRun:
+    """Records nothing."""
+
+    @property
+    def handle(self) -> RunHandle:
+        return RunHandle("", "", "")
+
+    @property
+    def run_id(self) -> str | None:
+        return None
+
+    def wait_for_id(self, timeout_s: float = 15.0) -> str | None:
+        return None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None: ...
+
+    def log_image(self, image: Image.Image | bytes, key: str, step: int = 0) -> None: ...
+
+    def log_grid(
+        self, images: Sequence[tuple[str, Image.Image | bytes]], key: str, step: int = 0
+    ) -> None: ...
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
+
+    def log_text(self, text: str, name: str) -> None: ...
+
+    def register_adapter(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        base_model: str = "",
+        alias: str = CANDIDATE,
+        tags: Mapping[str, Any] | None = None,
+        timeout_s: float = 30.0,
+    ) -> str | None:
+        return None
+
+    def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:
+        return True
+
+
+class NullTracker:
+    """`tracking.enabled: false`."""
+
+    @property
+    def uri(self) -> str | None:
+        return None
+
+    def start_run(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        parent: Run | RunHandle | str | None = None,
+        key: str | None = None,
+    ) -> Run:
+        return NullRun()
+
+    def close(self, timeout_s: float = 15.0) -> None: ...
+
+
+def resolve_uri(given: str | None = None) -> str:
+    """`given`, else MLFLOW_TRACKING_URI, else SQLite in DREAMFLEET_HOME; SQLite paths made absolute."""
+    uri = given or environment("MLFLOW_TRACKING_URI")
+    if uri is None:
+        return f"sqlite:///{dreamfleet_home().expanduser().absolute() / 'mlflow.db'}"
+    database = sqlite_path(uri)
+    return f"sqlite:///{database}" if database is not None else uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a SQLite URI, absolute; None for any other URI."""
+    scheme, separator, place = uri.partition(":///")
+    if not separator or not scheme.startswith("sqlite") or not place:
+        return None
+    return Path(place.partition("?")[0]).expanduser().absolute()
+
+
+def ui_command(uri: str) -> str:
+    """What to type, or open, to see the runs."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"mlflow ui --backend-store-uri {uri}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name: {"train": {"rank": 4}} -> {"train.rank": 4}; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

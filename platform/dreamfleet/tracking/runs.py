@@ -1,0 +1,279 @@
+"""`dreamfleet runs`: what has been recorded, and how two runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.tracking.base import resolve_uri, sqlite_path
+from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from rich.console import Console
+    from rich.table import Table
+
+SHOWN_METRICS = 4
+# Shown first where a run has them; per-step losses say little about an adapter.
+KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One recorded run."""
+
+    run_id: str
+    name: str
+    status: str
+    started: datetime | None
+    seconds: float | None
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        return self.tags.get("subject") or self.name
+
+    @property
+    def method(self) -> str:
+        """dreambooth, lora, SuDe 0.4, as far as they are known."""
+        method = self.tags.get("method") or self.params.get("method", "")
+        mode = self.params.get("train.mode", "")
+        weight = self.params.get("sude.weight", "0")
+        parts = [method, mode, f"SuDe {weight}" if weight not in ("0", "0.0", "null") else ""]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def steps(self) -> str:
+        return self.params.get("train.max_train_steps", "")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A parameter or metric in which two runs differ."""
+
+    name: str
+    first: str
+    second: str
+    kind: str  # param or metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side."""
+
+    first: RunRow
+    second: RunRow
+    differences: tuple[Difference, ...]
+
+
+def list_runs(
+    uri: str | None = None, experiment: str = "dreamfleet", limit: int = 20
+) -> list[RunRow]:
+    """The newest runs of an experiment, newest first; empty where nothing has been recorded.
+
+    Raises:
+        DreamfleetError: the tracking server does not answer.
+    """
+    client = _client(uri)
+    if client is None:
+        return []
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        return [_row(run) for run in _newest(client, found.experiment_id, limit)]
+    except Exception as error:
+        raise _no_answer(uri, error) from error
+
+
+def compare_runs(
+    first: str, second: str, uri: str | None = None, experiment: str = "dreamfleet"
+) -> Comparison:
+    """What differs between two runs, given by their ids or unique beginnings of them.
+
+    Raises:
+        BadInputError: no run, or several, have such an id.
+        DreamfleetError: the tracking server does not answer.
+    """
+    rows = list_runs(uri, experiment, limit=10_000)
+    one, two = _by_id(rows, first, experiment), _by_id(rows, second, experiment)
+    differences = [
+        Difference(name, one.params.get(name, "–"), two.params.get(name, "–"), "param")
+        for name in _names(one.params, two.params)
+        if one.params.get(name) != two.params.get(name)
+    ]
+    differences += [
+        Difference(name, _figure(one.metrics.get(name)), _figure(two.metrics.get(name)), "metric")
+        for name in _names(one.metrics, two.metrics)
+        if one.metrics.get(name) != two.metrics.get(name)
+    ]
+    return Comparison(one, two, tuple(differences))
+
+
+def show_runs(
+    run_ids: Sequence[str],
+    *,
+    tracking_uri: str | None = None,
+    experiment: str = "dreamfleet",
+    limit: int = 20,
+    console: Console | None = None,
+) -> None:
+    """Print a table of runs, or of the differences between two of them."""
+    from rich.console import Console
+
+    screen = console or Console(highlight=False)
+    if run_ids:
+        first, second = run_ids
+        screen.print(comparison_table(compare_runs(first, second, tracking_uri, experiment)))
+        return
+    rows = list_runs(tracking_uri, experiment, limit)
+    if rows:
+        screen.print(runs_table(rows))
+    else:
+        screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
+
+
+def runs_table(rows: Sequence[RunRow]) -> Table:
+    """Runs as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    metrics = key_metrics(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "subject", "method", "steps", *metrics, "status", "started", "time"):
+        right = title in ("steps", "time", *metrics)
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        figures = [_figure(row.metrics.get(name)) for name in metrics]
+        started = row.started.strftime("%m-%d %H:%M") if row.started else ""
+        cells = [row.run_id[:8], row.subject, row.method, row.steps, *figures]
+        status = Text(row.status.lower(), style=_STYLES.get(row.status, ""))
+        table.add_row(*map(Text, cells), status, started, _duration(row.seconds))
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Two runs side by side: what differs, and by how much."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for row in (comparison.first, comparison.second):
+        table.add_column(Text(f"{row.run_id[:8]}\n{row.subject}"), justify="right", overflow="fold")
+    table.add_column("second − first", justify="right")
+    kinds = {"param": "parameters that differ", "metric": "metrics"}
+    for kind, title in kinds.items():
+        found = [item for item in comparison.differences if item.kind == kind]
+        if found:
+            table.add_row(Text(title, style="bold dim"))
+        for item in found:
+            table.add_row(Text(item.name), Text(item.first), Text(item.second), _change(item))
+    if not comparison.differences:
+        table.add_row("no difference in parameters or metrics")
+    return table
+
+
+def key_metrics(rows: Sequence[RunRow], count: int = SHOWN_METRICS) -> list[str]:
+    """The metrics worth a column: the known ones first, then those that most runs have."""
+    frequency: dict[str, int] = {}
+    for row in rows:
+        for name in row.metrics:
+            frequency[name] = frequency.get(name, 0) + 1
+    known = [name for wanted in KEY_METRICS for name in sorted(frequency)
+             if name == wanted or name.startswith(f"{wanted}.")]  # fmt: skip
+    others = sorted(frequency, key=lambda name: (-frequency[name], name))
+    return list(dict.fromkeys([*known, *others]))[:count]
+
+
+_STYLES = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
+
+
+def _client(uri: str | None) -> MlflowClient | None:
+    resolved = resolve_uri(uri)
+    database = sqlite_path(resolved)
+    if database is not None and not database.exists():
+        return None
+    try:
+        return MlflowStore.connect(resolved).client
+    except Unreachable as error:
+        raise _no_answer(uri, error) from error
+
+
+def _no_answer(uri: str | None, error: Exception) -> DreamfleetError:
+    if isinstance(error, DreamfleetError):
+        return error
+    return DreamfleetError(
+        f"MLflow at {resolve_uri(uri)}: {plain_reason(error)}; check --tracking-uri or MLFLOW_TRACKING_URI"
+    )
+
+
+def _newest(client: MlflowClient, experiment_id: str, limit: int) -> list[Any]:
+    runs: list[Any] = []
+    token: str | None = None
+    while len(runs) < limit:
+        page = client.search_runs(
+            [experiment_id],
+            max_results=min(PAGE, limit - len(runs)),
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            break
+    return runs
+
+
+def _row(run: Any) -> RunRow:
+    start, end = run.info.start_time, run.info.end_time
+    return RunRow(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=datetime.fromtimestamp(start / 1000) if start else None,
+        seconds=(end - start) / 1000 if start and end else None,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+    )
+
+
+def _by_id(rows: Sequence[RunRow], wanted: str, experiment: str) -> RunRow:
+    found = [row for row in rows if row.run_id.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise BadInputError(
+            f"run {wanted!r}: no such run in experiment {experiment!r}; `dreamfleet runs` lists them"
+        )
+    ids = ", ".join(row.run_id[:12] for row in found[:4])
+    raise BadInputError(f"run {wanted!r}: {len(found)} runs begin so ({ids}); give more of the id")
+
+
+def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    return sorted({*first, *second})
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _change(item: Difference) -> str:
+    try:
+        return f"{float(item.second) - float(item.first):+.3g}"
+    except ValueError:
+        return ""
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

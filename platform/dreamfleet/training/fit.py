@@ -1,0 +1,64 @@
+"""A Ray Train fit beside the driver's own work: events on the way, Ctrl-C as an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dreamfleet.runtime.relay import DRIVER_POLL_S, hand_over
+
+STOP_WITHIN_S = 60.0
+
+
+class Fit(threading.Thread):
+    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(name="ray-train-fit", daemon=True)
+        self._trainer = trainer
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Fit; whatever happens is kept for `returned`."""
+        try:
+            self._result = self._trainer.fit()
+        except BaseException as error:
+            self._error = error
+
+    def returned(self) -> Any:
+        """What rank 0 returned; raises what ended the fit otherwise."""
+        if self._error is not None:
+            raise self._error
+        return self._result.return_value
+
+
+def follow(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
+    """Start `fit` and hand its events to `on_event`, in this thread, until it ends.
+
+    A KeyboardInterrupt asks the workers to save and end, waits at most STOP_WITHIN_S, and is raised
+    again; a second one ends the waiting.
+    """
+    fit.start()
+    try:
+        while fit.is_alive():
+            fit.join(DRIVER_POLL_S)
+            hand_over(relay, on_event)
+    except KeyboardInterrupt:
+        _stop(fit, relay, on_event)
+        raise
+    hand_over(relay, on_event)
+
+
+def _stop(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
+    import ray
+
+    with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
+        ray.get(relay.request_stop.remote(), timeout=10.0)
+        deadline = time.monotonic() + STOP_WITHIN_S
+        while fit.is_alive() and time.monotonic() < deadline:
+            fit.join(DRIVER_POLL_S)
+            hand_over(relay, on_event)

@@ -1,0 +1,147 @@
+"""`personalize` on a real Ray: the main job, interruptions, lost workers, several workers, several subjects."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreamfleet.config import RunConfig, load_config
+from dreamfleet.data.cache import Cache
+from dreamfleet.data.preparation import Preparation
+from dreamfleet.personalization import personalize
+from dreamfleet.personalization.planning import complete_requests
+from dreamfleet.runtime.progress import SilentProgress
+from dreamfleet.runtime.session import RaySession
+from dreamfleet.training.task import SamplePlan, TrainTask
+from dreamfleet.training.worker import train_in_process
+from tests.integration.recipes import STEPS, WatchingProgress, recipe
+from tests.unit.data.helpers import encoded, picture, write_photos
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+pytestmark = pytest.mark.usefixtures("ray_running", "fleet_home")
+
+
+def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """The same training in this process, without Ray: what every run below must equal."""
+    (request,), files, resolved = complete_requests(config)
+    preparation = Preparation(
+        base=files,
+        base_model=resolved.base_model,
+        config=resolved,
+        cache=Cache(folder / "cache", 2**30),
+        device="cpu",
+        session=None,
+        progress=SilentProgress(),
+    )
+    preparation.prepare_photos([request])
+    nothing = SamplePlan((), 0)
+    task = TrainTask(
+        config=request.config,
+        subject=preparation.subject_set(request),
+        prior=preparation.prior_set(request),
+        base_hash=files.hash,
+        checkpoints=str(folder / "checkpoints"),
+        device="cpu",
+        final_samples=nothing,
+        preview_samples=nothing,
+    )
+    outcome = train_in_process(task)
+    assert outcome.status == "finished", outcome.message
+    return load_file(folder / "checkpoints" / "adapter" / WEIGHTS)
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_main_job_with_prior_and_sude(tmp_path: Path, tiny_base: Path) -> None:
+    config = recipe(
+        tmp_path,
+        tiny_base,
+        sude={"weight": 0.4},
+        prior={"with_prior_preservation": True, "num_class_images": 3, "num_inference_steps": 2},
+    )
+    progress = WatchingProgress()
+    (tmp_path / "Rex").joinpath("page.jpg").write_bytes(b"<html>")
+    result = personalize(config, progress=progress)
+    (subject,) = result.subjects
+    out = tmp_path / "out"
+    assert (subject.status, subject.steps, subject.output_dir) == ("finished", STEPS, out)
+    assert any("page.jpg: a web page" in line for line in progress.lines)
+    assert load_config(out / "config.yaml").train.rank is not None
+    assert len(list((out / "samples").glob("*.png"))) == 7
+    assert not (out / "checkpoints" / "ray").exists()
+    assert_equal(load_file(out / WEIGHTS), trained_here(config, tmp_path / "here"))
+
+
+def test_interrupted_then_resumed_equals_uninterrupted(tmp_path: Path, tiny_base: Path) -> None:
+    config = recipe(tmp_path, tiny_base)
+
+    def interrupt(step: int) -> None:
+        if step >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        personalize(config, progress=WatchingProgress(interrupt))
+    assert not (tmp_path / "out" / WEIGHTS).exists()
+    progress = WatchingProgress()
+    (subject,) = personalize(config, resume=True, progress=progress).subjects
+    assert subject.status == "finished"
+    assert any("going on from step" in line for line in progress.lines)
+    assert_equal(load_file(tmp_path / "out" / WEIGHTS), trained_here(config, tmp_path / "here"))
+    again = personalize(config, resume=True).subjects[0]  # finished: nothing is trained
+    assert again.status == "finished"
+
+
+def test_killed_worker_goes_on_by_itself(tmp_path: Path, tiny_base: Path) -> None:
+    config = recipe(tmp_path, tiny_base, train={"max_train_steps": 120, "checkpointing_steps": 8})
+    killed: list[int] = []
+
+    def kill(step: int) -> None:
+        workers = [p for p in psutil.process_iter(["name"]) if "RayTrainWorker" in p.info["name"]]
+        if step >= 9 and not killed and workers:
+            killed.append(workers[0].pid)
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    progress = WatchingProgress(kill)
+    (subject,) = personalize(config, progress=progress).subjects
+    assert killed
+    assert subject.status == "finished"
+    assert any("going on from step" in line for line in progress.lines)
+    assert_equal(load_file(tmp_path / "out" / WEIGHTS), trained_here(config, tmp_path / "here"))
+
+
+def test_two_workers_equal_one_with_the_double_batch(tmp_path: Path, tiny_base: Path) -> None:
+    personalize(recipe(tmp_path, tiny_base, cluster={"num_workers": 2}, sude={"weight": 0.4}))
+    two = load_file(tmp_path / "out" / WEIGHTS)
+    config = recipe(tmp_path, tiny_base, train={"train_batch_size": 2}, sude={"weight": 0.4})
+    one = trained_here(config, tmp_path / "here")
+    for name, tensor in one.items():
+        assert torch.linalg.norm(two[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor) + 1e-7, name
+
+
+def test_many_subjects_and_a_bad_one(
+    tmp_path: Path, tiny_base: Path, ray_running: RaySession
+) -> None:
+    folders = [write_photos(tmp_path / name, 2) for name in ("Ada", "Bo")]
+    (tmp_path / "Empty").mkdir()
+    (tmp_path / "Broken").mkdir()
+    (tmp_path / "Broken" / "cut.jpg").write_bytes(encoded(picture(), "JPEG")[:-300])
+    images = [str(path) for path in (folders[0], tmp_path / "Empty", folders[1], tmp_path / "Broken")]
+    config = recipe(tmp_path, tiny_base, subject={"images": images}, cluster={"num_workers": 2})
+    progress = WatchingProgress()
+    result = personalize(config, progress=progress)
+    assert [subject.status for subject in result.subjects] == ["finished", "failed", "finished", "failed"]
+    assert "it is empty" in result.subjects[1].message
+    assert "truncated" in result.subjects[3].message
+    alone = recipe(tmp_path, tiny_base, subject={"images": [str(folders[1])]})
+    assert_equal(load_file(tmp_path / "out" / "bo" / WEIGHTS), trained_here(alone, tmp_path / "here"))
+    assert sum("Empty" in line for line in progress.lines) >= 1

@@ -1,0 +1,223 @@
+"""Adapter files: the round trip through plain diffusers, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dreamfleet.adapters.files import (
+    METADATA_KEY,
+    WEIGHTS_NAME,
+    adapter_kind,
+    adapter_path,
+    load_adapter,
+    save_adapter,
+    save_full,
+)
+from dreamfleet.adapters.lora import add_lora, has_lora, lora_state
+from dreamfleet.bases import Base, load_base
+from dreamfleet.engine.sampling import sample_images
+from dreamfleet.errors import AdapterFileError
+from tests.unit.adapters.test_lora import output, perturb
+
+State = dict[str, Tensor]
+
+
+def adapted(folder: Path, layers: str = "all", text: bool = False, alpha: float = 2.0) -> Base:
+    base = load_base(folder)
+    add_lora(base, rank=4, alpha=alpha, layers=layers, train_text_encoder=text)  # type: ignore[arg-type]
+    perturb(base)
+    return base
+
+
+def picture(pipeline: Any) -> np.ndarray:
+    generator = torch.Generator("cpu").manual_seed(3)
+    image = pipeline("a sks dog", num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]
+    return np.asarray(image).astype(float)
+
+
+@pytest.mark.parametrize("layers", ["attention", "attention_ff", "all"])
+@pytest.mark.parametrize("text", [False, True])
+def test_round_trip_through_plain_diffusers(
+    tiny_base_folder: Path, tmp_path: Path, layers: str, text: bool
+) -> None:
+    base = adapted(tiny_base_folder, layers, text, alpha=2.0)  # alpha != rank
+    path = save_adapter(tmp_path, base)
+    assert path == tmp_path / WEIGHTS_NAME and [p.name for p in tmp_path.iterdir()] == [WEIGHTS_NAME]
+
+    plain = StableDiffusionPipeline.from_pretrained(tiny_base_folder, safety_checker=None)
+    plain.set_progress_bar_config(disable=True)
+    before = picture(plain)
+    plain.load_lora_weights(tmp_path)
+    ours, theirs = lora_state(base), {}
+    for prefix in ("unet", "text_encoder")[: 1 + text]:
+        module = getattr(plain, prefix)
+        name = next(iter(module.peft_config))
+        loaded = get_peft_model_state_dict(module, adapter_name=name)
+        theirs |= {f"{prefix}.{key}": value for key, value in loaded.items()}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    after = picture(plain)
+    (mine,) = sample_images(base, ["a sks dog"], [3], num_inference_steps=4, guidance_scale=3.0)
+    assert np.abs(after - np.asarray(mine)).mean() < 0.5, "the same picture"
+    assert np.abs(after - before).mean() > 0.5, "another picture than the base's"
+
+
+def test_load_and_replace(tiny_base_folder: Path, tmp_path: Path) -> None:
+    first = adapted(tiny_base_folder, "attention", alpha=1.0)
+    second = adapted(tiny_base_folder, "all", text=True)
+    save_adapter(tmp_path / "1", first)
+    save_adapter(tmp_path / "2", second)
+    base = load_base(tiny_base_folder)
+    load_adapter(base, tmp_path / "2")
+    torch.testing.assert_close(output(base), output(second))
+    load_adapter(base, tmp_path / "1" / WEIGHTS_NAME)
+    torch.testing.assert_close(output(base), output(first))
+    assert lora_state(base).keys() == lora_state(first).keys()
+
+
+def test_equal_adapters_make_equal_files(tiny_base_folder: Path, tmp_path: Path) -> None:
+    files = [save_adapter(tmp_path / str(i), adapted(tiny_base_folder)).read_bytes() for i in range(2)]
+    assert files[0] == files[1]
+    with safe_open(tmp_path / "0" / WEIGHTS_NAME, framework="pt") as file:
+        about = json.loads(file.metadata()[METADATA_KEY])
+    assert about["base_hash"] == load_base(tiny_base_folder).hash and about["family"] == "sd1"
+
+
+def test_full_models_are_diffusers_folders(tiny_base_folder: Path, tmp_path: Path) -> None:
+    base = load_base(tiny_base_folder)
+    with torch.no_grad():
+        base.unet.conv_out.bias += 1
+    files = save_full(tmp_path, base)
+    assert tmp_path / "model_index.json" in files and adapter_kind(tmp_path) == "full"
+    assert torch.equal(output(load_base(tmp_path)), output(base))
+
+
+def _with(change: Callable[[State], None]) -> Callable[[Path], None]:
+    def act(path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+        state = {key: value.clone() for key, value in load_file(path).items()}
+        change(state)
+        save_file(state, path, metadata)
+
+    return act
+
+
+def _nan(state: State) -> None:
+    state[next(iter(state))][0] = float("nan")
+
+
+def _kohya(state: State) -> None:
+    for key in list(state):
+        state["lora_unet_" + key.removeprefix("unet.").replace(".", "_")] = state.pop(key)
+
+
+def _lonely(state: State) -> None:
+    state.pop(next(key for key in state if "lora_B" in key))
+
+
+def _unknown_layer(state: State) -> None:
+    for side in "AB":
+        key = next(key for key in state if f"lora_{side}" in key)
+        state[f"unet.middle.of.nowhere.lora_{side}.weight"] = state.pop(key)
+
+
+def _other_rank(state: State) -> None:
+    key = next(key for key in state if "lora_A" in key)
+    state[key] = state[key][:2].clone()
+
+
+def _other_width(state: State) -> None:
+    key = next(key for key in state if "to_q.lora_A" in key)
+    state[key] = torch.zeros(4, 7)
+
+
+def _foreign_name(state: State) -> None:
+    state["something"] = torch.zeros(1)
+
+
+def _header(size: int) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:]) and None  # type: ignore[func-returns-value]
+
+
+def _raw(content: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(content) and None  # type: ignore[func-returns-value]
+
+
+def _crafted(header: str, data: bytes = b"\0" * 8) -> Callable[[Path], None]:
+    text = header.encode()
+    return _raw(struct.pack("<Q", len(text)) + text + data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+ONE = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_with(_nan), "NaN"),
+        (_with(_kohya), "kohya"),
+        (_with(_lonely), "one factor is missing"),
+        (_with(_unknown_layer), "does not have"),
+        (_with(_other_rank), "do not fit"),
+        (_with(_other_width), "do not fit"),
+        (_with(_foreign_name), "no LoRA factor"),
+        (_header(2 * 2**30), "not a safetensors file"),
+        (_header(0), "not a safetensors file"),
+        (_raw(b""), "not a safetensors file"),
+        (_raw(b"<html>not found</html>"), "not a safetensors file"),
+        (_cut, "damaged"),
+        (_crafted(f'{{"a": {ONE}, "a": {ONE}}}'), "occurs twice"),
+        (_crafted(f'{{"a": {ONE}, "b": {TWO}}}'), "damaged"),
+        (_crafted("{}", b""), "no tensors"),
+    ],
+)
+def test_bad_files_are_refused(
+    tiny_base_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = save_adapter(tmp_path, adapted(tiny_base_folder))
+    damage(path)
+    base = load_base(tiny_base_folder)
+    with pytest.raises(AdapterFileError, match=message) as caught:
+        load_adapter(base, tmp_path)
+    assert str(path) in str(caught.value)
+    assert not has_lora(base), "a refused file leaves the base as it was"
+
+
+def test_another_base_is_refused(tiny_base_folder: Path, tiny_v_base_folder: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path, adapted(tiny_base_folder))
+    other = load_base(tiny_v_base_folder)
+    with pytest.raises(AdapterFileError, match="was trained on base model"):
+        load_adapter(other, tmp_path)
+    load_adapter(other, tmp_path, check_base=False)
+    assert has_lora(other)
+
+
+def test_where_there_is_no_adapter(tiny_base_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match="no such adapter"):
+        adapter_path(tmp_path)
+    (tmp_path / "lora.bin").write_bytes(b"")
+    with pytest.raises(AdapterFileError, match="safetensors"):
+        adapter_path(tmp_path / "lora.bin")
+    with pytest.raises(AdapterFileError, match="finished run"):
+        adapter_kind(tmp_path)
+    with pytest.raises(AdapterFileError, match="no adapter"):
+        save_adapter(tmp_path, load_base(tiny_base_folder))

@@ -1,0 +1,394 @@
+"""The command line: exit codes, messages, names of flags."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dreamfleet
+from dreamfleet import cli, doctor, flags
+from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
+from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
+
+Captured = pytest.CaptureFixture[str]
+COMMANDS = ("personalize", "prepare", "generate", "runs", "doctor", "world", "cache")
+
+
+def run(capsys: Captured, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    code = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def overrides(*arguments: str) -> dict[str, object]:
+    """The configuration values that flags of `personalize` set."""
+    command = cli.cli.commands["personalize"]
+    context = command.make_context("personalize", list(arguments))
+    return flags.overrides(context.params)
+
+
+class TestHelp:
+    def test_lists_every_command(self, capsys: Captured) -> None:
+        code, out, _ = run(capsys, "--help")
+        assert code == 0
+        assert all(f"\n  {name} " in out for name in COMMANDS)
+        assert set(cli.cli.commands) == set(COMMANDS)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_explains_itself(self, capsys: Captured, command: str) -> None:
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "--debug" in out
+
+    def test_version(self, capsys: Captured) -> None:
+        code, out, _ = run(capsys, "--version")
+        assert (code, out.strip()) == (0, f"dreamfleet {dreamfleet.__version__}")
+
+    def test_personalize_names_the_flag_and_the_yaml_key_of_every_field(self) -> None:
+        records = {option.name: option for option in flags.options()}
+        assert len(records) == len(flat_fields())
+        for key in flat_fields():
+            option = records[f"config__{key.replace('.', '__')}"]
+            assert f"[{key}]" in str(option.help)
+            assert f"--{flags.flag_name(key)}" in option.opts
+            assert all("_" not in name for name in option.opts + option.secondary_opts)
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["personalize", "--help"]])
+    def test_imports_nothing_heavy(self, arguments: list[str]) -> None:
+        program = (
+            "import sys\nfrom dreamfleet.cli import main\n"
+            f"code = main({arguments!r})\n"
+            "heavy = {'torch', 'ray', 'mlflow', 'numpy', 'diffusers', 'transformers', 'PIL'}\n"
+            "print('HEAVY', sorted(heavy & set(sys.modules)), code)"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.splitlines()[-1] == "HEAVY [] 0", ended.stdout + ended.stderr
+
+    def test_python_dash_m(self) -> None:
+        command = [sys.executable, "-m", "dreamfleet", "--version"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert ended.stdout.startswith("dreamfleet ")
+
+
+class TestFlags:
+    def test_no_name_is_taken_twice(self) -> None:
+        counts = Counter(name for key in flat_fields() for name in flags.flag_names(key))
+        assert [name for name, count in counts.items() if count > 1] == []
+
+    @pytest.mark.parametrize(
+        ("flag", "key"),
+        [
+            ("max-train-steps", "train.max_train_steps"),
+            ("learning-rate", "train.learning_rate"),
+            ("rank", "train.rank"),
+            ("network-dim", "train.rank"),
+            ("network-alpha", "train.lora_alpha"),
+            ("class-word", "subject.class_word"),
+            ("sude-weight", "sude.weight"),
+            ("prior-weight", "prior.weight"),
+            ("prior-loss-weight", "prior.weight"),
+            ("num-class-images", "prior.num_class_images"),
+            ("mixed-precision", "train.mixed_precision"),
+            ("train-mode", "train.mode"),
+            ("tracking-uri", "tracking.uri"),
+            ("ray-address", "cluster.ray_address"),
+            ("num-workers", "cluster.num_workers"),
+            ("pretrained-model-name-or-path", "base_model"),
+            ("seed", "train.seed"),
+            ("sude-teacher", "sude.teacher"),
+            ("class-data-dir", "prior.class_data_dir"),
+        ],
+    )
+    def test_known_names(self, flag: str, key: str) -> None:
+        assert overrides(f"--{flag}", "7") == {key: "7"}
+
+    @pytest.mark.parametrize(
+        "spelling", ["--max-train-steps", "--max_train_steps", "--max_train-steps"]
+    )
+    def test_hyphens_and_underscores(self, spelling: str) -> None:
+        assert (
+            overrides(spelling, "30")
+            == overrides(f"{spelling}=30")
+            == {"train.max_train_steps": "30"}
+        )
+
+    def test_underscores_in_values_stay(self) -> None:
+        assert overrides("--output_dir=my_dir/a_b") == {"output_dir": "my_dir/a_b"}
+
+    def test_switches(self) -> None:
+        assert overrides("--with_prior_preservation") == {"prior.with_prior_preservation": True}
+        assert overrides("--no-tracking") == {"tracking.enabled": False}
+        assert overrides() == {}
+
+    def test_null_is_a_value_where_the_field_allows_it(self) -> None:
+        given = overrides("--sude-truncation-point", "null", "--class-word", "null")
+        assert given == {"sude.truncation_point": None, "subject.class_word": "null"}
+
+    def test_lists_and_mappings(self) -> None:
+        given = overrides(
+            "--validation-prompt",
+            "one",
+            "--validation-prompts",
+            "two",
+            "--resources-per-worker",
+            "CPU=1,GPU=0.5",
+        )
+        config = load_config(None, given)
+        assert config.sampling.validation_prompts == ["one", "two"]
+        assert config.cluster.resources_per_worker == {"CPU": 1.0, "GPU": 0.5}
+        same = load_config(None, overrides("--resources-per-worker", "{CPU: 1, GPU: 0.5}"))
+        assert same == load_config(None, {"cluster.resources_per_worker": {"CPU": 1, "GPU": 0.5}})
+
+    def test_flags_win_over_the_recipe(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("train: {rank: 4, seed: 9}\n")
+        config = load_config(recipe, overrides("--rank", "8"))
+        assert (config.train.rank, config.train.seed) == (8, 9)
+
+    def test_a_flag_beside_a_preset_wins(self) -> None:
+        config = load_config(None, overrides("--sude-preset", "official", "--sude-weight", "2"))
+        assert (config.sude.weight, config.sude.teacher) == (2.0, "current")
+
+    def test_python_keywords_are_named_like_flags(self) -> None:
+        assert flags.keyword_overrides({"sude_weight": 0.4, "network_dim": 4}) == {
+            "sude.weight": 0.4,
+            "train.rank": 4,
+        }
+        with pytest.raises(ConfigError, match="'suda_weight'.*did you mean 'sude_weight'"):
+            flags.keyword_overrides({"suda_weight": 1})
+
+
+# Numbers are those of the list of bad inputs that the product must survive.
+BAD_FLAGS = [
+    (("--learning-rate", "-1"), "train.learning_rate = '-1'"),
+    (("--sude-weight", "nan"), "sude.weight = 'nan'"),
+    (("--prior-loss-weight", "inf"), "prior.weight = 'inf'"),
+    (("--max-train-steps", "0"), "train.max_train_steps = '0'"),
+    (("--rank", "0"), "train.rank = '0'"),
+    (("--rank", "four"), "train.rank = 'four'"),
+    (("--mixed-precision", "fp8"), "'no', 'fp16' or 'bf16'"),
+    (("--method", "magic"), "method = 'magic'"),
+    (("--resources-per-worker", "CPU"), "cluster.resources_per_worker"),
+    (("--use-gpu", "maybe"), "cluster.use_gpu = 'maybe'"),
+]
+BAD_YAML = [
+    ("trian: {rank: 4}", "unknown key 'trian' (did you mean 'train'?)"),
+    ("train: {rnak: 4}", "unknown key 'train.rnak' (did you mean 'train.rank'?)"),
+    ("sude_weight: 0.4", "unknown key 'sude_weight' (did you mean 'sude.weight'?)"),
+    ("train: {learning_rate: -1}", "train.learning_rate = -1"),
+    ("sude: {weight: .nan}", "sude.weight = nan"),
+    ("prior: {weight: .inf}", "prior.weight = inf"),
+    ("train: {max_train_steps: 0}", "train.max_train_steps = 0"),
+    ("train: 5", "train = 5"),
+    ("- a list", "expected a mapping of keys"),
+    ("train: [1", "not valid YAML"),
+]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(("arguments", "message"), BAD_FLAGS)
+    def test_15_wrong_values_name_their_key(
+        self, capsys: Captured, arguments: tuple[str, ...], message: str
+    ) -> None:
+        code, out, err = run(capsys, "personalize", "photos", "--class-word", "dog", *arguments)
+        assert code == 2
+        assert message in err
+        assert "Traceback" not in err
+        assert out == ""
+
+    @pytest.mark.parametrize(("text", "message"), BAD_YAML)
+    def test_15_wrong_recipes_name_file_and_key(
+        self, capsys: Captured, tmp_path: Path, text: str, message: str
+    ) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(text)
+        code, _, err = run(capsys, "personalize", "--config", str(recipe))
+        assert code == 2
+        assert message in err
+        assert str(recipe) in err
+
+    def test_every_wrong_key_is_named_at_once(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("train: {rank: 0, seed: -1}\n")
+        with pytest.raises(ConfigError) as caught:
+            load_config(recipe, {"sude.weight": "nan"})
+        lines = str(caught.value).splitlines()
+        assert len(lines) == 3
+        assert any(line.startswith("flag for sude.weight") for line in lines)
+        assert sum(line.startswith(str(recipe)) for line in lines) == 2
+
+    def test_a_recipe_that_is_not_there(self, capsys: Captured) -> None:
+        code, _, err = run(capsys, "personalize", "--config", "no/such.yaml")
+        assert (code, "no/such.yaml" in err) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("train",), "No such command 'train'"),
+            (("personalize", "--no-such-flag", "1"), "--no-such-flag"),
+            (("runs", "only-one"), "two to compare"),
+            (("world", "--sheet", "sheet.txt"), "sheet.txt"),
+            (("generate", "--prompt", "a dog"), "--output-dir"),
+            (
+                ("generate", "--prompt", "a", "--output-dir", "o", "--num-images", "0"),
+                "--num-images",
+            ),
+        ],
+    )
+    def test_usage(self, capsys: Captured, arguments: tuple[str, ...], message: str) -> None:
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert message in err
+
+    def test_an_output_folder_that_is_a_file(self, capsys: Captured, tmp_path: Path) -> None:
+        (tmp_path / "taken").write_text("")
+        folder = str(tmp_path / "taken")
+        code, _, err = run(capsys, "generate", "--prompt", "a dog", "--output-dir", folder)
+        assert (code, folder in err) == (2, True)
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [
+            (BadInputError("no such photo"), 2),
+            (DreamfleetError("the cluster is gone"), 1),
+            (ValueError("a bug"), 1),
+            (KeyboardInterrupt(), 130),
+        ],
+    )
+    def test_of_errors(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(doctor, "examine", fail)
+        given, _, err = run(capsys, "doctor")
+        assert given == code
+        assert str(error) in err
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("arguments", [("--debug", "doctor"), ("doctor", "--debug")])
+    def test_debug_shows_the_traceback(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise BadInputError("no such photo")
+
+        monkeypatch.setattr(doctor, "examine", fail)
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert "Traceback" in err and "no such photo" in err
+
+    def test_interrupted_training_says_how_to_go_on(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet import personalization
+
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        arguments = ["personalize", "my photos", "--class-word", "dog", "--overwrite"]
+        monkeypatch.setattr(personalization, "personalize", interrupted)
+        monkeypatch.setattr(sys, "argv", ["/somewhere/dreamfleet", *arguments])
+        code, _, err = run(capsys, *arguments)
+        assert code == 130
+        assert "dreamfleet personalize 'my photos' --class-word dog --resume" in err
+
+
+class TestCache:
+    def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:
+        from dreamfleet.data.cache import default_cache
+
+        default_cache().put("photos", "key", [{"a": 1}])
+        code, out, _ = run(capsys, "cache", "info")
+        assert code == 0
+        assert str(fleet_home / "cache") in out and "photos" in out
+        assert run(capsys, "cache", "clear")[0] == 0
+        assert default_cache().get("photos", "key") is None
+
+
+class TestRuns:
+    def test_nothing_recorded_yet(self, capsys: Captured, fleet_home: Path) -> None:
+        code, out, _ = run(capsys, "runs")
+        assert (code, "no runs" in out) == (0, True)
+        assert not (fleet_home / "mlflow.db").exists()
+
+    def test_a_run_that_is_not_there(self, capsys: Captured, fleet_home: Path) -> None:
+        code, _, err = run(capsys, "runs", "abc", "def")
+        assert (code, "'abc'" in err) == (2, True)
+
+
+class TestWorld:
+    def test_writes_a_sheet(self, capsys: Captured, tmp_path: Path) -> None:
+        sheet = tmp_path / "new" / "sheet.png"
+        code, out, _ = run(capsys, "world", "--sheet", str(sheet), "--kind", "classes")
+        assert (code, out.strip()) == (0, str(sheet))
+        assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+class TestDoctor:
+    def test_names_what_it_looked_at(self, capsys: Captured, fleet_home: Path) -> None:
+        _, out, _ = run(capsys, "doctor")
+        for name in ("cores", "memory", "GPU", "Ray", "Ray token", "tracking", "embedded base"):
+            assert f"  {name} " in out
+        assert str(fleet_home) in out
+
+    def test_a_server_that_is_down(self) -> None:
+        findings = {item.name: item for item in doctor.examine("http://user:secret@127.0.0.1:9")}
+        assert findings["tracking"].mark == "problem"
+        assert "127.0.0.1:9 cannot be reached" in findings["tracking"].text
+        assert "secret" not in findings["tracking"].text
+
+    def test_a_home_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("DREAMFLEET_HOME", str(tmp_path / "file" / "home"))
+        findings = {item.name: item for item in doctor.examine()}
+        assert findings["home"].mark == "problem"
+        assert "DREAMFLEET_HOME" in findings["home"].text
+
+    def test_the_token_is_never_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef")
+        assert "0123456789abcdef" not in " ".join(item.text for item in doctor.examine())
+
+    def test_a_token_that_others_can_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token = tmp_path / "token"
+        token.write_text("00")
+        token.chmod(0o644)
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        finding = next(item for item in doctor.examine() if item.name == "Ray token")
+        assert finding.mark == "note" and "chmod 600" in finding.text
+
+
+class TestConfig:
+    def test_dump_reads_back_equal(self) -> None:
+        config = load_config(
+            None, {"sude.preset": "paper", "subject.images": ["a"], "train.rank": 3}
+        )
+        assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
+
+    def test_what_yaml_makes_of_common_spellings(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(
+            "subject: {images: photos, class_word: dog}\nsude:\n"
+            "train: {mixed_precision: no, learning_rate: 1e-4}\n"
+        )
+        config = load_config(recipe)
+        assert config.subject.images == ["photos"]
+        assert config.train.mixed_precision == "no"
+        assert config.train.learning_rate == 1e-4
+        assert config.sude.weight == 0
