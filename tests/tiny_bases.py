@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dreamfleet.bases.quiet import quiet_libraries
+
 CONTEXT_TOKENS = 24
 TEXT_WIDTH = 16
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -47,7 +49,8 @@ def make_tiny_sd1(
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
     return Path(folder)
 
 
@@ -72,7 +75,11 @@ def make_tiny_tokenizer() -> CLIPTokenizer:
 
 def _byte_symbol(value: int) -> str:
     """GPT-2's printable stand-in for a byte."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    kept = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     if value in kept:
         return chr(value)
     return chr(256 + [byte for byte in range(256) if byte not in kept].index(value))

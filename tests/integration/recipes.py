@@ -35,7 +35,9 @@ def recipe(tmp_path: Path, base: Path, output: str = "out", **sections: Any) -> 
 
 
 class WatchingProgress(SilentProgress):
-    """Calls `at_step` with the number of steps done whenever the training bar moves; keeps all lines."""
+    """Calls `at_step` with the number of steps done whenever the training bar moves; keeps all
+    lines.
+    """
 
     def __init__(self, at_step: Callable[[int], None] = lambda step: None) -> None:
         self.at_step = at_step

@@ -1,4 +1,6 @@
-"""`personalize` on a real Ray: the main job, interruptions, lost workers, several workers, several subjects."""
+"""`personalize` on a real Ray: the main job, interruptions, lost workers, several workers, several
+subjects.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,9 @@ def test_two_workers_equal_one_with_the_double_batch(tmp_path: Path, tiny_base: 
     config = recipe(tmp_path, tiny_base, train={"train_batch_size": 2}, sude={"weight": 0.4})
     one = trained_here(config, tmp_path / "here")
     for name, tensor in one.items():
-        assert torch.linalg.norm(two[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor) + 1e-7, name
+        assert torch.linalg.norm(two[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor) + 1e-7, (
+            name
+        )
 
 
 def test_many_subjects_and_a_bad_one(
@@ -135,13 +139,22 @@ def test_many_subjects_and_a_bad_one(
     (tmp_path / "Empty").mkdir()
     (tmp_path / "Broken").mkdir()
     (tmp_path / "Broken" / "cut.jpg").write_bytes(encoded(picture(), "JPEG")[:-300])
-    images = [str(path) for path in (folders[0], tmp_path / "Empty", folders[1], tmp_path / "Broken")]
+    images = [
+        str(path) for path in (folders[0], tmp_path / "Empty", folders[1], tmp_path / "Broken")
+    ]
     config = recipe(tmp_path, tiny_base, subject={"images": images}, cluster={"num_workers": 2})
     progress = WatchingProgress()
     result = personalize(config, progress=progress)
-    assert [subject.status for subject in result.subjects] == ["finished", "failed", "finished", "failed"]
+    assert [subject.status for subject in result.subjects] == [
+        "finished",
+        "failed",
+        "finished",
+        "failed",
+    ]
     assert "it is empty" in result.subjects[1].message
     assert "truncated" in result.subjects[3].message
     alone = recipe(tmp_path, tiny_base, subject={"images": [str(folders[1])]})
-    assert_equal(load_file(tmp_path / "out" / "bo" / WEIGHTS), trained_here(alone, tmp_path / "here"))
+    assert_equal(
+        load_file(tmp_path / "out" / "bo" / WEIGHTS), trained_here(alone, tmp_path / "here")
+    )
     assert sum("Empty" in line for line in progress.lines) >= 1

@@ -305,6 +305,30 @@ class TestExitCodes:
         assert "dreamfleet personalize 'my photos' --class-word dog --resume" in err
 
 
+class TestResults:
+    def test_says_where_to_look_and_fails_when_a_subject_did(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch, fleet_home: Path, tmp_path: Path
+    ) -> None:
+        from dreamfleet import personalization
+        from dreamfleet.personalization import PersonalizeResult, SubjectResult
+
+        rex = SubjectResult("rex", "Rex", "finished", tmp_path / "rex", steps=7, run_id="0a1b")
+        tom = SubjectResult("tom", "Tom", "failed", tmp_path / "tom", message="no photo")
+        given = [rex]
+        monkeypatch.setattr(
+            personalization, "personalize", lambda *_, **__: PersonalizeResult(given, 1.0)
+        )
+        code, out, _ = run(capsys, "personalize", "photos", "--class-word", "dog")
+        assert code == 0
+        assert f"{tmp_path / 'rex' / 'report.html'}" in out
+        assert f"{tmp_path / 'rex' / 'samples'}" in out
+        assert "run 0a1b" in out and f"{fleet_home / 'mlflow.db'}" in out
+        given.append(tom)
+        code, out, err = run(capsys, "personalize", "photos", "--class-word", "dog")
+        assert (code, "1 of 2 subjects" in err) == (1, True)
+        assert "report.html" in out
+
+
 class TestCache:
     def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:
         from dreamfleet.data.cache import default_cache

@@ -1,4 +1,6 @@
-"""Adapter files: written through diffusers with all that plain `load_lora_weights` needs, read with distrust."""
+"""Adapter files: written through diffusers with all that plain `load_lora_weights` needs, read
+with distrust.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,11 @@ MAX_FILE_BYTES = 4 * 2**30
 
 
 def save_adapter(folder: str | Path, base: Base) -> Path:
-    """Write the LoRA in `base` as `pytorch_lora_weights.safetensors`; `pipe.load_lora_weights(folder)` reads it.
+    """Write the LoRA in `base` as `pytorch_lora_weights.safetensors`;
+    `pipe.load_lora_weights(folder)` reads it.
 
-    The file is written beside and renamed, so a kill leaves no half file. Its metadata hold PEFT's config (else alpha is
-    lost), and the base's hash.
+    The file is written beside and renamed, so a kill leaves no half file. Its metadata hold PEFT's
+    config (else alpha is lost), and the base's hash.
     """
     if not has_lora(base):
         raise AdapterFileError("there is no adapter in this base; train or load one first")
@@ -64,14 +67,16 @@ def save_full(folder: str | Path, base: Base) -> list[Path]:
 
 
 def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> None:
-    """Put the adapter at `source` (the file or its folder) into `base`, in place of any that is there.
+    """Put the adapter at `source` (the file or its folder) into `base`, in place of any that is
+    there.
 
     Args:
         base: the base that the adapter was trained on.
         check_base: refuse a file that names another base.
 
     Raises:
-        AdapterFileError: not safetensors, damaged, not finite, for another base, or not all of it was used.
+        AdapterFileError: not safetensors, damaged, not finite, for another base, or not all of it
+            was used.
     """
     path = adapter_path(source)
     state, metadata = read_adapter(path)
@@ -83,7 +88,9 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
     try:
         with quiet_libraries():
             pipeline = base.pipeline()
-            pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER_NAME)
+            pipeline.load_lora_weights(
+                path.parent, weight_name=path.name, adapter_name=ADAPTER_NAME
+            )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterFileError(f"{path}: cannot be put into base {base.name}: {error}") from error
     _check_all_used(path, state, base)
@@ -99,10 +106,13 @@ def adapter_path(source: str | Path) -> Path:
     path = path / WEIGHTS_NAME if path.is_dir() else path
     if path.suffix != ".safetensors":
         raise AdapterFileError(
-            f"{path}: only .safetensors adapters are read (pickled ones can run code); convert it first"
+            f"{path}: only .safetensors adapters are read (pickled ones can run code); convert it "
+            "first"
         )
     if not path.is_file():
-        raise AdapterFileError(f"{path}: no such adapter; expected a folder with {WEIGHTS_NAME}, or such a file")
+        raise AdapterFileError(
+            f"{path}: no such adapter; expected a folder with {WEIGHTS_NAME}, or such a file"
+        )
     return path
 
 
@@ -116,7 +126,9 @@ def adapter_kind(folder: str | Path) -> str:
         return "lora"
     if (Path(folder) / "model_index.json").is_file():
         return "full"
-    raise AdapterFileError(f"{folder}: neither {WEIGHTS_NAME} nor model_index.json in it; give a finished run's folder")
+    raise AdapterFileError(
+        f"{folder}: neither {WEIGHTS_NAME} nor model_index.json in it; give a finished run's folder"
+    )
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -136,13 +148,17 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterFileError(f"{path}: holds no tensors")
     for key, value in state.items():
         if not bool(torch.isfinite(value.float()).all()):
-            raise AdapterFileError(f"{path}: {key} holds NaN or infinite values; the training that made it broke down")
+            raise AdapterFileError(
+                f"{path}: {key} holds NaN or infinite values; the training that made it broke down"
+            )
     _check_names(path, state)
     return state, metadata
 
 
 def base_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the file's metadata say of its base: `base_model`, `base_hash`; empty for files made elsewhere."""
+    """What the file's metadata say of its base: `base_model`, `base_hash`; empty for files made
+    elsewhere.
+    """
     try:
         content = json.loads(metadata.get(METADATA_KEY, "{}"))
     except ValueError:
@@ -159,11 +175,17 @@ def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _add_metadata(path: Path, base: Base) -> None:
-    """Note the base in the file itself (a folder's other files may get lost), and put the header in a fixed order.
+    """Note the base in the file itself (a folder's other files may get lost), and put the header in
+    a fixed order.
 
     safetensors writes metadata in random order; equal adapters shall be equal files.
     """
-    about = {"version": FORMAT_VERSION, "base_model": base.name, "base_hash": base.hash, "family": base.family}
+    about = {
+        "version": FORMAT_VERSION,
+        "base_model": base.name,
+        "base_hash": base.hash,
+        "family": base.family,
+    }
     content = path.read_bytes()
     end = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:end])
@@ -180,13 +202,16 @@ def _check_header(path: Path) -> None:
     """Size and header, before anything trusts them."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise AdapterFileError(f"{path}: {size / 2**30:.1f} GiB; an adapter has at most {MAX_FILE_BYTES // 2**30} GiB")
+        raise AdapterFileError(
+            f"{path}: {size / 2**30:.1f} GiB; an adapter has at most {MAX_FILE_BYTES // 2**30} GiB"
+        )
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise AdapterFileError(
-                f"{path}: not a safetensors file (a header of {length} bytes in a file of {size} bytes)"
+                f"{path}: not a safetensors file (a header of {length} bytes in a file of {size} "
+                "bytes)"
             )
         header = file.read(length)
     try:
@@ -205,13 +230,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
     if any(key.startswith(("lora_unet_", "lora_te")) for key in state):
         raise AdapterFileError(
-            f"{path}: kohya's naming; load it in diffusers and save it with save_lora_weights, then use that file"
+            f"{path}: kohya's naming; load it in diffusers and save it with save_lora_weights, "
+            "then use that file"
         )
     for key in state:
-        known = key.startswith(("unet.", "text_encoder.")) and key.endswith((".lora_A.weight", ".lora_B.weight"))
+        known = key.startswith(("unet.", "text_encoder.")) and key.endswith(
+            (".lora_A.weight", ".lora_B.weight")
+        )
         if not known:
             raise AdapterFileError(
-                f"{path}: tensor {key!r} is no LoRA factor of unet or text_encoder; expected names such as "
+                f"{path}: tensor {key!r} is no LoRA factor of unet or text_encoder; expected names "
+                "such as "
                 "unet.<layer>.lora_A.weight"
             )
 
@@ -220,44 +249,68 @@ def _check_base(path: Path, metadata: Mapping[str, str], base: Base) -> None:
     about = base_of(metadata)
     if about.get("base_hash") not in (None, base.hash):
         raise AdapterFileError(
-            f"{path}: was trained on base model {about.get('base_model')!r} (hash {str(about['base_hash'])[:12]}), "
-            f"not on {base.name!r} (hash {base.hash[:12]}); give --base-model the one it was trained on"
+            f"{path}: was trained on base model {about.get('base_model')!r} (hash "
+            f"{str(about['base_hash'])[:12]}), "
+            f"not on {base.name!r} (hash {base.hash[:12]}); give --base-model the one it was "
+            "trained on"
         )
 
 
 def _check_fits(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
     """Both factors of every layer, of the shapes that the layer has."""
-    modules = {"unet": dict(base.unet.named_modules()), "text_encoder": dict(base.text_encoder.named_modules())}
+    modules = {
+        "unet": dict(base.unet.named_modules()),
+        "text_encoder": dict(base.text_encoder.named_modules()),
+    }
     layers = {key.rsplit(".lora_", 1)[0] for key in state}
     for layer in sorted(layers):
         prefix, _, name = layer.partition(".")
         module = _module(modules[prefix], name)
         factors = [state.get(f"{layer}.lora_{side}.weight") for side in "AB"]
         if module is None or factors[0] is None or factors[1] is None:
-            what = "which this base does not have" if module is None else "of which one factor is missing"
-            raise AdapterFileError(f"{path}: layer {layer}, {what}; is it an adapter for {base.name!r}?")
+            what = (
+                "which this base does not have"
+                if module is None
+                else "of which one factor is missing"
+            )
+            raise AdapterFileError(
+                f"{path}: layer {layer}, {what}; is it an adapter for {base.name!r}?"
+            )
         _check_shapes(path, layer, factors[0], factors[1], module)
 
 
 def _module(modules: Mapping[str, Any], name: str) -> Any:
-    """A layer by name; transformers 5 names CLIP's layers without the `text_model.` of older files."""
-    module = modules.get(name) or modules.get(name.removeprefix("text_model.")) or modules.get(f"text_model.{name}")
+    """A layer by name; transformers 5 names CLIP's layers without the `text_model.` of older
+    files.
+    """
+    module = (
+        modules.get(name)
+        or modules.get(name.removeprefix("text_model."))
+        or modules.get(f"text_model.{name}")
+    )
     return getattr(module, "base_layer", module)
 
 
 def _check_shapes(path: Path, layer: str, down: Tensor, up: Tensor, module: Any) -> None:
     weight = module.weight
     rank = down.shape[0]
-    fits = up.shape[1] == rank and down.shape[1:] == weight.shape[1:] and up.shape[0] == weight.shape[0]
+    fits = (
+        up.shape[1] == rank
+        and down.shape[1:] == weight.shape[1:]
+        and up.shape[0] == weight.shape[0]
+    )
     if not fits:
         raise AdapterFileError(
-            f"{path}: layer {layer} has factors {tuple(down.shape)} and {tuple(up.shape)}, which do not fit weights "
+            f"{path}: layer {layer} has factors {tuple(down.shape)} and {tuple(up.shape)}, which "
+            "do not fit weights "
             f"{tuple(weight.shape)}; it was made for another base"
         )
 
 
 def _check_all_used(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
-    """diffusers drops what it does not understand without an error: compare what is now in the base with the file."""
+    """diffusers drops what it does not understand without an error: compare what is now in the
+    base with the file.
+    """
     loaded = lora_state(base)
     values, expected = sorted(_sizes(loaded)), sorted(_sizes(state))
     if values != expected:

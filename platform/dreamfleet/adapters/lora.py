@@ -36,9 +36,10 @@ TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 def target_modules(family: str, layers: LoraLayers) -> list[str]:
     """Suffixes of the UNet layers that get a LoRA.
 
-    `attention`: queries, keys, values and outputs of self- and cross-attention (as diffusers' DreamBooth script);
-    `attention_ff`: the transformer blocks' feed-forward layers too; `all`: also the convolutions of the residual blocks,
-    of the samplers between stages and around the transformers.
+    `attention`: queries, keys, values and outputs of self- and cross-attention (as diffusers'
+    DreamBooth script); `attention_ff`: the transformer blocks' feed-forward layers too; `all`: also
+    the convolutions of the residual blocks, of the samplers between stages and around the
+    transformers.
     """
     if family not in ("sd1",):
         raise ConfigError(f"train.lora_layers: no target layers known for model family {family!r}")
@@ -61,8 +62,9 @@ def add_lora(
 ) -> list[tuple[str, nn.Parameter]]:
     """Put a fresh LoRA into `base` and return its parameters, fp32 and trainable, by name.
 
-    The first factor is Gaussian with deviation 1/rank and the second zero (PEFT's "gaussian"), drawn from generators keyed
-    by (seed, "init.<tensor>"): independent of the order of layers and of what was drawn before.
+    The first factor is Gaussian with deviation 1/rank and the second zero (PEFT's "gaussian"),
+    drawn from generators keyed by (seed, "init.<tensor>"): independent of the order of layers and
+    of what was drawn before.
     """
     unet = LoraConfig(
         r=rank,
@@ -88,7 +90,9 @@ def add_lora(
 
 
 def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
-    """The adapter's parameters by name (`unet.` or `text_encoder.` in front), in the modules' order."""
+    """The adapter's parameters by name (`unet.` or `text_encoder.` in front), in the modules'
+    order.
+    """
     return [
         (f"{prefix}.{name}", parameter)
         for prefix, module in _adapted(base)
@@ -98,7 +102,10 @@ def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
 
 
 def lora_state(base: Base) -> dict[str, Tensor]:
-    """The adapter as PEFT names it (`unet.` or `text_encoder.` in front): what a file holds. Tensors are copies."""
+    """The adapter as PEFT names it (`unet.` or `text_encoder.` in front): what a file holds.
+
+    Tensors are copies.
+    """
     return {
         f"{prefix}.{key}": value.detach().clone()
         for prefix, module in _adapted(base)
@@ -110,7 +117,9 @@ def set_lora_state(base: Base, state: dict[str, Tensor]) -> None:
     """Put the values of `lora_state` back into an adapter of the same shape."""
     for prefix, module in _adapted(base):
         own = {
-            key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")
+            key.removeprefix(f"{prefix}."): value
+            for key, value in state.items()
+            if key.startswith(f"{prefix}.")
         }
         set_peft_model_state_dict(module, own, adapter_name=ADAPTER_NAME)
 
@@ -137,13 +146,16 @@ def lora_metadata(base: Base) -> dict[str, dict[str, Any]]:
 def remove_lora(base: Base) -> None:
     """Take the adapter out; the base is exactly what it was."""
     for _, module in _adapted(base):
-        module.delete_adapters(ADAPTER_NAME) if _is_diffusers(module) else module.delete_adapter(ADAPTER_NAME)
+        module.delete_adapters(ADAPTER_NAME) if _is_diffusers(module) else module.delete_adapter(
+            ADAPTER_NAME
+        )
     if getattr(base.unet, "_hf_peft_config_loaded", False):
         base.unet.unload_lora()
 
 
 class AdapterSwitch:
-    """Turns the adapter in a base off and on; keeps the list of layers, so that it is quick enough for every step.
+    """Turns the adapter in a base off and on; keeps the list of layers, so that it is quick enough
+    for every step.
 
     Args:
         base: with its adapter already in it; without one there is nothing to switch.
@@ -159,7 +171,10 @@ class AdapterSwitch:
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """The bare base. PEFT's `enable_adapters` would flip every parameter's requires_grad too."""
+        """The bare base.
+
+        PEFT's `enable_adapters` would flip every parameter's requires_grad too.
+        """
         before = [layer._disable_adapters for layer in self._layers]
         for layer in self._layers:
             layer._disable_adapters = True

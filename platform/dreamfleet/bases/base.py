@@ -1,4 +1,6 @@
-"""A loaded base model: the frozen networks, the noise schedule and the operations that training and sampling share."""
+"""A loaded base model: the frozen networks, the noise schedule and the operations that training
+and sampling share.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ class Base:
 
     Attributes:
         files: where it came from; hashes.
-        unet, vae, text_encoder, tokenizer: diffusers' and transformers' own objects, frozen and in eval mode.
-        scheduler_config: settings of the folder's scheduler, for `diffusion.samplers.make_scheduler`.
+        unet, vae, text_encoder, tokenizer: diffusers' and transformers' own objects, frozen and in
+            eval mode.
+        scheduler_config: settings of the folder's scheduler, for
+            `diffusion.samplers.make_scheduler`.
         schedule: the forward process.
         device: where the modules are.
         dtype: type of the frozen weights; trained parameters are fp32 whatever it is.
@@ -92,7 +96,10 @@ class Base:
         return int(self.tokenizer.model_max_length) - 2
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of B prompts; equal prompts are encoded once. With gradient if the text encoder trains."""
+        """Conditioning of B prompts; equal prompts are encoded once.
+
+        With gradient if the text encoder trains.
+        """
         unique = list(dict.fromkeys(prompts))
         with self.autocast():
             encoded: Conditioning = self.files.family.encode_prompts(self, unique)
@@ -102,7 +109,8 @@ class Base:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the VAE's posterior, scaled as the UNet expects, fp32 [B, C, h, w].
+        """Mean and standard deviation of the VAE's posterior, scaled as the UNet expects, fp32 [B,
+        C, h, w].
 
         Args:
             pixels: [B, 3, H, W] in [-1, 1].
@@ -139,11 +147,15 @@ class Base:
         return self.files.family.build_pipeline(self)
 
     def frozen_copy(self, *, text_encoder: bool) -> Base:
-        """A base whose UNet (and text encoder, if asked) are frozen copies; everything else is shared."""
+        """A base whose UNet (and text encoder, if asked) are frozen copies; everything else is
+        shared.
+        """
         return replace(
             self,
             unet=frozen(copy.deepcopy(self.unet)),
-            text_encoder=frozen(copy.deepcopy(self.text_encoder)) if text_encoder else self.text_encoder,
+            text_encoder=frozen(copy.deepcopy(self.text_encoder))
+            if text_encoder
+            else self.text_encoder,
         )
 
     @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Training and sampling settings that suit a base, and how they fill the gaps of a configuration."""
+"""Training and sampling settings that suit a base, and how they fill the gaps of a
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
     from dreamfleet.bases.files import BaseFiles
     from dreamfleet.config import RunConfig
 
-# Single tokens that occur in captions next to never, in the order in which `--token auto` tries them. The first ones are
-# Custom Diffusion's (methods for CLIP's tokenizer), the others those of the embedded base.
+# Single tokens that occur in captions next to never, in the order in which `--token auto` tries
+# them. The first ones are Custom Diffusion's (methods for CLIP's tokenizer), the others those of
+# the embedded base.
 RARE_TOKENS = ("ktn", "pll", "ucd", "zwx", "vqk", "pxj", "bnq", "xjy", "qvz", "krv", "sks")
 SMALL_PIXELS = 128
 
@@ -44,8 +47,9 @@ class BaseDefaults:
     num_inference_steps: int = 25
 
 
-# Small nets learn slowly at the rates of large ones: measured on the embedded base with one photo and 300 steps, attention
-# alone at rank 8 and 1e-4 learns nothing, rank 16 on all layers at 1e-3 as much as full fine-tuning at 1e-4.
+# Small nets learn slowly at the rates of large ones: measured on the embedded base with one photo
+# and 300 steps, attention alone at rank 8 and 1e-4 learns nothing, rank 16 on all layers at 1e-3 as
+# much as full fine-tuning at 1e-4.
 SMALL = BaseDefaults(
     max_train_steps=400,
     learning_rate=1e-3,
@@ -72,12 +76,15 @@ STABLE_DIFFUSION = BaseDefaults(
 
 
 def defaults_for(files: BaseFiles) -> BaseDefaults:
-    """Settings by the size of the base: those of the embedded one up to 128 pixels, else Stable Diffusion's."""
+    """Settings by the size of the base: those of the embedded one up to 128 pixels, else Stable
+    Diffusion's.
+    """
     return SMALL if files.resolution <= SMALL_PIXELS else STABLE_DIFFUSION
 
 
 def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
-    """A copy of `config` without gaps: every None that means "the base's own" is filled in, `token: auto` too.
+    """A copy of `config` without gaps: every None that means "the base's own" is filled in, `token:
+    auto` too.
 
     Raises:
         ConfigError: a value that does not fit this base (resolution, rank), naming the key.
@@ -88,8 +95,12 @@ def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
     full = train.mode == "full"
     rank = _first(train.rank, defaults.rank)
     filled_train = {
-        "max_train_steps": _first(train.max_train_steps, _steps(defaults, full, prior.with_prior_preservation)),
-        "learning_rate": _first(train.learning_rate, _rate(defaults, full, train.train_text_encoder)),
+        "max_train_steps": _first(
+            train.max_train_steps, _steps(defaults, full, prior.with_prior_preservation)
+        ),
+        "learning_rate": _first(
+            train.learning_rate, _rate(defaults, full, train.train_text_encoder)
+        ),
         "rank": rank,
         "lora_alpha": _first(train.lora_alpha, float(rank)),
         "lora_layers": _first(train.lora_layers, defaults.lora_layers),
@@ -102,7 +113,9 @@ def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
             "data": config.data.model_copy(
                 update={"resolution": _first(config.data.resolution, files.resolution)}
             ),
-            "prior": prior if prior.guidance_scale is not None else prior.model_copy(update=guidance),
+            "prior": prior
+            if prior.guidance_scale is not None
+            else prior.model_copy(update=guidance),
             "sampling": config.sampling
             if config.sampling.guidance_scale is not None
             else config.sampling.model_copy(update=guidance),
@@ -123,7 +136,10 @@ def rare_token(tokenizer: Any, taken: Sequence[str] = ()) -> str:
     for word in candidates:
         if word not in taken and len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
             return word
-    raise ConfigError("subject.token = 'auto': this base's tokenizer has no rare single token; give --token a word")
+    raise ConfigError(
+        "subject.token = 'auto': this base's tokenizer has no rare single token; give --token a "
+        "word"
+    )
 
 
 def _rare_words(tokenizer: Any) -> list[str]:
@@ -156,13 +172,15 @@ def _check_fits(config: RunConfig, files: BaseFiles) -> None:
     resolution, step = config.data.resolution, files.resolution_step
     if resolution is not None and resolution % step:
         raise ConfigError(
-            f"data.resolution = {resolution}: expected a multiple of {step} for base model {files.name}, "
+            f"data.resolution = {resolution}: expected a multiple of {step} for base model "
+            f"{files.name}, "
             f"e.g. {files.resolution}"
         )
     rank = config.train.rank or 0
     if config.train.mode == "lora" and rank > files.widest_layer:
         raise ConfigError(
-            f"train.rank = {rank}: larger than the widest layer of base model {files.name} ({files.widest_layer}); "
+            f"train.rank = {rank}: larger than the widest layer of base model {files.name} "
+            f"({files.widest_layer}); "
             "give a smaller rank"
         )
 

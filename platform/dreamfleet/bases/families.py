@@ -33,7 +33,8 @@ def family_of(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> F
     """The family of a folder by its model_index.json and UNet config.
 
     Raises:
-        BaseModelError: a pipeline class that is not supported, or a UNet that is not a text-to-image one.
+        BaseModelError: a pipeline class that is not supported, or a UNet that is not a
+            text-to-image one.
     """
     from dreamfleet.bases import sd1
 
@@ -41,11 +42,13 @@ def family_of(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> F
     kind = str(index.get("_class_name"))
     if kind not in families:
         raise BaseModelError(
-            f"base model {name}: its pipeline is {kind}, which is not supported; expected {', '.join(families)}"
+            f"base model {name}: its pipeline is {kind}, which is not supported; expected "
+            f"{', '.join(families)}"
         )
     if unet.get("in_channels") != unet.get("out_channels"):
         raise BaseModelError(
-            f"base model {name}: a UNet with {unet.get('in_channels')} input and {unet.get('out_channels')} output "
+            f"base model {name}: a UNet with {unet.get('in_channels')} input and "
+            f"{unet.get('out_channels')} output "
             "channels is for inpainting or editing; give a text-to-image model"
         )
     return families[kind]

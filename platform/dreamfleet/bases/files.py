@@ -1,4 +1,6 @@
-"""Where a base model's files are, whether they are whole and safe, and their hashes; no weights are loaded here."""
+"""Where a base model's files are, whether they are whole and safe, and their hashes; no weights
+are loaded here.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class BaseFiles:
 
     @property
     def resolution_step(self) -> int:
-        """Training sides must be a multiple of this: the UNet halves its latents at every stage but the last."""
+        """Training sides must be a multiple of this: the UNet halves its latents at every stage
+        but the last.
+        """
         return self.vae_factor * int(2 ** (len(self.unet_config["block_out_channels"]) - 1))
 
     @property
@@ -105,7 +109,8 @@ class BaseFiles:
         pickled = sorted(path.name for path in (self.path / component).glob("*.bin"))
         found = f"only {', '.join(pickled)}, which can run code when read" if pickled else "none"
         raise BaseModelError(
-            f"base model {self.name}: no .safetensors weights in {self.path / component} ({found}); "
+            f"base model {self.name}: no .safetensors weights in {self.path / component} "
+            f"({found}); "
             "give a folder saved with safe_serialization=True"
         )
 
@@ -131,14 +136,17 @@ def embedded_path() -> Path:
     missing = missing_files(folder)
     if missing:
         raise BaseModelError(
-            f"the embedded base is not whole: {', '.join(missing)} missing in {folder}; reinstall the package, "
-            "train it with `python pipelines/pretrain_base.py`, or give --base-model a diffusers folder"
+            f"the embedded base is not whole: {', '.join(missing)} missing in {folder}; reinstall "
+            "the package, "
+            "train it with `python pipelines/pretrain_base.py`, or give --base-model a diffusers "
+            "folder"
         )
     return folder
 
 
 def inspect_base(name_or_path: str | Path) -> BaseFiles:
-    """Find a base model and check that it is whole and of a known family; a hub id is downloaded (or found in the cache).
+    """Find a base model and check that it is whole and of a known family; a hub id is downloaded
+    (or found in the cache).
 
     Raises:
         BaseModelError: naming what is missing and the way out.
@@ -148,7 +156,8 @@ def inspect_base(name_or_path: str | Path) -> BaseFiles:
     missing = missing_files(path)
     if missing:
         raise BaseModelError(
-            f"base model {name}: {', '.join(missing)} missing in {path}; expected a diffusers folder with "
+            f"base model {name}: {', '.join(missing)} missing in {path}; expected a diffusers "
+            "folder with "
             "model_index.json, unet, vae, text_encoder, tokenizer and scheduler"
         )
     index = read_json(path / "model_index.json", name)
@@ -198,7 +207,9 @@ def _hub_folder(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # the hub's client raises many kinds, network libraries' own among them
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds, network libraries' own among them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(
             f"base model {name!r}: neither a local folder nor to be had from the hub ({reason}); "

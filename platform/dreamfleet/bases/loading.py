@@ -90,7 +90,9 @@ def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _read(files: BaseFiles, component: str, options: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+def _read(
+    files: BaseFiles, component: str, options: dict[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
     if component == "text_encoder":
         options["dtype"] = options.pop("torch_dtype")
         model, info = files.family.load_text_encoder(files.path, **options)
@@ -107,6 +109,7 @@ def _check_all_used(files: BaseFiles, component: str, info: Mapping[str, Any]) -
         if keys:
             shown = ", ".join(sorted(map(str, keys))[:3])
             raise BaseModelError(
-                f"base model {files.name}: {len(keys)} {what} tensors in {files.path / component} ({shown}, ...); "
+                f"base model {files.name}: {len(keys)} {what} tensors in {files.path / component} "
+                f"({shown}, ...); "
                 "its config and weights do not belong together"
             )

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No warnings and progress bars of diffusers and transformers while files are read or written.
 
-    They speak of missing optional packages, of adapters without text-encoder part and of single-shard files; what matters
-    is checked and raised by the caller.
+    They speak of missing optional packages, of adapters without text-encoder part and of
+    single-shard files; what matters is checked and raised by the caller.
     """
     from transformers.utils import logging as transformers_logging
 

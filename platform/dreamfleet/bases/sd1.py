@@ -1,4 +1,6 @@
-"""Stable Diffusion 1.x, and every model of the same layout: one CLIP text encoder, cross-attention only."""
+"""Stable Diffusion 1.x, and every model of the same layout: one CLIP text encoder, cross-attention
+only.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def load_text_encoder(folder: Path, **options: Any) -> Any:
 
 
 def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
-    """[B, L, D]: CLIP's last hidden state after its final layer norm, padded to the full context."""
+    """[B, L, D]: CLIP's last hidden state after its final layer norm, padded to the full
+    context.
+    """
     tokens = base.tokenizer(
         prompts,
         padding="max_length",

@@ -20,7 +20,8 @@ def zip_names(path: Path) -> list[str]:
     """The names of the files in a zip, sorted.
 
     Raises:
-        SubjectSetError: not a zip, or one with unsafe names, links, encryption, archives inside, or a bomb's ratio.
+        SubjectSetError: not a zip, or one with unsafe names, links, encryption, archives inside, or
+            a bomb's ratio.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -61,12 +62,15 @@ def _refusal(entry: zipfile.ZipInfo) -> str | None:
     if entry.file_size > RATIO_FROM_BYTES and entry.file_size > MAX_RATIO * max(
         entry.compress_size, 1
     ):
-        return f"unpacks to {entry.file_size // max(entry.compress_size, 1)} times its size, as a zip bomb does"
+        ratio = entry.file_size // max(entry.compress_size, 1)
+        return f"unpacks to {ratio} times its size, as a zip bomb does"
     return None
 
 
 def read_member(path: str, name: str, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of a file in a zip, whatever its header claims; SubjectSetError when it is damaged."""
+    """At most `limit` + 1 bytes of a file in a zip, whatever its header claims; SubjectSetError
+    when it is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             return file.read(limit + 1)

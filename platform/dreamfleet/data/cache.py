@@ -1,7 +1,9 @@
-"""The bounded cache below DREAMFLEET_HOME: one parquet file per entry, named by a hash of everything it depends on.
+"""The bounded cache below DREAMFLEET_HOME: one parquet file per entry, named by a hash of
+everything it depends on.
 
-A changed photo, base, prompt or sampler is another key, so an entry is never stale, only unused. Files are written
-whole (temporary file, then rename) and carry page checksums: a damaged entry is a miss.
+A changed photo, base, prompt or sampler is another key, so an entry is never stale, only unused.
+Files are written whole (temporary file, then rename) and carry page checksums: a damaged entry is a
+miss.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Cache:
         return self.path(kind, key).is_file()
 
     def put(self, kind: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write an entry whole; of two writers of one key the last wins, and both wrote the same."""
+        """Write an entry whole; of two writers of one key the last wins, and both wrote the
+        same.
+        """
         import pyarrow
         import pyarrow.parquet as parquet
 
@@ -76,7 +80,9 @@ class Cache:
             partial.unlink(missing_ok=True)
 
     def prune(self) -> int:
-        """Delete the least recently used entries until the cache fits its bound; returns how many went."""
+        """Delete the least recently used entries until the cache fits its bound; returns how many
+        went.
+        """
         entries = sorted(self._entries(), key=lambda entry: entry[1])
         total = sum(size for _, _, size in entries)
         removed = 0

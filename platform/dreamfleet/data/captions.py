@@ -1,4 +1,6 @@
-"""Captions: `img.txt` beside `img.jpg`, or a `metadata.jsonl` with `file_name` and `text` in each line."""
+"""Captions: `img.txt` beside `img.jpg`, or a `metadata.jsonl` with `file_name` and `text` in each
+line.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Captions:
 def captions_of(
     names: Sequence[str], read: Callable[[str], bytes], warnings: list[str]
 ) -> Captions:
-    """Read the captions of the pictures among `names`; unusable ones are left out with a line in `warnings`."""
+    """Read the captions of the pictures among `names`; unusable ones are left out with a line in
+    `warnings`.
+    """
     known = set(names)
     captions = Captions()
     files: set[str] = set()
@@ -88,7 +92,7 @@ def _read_metadata(
         if entry is None:
             keys = " or ".join(TEXT_KEYS)
             warnings.append(
-                f'{name} line {number}: expected {{"file_name": …, "text": …}} ({keys}); line skipped'
+                f'{name} line {number}: expected {{"file_name": …, "text": …}} ({keys}); skipped'
             )
             continue
         picture = str(folder / entry[0])

@@ -17,8 +17,8 @@ Saliency = Callable[["Image.Image"], np.ndarray]
 def gradient_energy(image: Image.Image) -> np.ndarray:
     """Where the picture has detail: squared gradients of the luminance, damped towards the border.
 
-    A stand-in for a segmenter: photographers put their subject in focus and near the middle. The damping (down to
-    half at the border) decides between equally busy places.
+    A stand-in for a segmenter: photographers put their subject in focus and near the middle. The
+    damping (down to half at the border) decides between equally busy places.
     """
     grey = np.asarray(image.convert("L"), dtype=np.float32)
     down, right = np.gradient(grey)
@@ -36,7 +36,9 @@ def _hump(length: int) -> np.ndarray:
 def crop_square(
     image: Image.Image, resolution: int, saliency: Saliency | None = None
 ) -> Image.Image:
-    """The square of the image's shorter side, at `resolution` pixels: the middle one, or the one with most saliency."""
+    """The square of the image's shorter side, at `resolution` pixels: the middle one, or the one
+    with most saliency.
+    """
     from PIL import Image
 
     width, height = image.size
@@ -55,7 +57,9 @@ def crop_square(
 
 
 def _best_offset(profile: np.ndarray, side: int) -> int:
-    """Start of the window of `side` with the largest sum; among equals the one nearest to the middle."""
+    """Start of the window of `side` with the largest sum; among equals the one nearest to the
+    middle.
+    """
     sums = np.convolve(profile.astype(np.float64), np.ones(side), mode="valid")
     best = np.flatnonzero(sums >= sums.max() * (1 - 1e-9))
     middle = (len(profile) - side) / 2

@@ -8,9 +8,10 @@ import numpy as np
 
 from dreamfleet.data.photos import Fingerprint
 
-# Re-saved and resized copies of one photo differ in at most a few of the 64 bits; the thumbnails tell them from
-# different pictures of plain objects on plain ground, whose hashes can be close too. The limits are generous to
-# JPEG at quality 30 and strict enough for burst shots with a moved subject.
+# Re-saved and resized copies of one photo differ in at most a few of the 64 bits; the thumbnails
+# tell them from different pictures of plain objects on plain ground, whose hashes can be close too.
+# The limits are generous to JPEG at quality 30 and strict enough for burst shots with a moved
+# subject.
 MAX_HASH_BITS = 6
 MAX_THUMBNAIL_DIFFERENCE = 6.0  # mean absolute difference, of 255
 
@@ -23,7 +24,8 @@ def is_near_duplicate(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def duplicate_groups(hashes: Sequence[str], prints: Sequence[Fingerprint]) -> list[int]:
-    """The group of each photo: the index of the first photo that it is a copy of (its own when it is none).
+    """The group of each photo: the index of the first photo that it is a copy of (its own when it
+    is none).
 
     Args:
         hashes: SHA-256 of each file.

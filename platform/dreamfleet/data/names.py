@@ -15,9 +15,11 @@ _WINDOWS = frozenset(
 
 
 def safe_id(name: str) -> str:
-    """A name for files, runs, actors and the registry: lower-case ASCII letters, digits and single hyphens.
+    """A name for files, runs, actors and the registry: lower-case ASCII letters, digits and single
+    hyphens.
 
-    Where characters other than case, spaces and underscores had to go, a short hash of the name keeps different names apart.
+    Where characters other than case, spaces and underscores had to go, a short hash of the name
+    keeps different names apart.
 
     >>> safe_id("Biscuit the Dog")
     'biscuit-the-dog'
@@ -34,7 +36,9 @@ def safe_id(name: str) -> str:
 
 
 def unique_ids(names: Sequence[str], locations: Sequence[str]) -> list[str]:
-    """One id per subject; subjects whose names collide are told apart by a hash of where their photos lie."""
+    """One id per subject; subjects whose names collide are told apart by a hash of where their
+    photos lie.
+    """
     ids = [safe_id(name) for name in names]
     counts = Counter(ids)
     unique = [

@@ -1,13 +1,14 @@
 """One photo, from untrusted bytes to an upright RGB picture; no Ray, no torch.
 
 Rules
-- At most `MAX_FILE_BYTES` per file and `max_pixels` per picture (read from the header, before pixels are decoded);
-  moving pictures are refused.
+- At most `MAX_FILE_BYTES` per file and `max_pixels` per picture (read from the header, before
+  pixels are decoded); moving pictures are refused.
 - EXIF orientation is applied; malformed EXIF is ignored.
-- RGB: transparency onto white; 16 bits and floats scaled to 8; CMYK, LAB and pictures with an ICC profile go to sRGB
-  through LittleCMS where the profile is usable, else by the plain conversion; palettes and grey are expanded.
-- The shorter side must be at least a quarter of the training resolution (and 32 pixels), the longer side at most four
-  times the shorter.
+- RGB: transparency onto white; 16 bits and floats scaled to 8; CMYK, LAB and pictures with an ICC
+  profile go to sRGB through LittleCMS where the profile is usable, else by the plain conversion;
+  palettes and grey are expanded.
+- The shorter side must be at least a quarter of the training resolution (and 32 pixels), the longer
+  side at most four times the shorter.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def _check_header(picture: Image.Image, max_pixels: int, resolution: int) -> Non
     width, height = picture.size
     if width * height > max_pixels:
         raise SubjectSetError(
-            f"{width}x{height} is {width * height:,} pixels; at most {max_pixels:,} are decoded (data.max_pixels)"
+            f"{width}x{height} is {width * height:,} pixels; at most {max_pixels:,} are "
+            "decoded (data.max_pixels)"
         )
     smallest = max(MIN_SIDE, resolution // 4)
     if min(width, height) < smallest:
@@ -168,14 +170,16 @@ def to_rgb(picture: Image.Image, notes: list[str] | None = None) -> Image.Image:
         opaque = picture.convert("RGB")
         alpha = picture.getchannel("A")
         opaque = _to_srgb(opaque, profile, said)
-        if alpha.getextrema()[0] < 255:
+        if np.asarray(alpha).min() < 255:
             said.append("transparency laid onto white")
         return Image.composite(opaque, Image.new("RGB", picture.size, "white"), alpha)
     return _to_srgb(picture, profile, said)
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey pictures of 16 or 32 bits or floats, as 8-bit grey: 65535 (or 1.0, where nothing is above) becomes 255."""
+    """Grey pictures of 16 or 32 bits or floats, as 8-bit grey: 65535 (or 1.0, where nothing is
+    above) becomes 255.
+    """
     from PIL import Image
 
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -228,7 +232,9 @@ def fingerprint(image: Image.Image) -> Fingerprint:
 
 
 def shrink(image: Image.Image, resolution: int) -> Image.Image:
-    """The picture with its shorter side at `resolution` pixels: what any square crop needs, and no more."""
+    """The picture with its shorter side at `resolution` pixels: what any square crop needs, and no
+    more.
+    """
     from PIL import Image
 
     if min(image.size) == resolution:

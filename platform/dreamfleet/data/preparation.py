@@ -1,8 +1,12 @@
-"""Subject sets and prior sets of a whole command, on one Ray: each prepared once, kept in the cache."""
+"""Subject sets and prior sets of a whole command, on one Ray: each prepared once, kept in the
+cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +38,7 @@ class Preparation:
     session: RaySession | None
     progress: Progress
     failures: dict[str, str] = field(default_factory=dict)  # subject id -> why it cannot be trained
+    timings: dict[str, float] = field(default_factory=dict)  # stage -> seconds
 
     def __post_init__(self) -> None:
         self._last_prior: PriorSet | None = None  # neighbours in a list often share their class
@@ -53,7 +58,8 @@ class Preparation:
     def prepare_photos(self, requests: Sequence[SubjectRequest]) -> None:
         """Validate and encode all photos of all subjects in one Ray Data run."""
         places = [request.found for request in requests if request.found is not None]
-        self._store.prepare(places, self.session, self.progress)
+        with self._timed("photos"):
+            self._store.prepare(places, self.session, self.progress)
 
     def subject_set(self, request: SubjectRequest) -> SubjectSet:
         """The subject set of one request; SubjectSetError when none of its photos can be used."""
@@ -103,13 +109,22 @@ class Preparation:
         usable = []
         for request in requests:
             try:
-                self.prior_set(request)
+                with self._timed("prior set"):
+                    self.prior_set(request)
                 usable.append(request)
             except DreamfleetError as error:
                 if len(requests) == 1:
                     raise
                 self._fail(request, error)
         return usable
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        spent = time.monotonic() - started
+        if spent > 0.5:  # less: nothing was made
+            self.timings[stage] = self.timings.get(stage, 0.0) + spent
 
     def _fail(self, request: SubjectRequest, error: DreamfleetError) -> None:
         self.failures[request.id] = str(error)

@@ -1,4 +1,6 @@
-"""Class word → prior set: pictures of the class made by the base itself, once per key for everyone on this host."""
+"""Class word → prior set: pictures of the class made by the base itself, once per key for everyone
+on this host.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,8 @@ def generated_prior_set(
 ) -> PriorSet:
     """The prior set of `request`: from the cache, or made now.
 
-    When another run is making it, waits for that one. With `session` None it is made in this process.
+    When another run is making it, waits for that one. With `session` None it is made in this
+    process.
     """
     rows = cache.get("prior_sets", request.key)
     if rows is None:
@@ -118,7 +121,9 @@ def generated_prior_set(
 def own_prior_set(
     config: RunConfig, store: PhotoStore, session: RaySession | None, progress: Progress
 ) -> PriorSet:
-    """The user's own class pictures (`prior.class_data_dir`), with their captions where they have some."""
+    """The user's own class pictures (`prior.class_data_dir`), with their captions where they have
+    some.
+    """
     entries = [str(config.prior.class_data_dir)]
     found = find_photos(entries, max_photos=config.prior.num_class_images)
     store.prepare([found], session, progress)
@@ -181,7 +186,9 @@ def _pipeline(request: PriorRequest, session: RaySession | None) -> Iterator[dic
 
 
 class PriorMaker:
-    """Holds the base; makes class pictures and their latents. One instance per actor of the pool."""
+    """Holds the base; makes class pictures and their latents. One instance per actor of the
+    pool.
+    """
 
     def __init__(self, request: PriorRequest) -> None:
         from dreamfleet.bases import load_base

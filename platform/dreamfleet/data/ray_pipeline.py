@@ -26,7 +26,9 @@ def dataset(rows: list[dict[str, Any]], rows_per_block: int) -> Dataset:
 def actor_pool(
     session: RaySession, blocks: int, use_gpu: bool
 ) -> tuple[ActorPoolStrategy, dict[str, float]]:
-    """One model-holding actor per GPU (or per CPU), but no more than there are blocks of work; and what each takes."""
+    """One model-holding actor per GPU (or per CPU), but no more than there are blocks of work; and
+    what each takes.
+    """
     from ray.data import ActorPoolStrategy
 
     devices = session.num_gpus if use_gpu else session.num_cpus

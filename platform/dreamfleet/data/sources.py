@@ -1,10 +1,12 @@
 """Where a subject's photos lie: folders, zips, lists of files, URIs. Nothing is decoded here.
 
-Everything that can be refused without looking into a picture is refused here, on the driver, before Ray starts.
+Everything that can be refused without looking into a picture is refused here, on the driver, before
+Ray starts.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -31,7 +33,9 @@ class PhotoSource:
     caption: str | None = None
 
     def read(self) -> bytes:
-        """The file's bytes, at most one more than `MAX_FILE_BYTES`; SubjectSetError with the reason when unreadable."""
+        """The file's bytes, at most one more than `MAX_FILE_BYTES`; SubjectSetError with the reason
+        when unreadable.
+        """
         try:
             if self.member is not None:
                 return read_member(self.location, self.member, MAX_FILE_BYTES)
@@ -111,7 +115,8 @@ def _nothing_found(found: FoundPhotos) -> str:
 def _find_in_folder(path: Path) -> FoundPhotos:
     if not path.exists():
         raise SubjectSetError(
-            f"photos {path}: no such folder or file; give a folder of photos, a zip or picture files"
+            f"photos {path}: no such folder or file; give a folder of photos, a zip or "
+            "picture files"
         )
     if not path.is_dir():
         raise SubjectSetError(f"photos {path}: neither a folder, nor a zip, nor a picture file")
@@ -178,7 +183,7 @@ def _find_files(entries: Sequence[str]) -> FoundPhotos:
         sidecar = f"{path.stem}.txt"
         names = [path.name] + ([sidecar] if (path.parent / sidecar).is_file() else [])
         captions = captions_of(
-            names, lambda name, folder=path.parent: _read_text(folder, name), found.warnings
+            names, functools.partial(_read_text, path.parent), found.warnings
         )
         if reason is None:
             found.photos.append(
@@ -206,7 +211,9 @@ def _why_not(name: str, caption_files: frozenset[str]) -> str | None:
 
 
 def _unsafe(path: Path, root: Path | None) -> str | None:
-    """Why a file must not be opened, or None. Links out of the folder, devices and pipes could read anything or hang."""
+    """Why a file must not be opened, or None. Links out of the folder, devices and pipes could read
+    anything or hang.
+    """
     try:
         linked = path.is_symlink()
         if linked and root is not None and not path.resolve().is_relative_to(root):
@@ -265,7 +272,7 @@ def _find_in_uri(uri: str) -> FoundPhotos:
     folder = Folder(uri.rstrip("/"))
     found = FoundPhotos(folder.location, folder.location.rpartition("/")[2])
     try:
-        names = folder.list()
+        names = folder.names()
     except OSError as error:
         raise SubjectSetError(
             f"photos {uri}: cannot be listed ({error}); check the URI and its credentials"

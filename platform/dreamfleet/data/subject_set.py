@@ -1,4 +1,6 @@
-"""Photos → subject set: validated, cropped, weighted and encoded by Ray Data, kept photo by photo in the cache."""
+"""Photos → subject set: validated, cropped, weighted and encoded by Ray Data, kept photo by photo
+in the cache.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +79,8 @@ class Photo:
 class SubjectSet:
     """All that training needs to know about a subject.
 
-    Latents are posterior moments of the VAE, scaled as the UNet expects them: [N, C, h, w], float32;
-    `flipped_mean` and `flipped_std` are those of the mirrored photos.
+    Latents are posterior moments of the VAE, scaled as the UNet expects them: [N, C, h, w],
+    float32; `flipped_mean` and `flipped_std` are those of the mirrored photos.
     """
 
     id: str
@@ -173,7 +175,8 @@ class PhotoStore:
         if not used:
             listed = "; ".join(f"{item.name}: {item.reason}" for item in skipped)
             raise SubjectSetError(
-                f"no usable photo in {request.found.location}: {listed}; give at least one good picture"
+                f"no usable photo in {request.found.location}: {listed}; give at least one "
+                "good picture"
             )
         groups = duplicate_groups(
             [row["sha256"] for _, row in used], [_fingerprint(row) for _, row in used]
@@ -209,7 +212,8 @@ class PhotoStore:
             rows = self._cache.get("photos", self._settings.key(self._hashes[place]))
             if not rows:
                 raise SubjectSetError(
-                    f"{source.name}: gone from the cache in the middle of the run; raise data.cache_max_gib"
+                    f"{source.name}: gone from the cache in the middle of the run; raise "
+                    "data.cache_max_gib"
                 )
             if rows[0]["reason"]:
                 skipped.append(Skipped(source.name, str(rows[0]["reason"])))
@@ -254,7 +258,8 @@ def _prompts(request: SubjectRequest, photos: Sequence[Photo]) -> tuple[tuple[st
         )
         if token not in prompt:
             warnings.append(
-                f"{photo.name}: its caption lacks the token {token!r}, which learns nothing from this photo; "
+                f"{photo.name}: its caption lacks the token {token!r}, which learns nothing "
+                "from this photo; "
                 "write {token} where the subject stands"
             )
         prompts.append(prompt)
@@ -310,7 +315,8 @@ def _embed_small(rows: list[dict[str, Any]], sources: Sequence[PhotoSource]) -> 
 
 
 def validate_row(row: dict[str, Any], settings: PhotoSettings) -> dict[str, Any]:
-    """One photo's bytes → a checked upright RGB picture with its shorter side at the training resolution.
+    """One photo's bytes → a checked upright RGB picture with its shorter side at the training
+    resolution.
 
     Never raises for a bad photo: `reason` says why it cannot be used.
     """
@@ -361,7 +367,8 @@ class PhotoEncoder:
     def encode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Add the moments of the cropped photo and of its mirror image.
 
-        One photo at a time: in a batch the last bits would depend on the neighbours, hence on what was cached.
+        One photo at a time: in a batch the last bits would depend on the neighbours, hence on what
+            was cached.
         """
         empty: dict[str, Any] = {
             "mean": b"",

@@ -44,7 +44,8 @@ def fill_prompt(template: str, config: RunConfig) -> str:
 
 
 def requested_subjects(config: RunConfig) -> list[SubjectRequest]:
-    """All subjects that `config.subject.images` names: a folder, zip, file list, URI, several of them, or CSV/YAML lists.
+    """All subjects that `config.subject.images` names: a folder, zip, file list, URI, several of
+    them, or CSV/YAML lists.
 
     Raises:
         SubjectSetError: nothing given, or (one subject) its photos cannot be used.
@@ -84,7 +85,8 @@ def _request(
     )
     if not subject.class_word.strip():
         raise BadInputError(
-            f"subject {display!r}: the class word is missing; say what it is, e.g. --class-word dog "
+            f"subject {display!r}: the class word is missing; say what it is, e.g. "
+            "--class-word dog "
             "(subject.class_word, or the column class_word of a list)"
         )
     own = config.model_copy(deep=True, update={"subject": subject})
@@ -118,12 +120,14 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
     if any(is_picture_name(entry) and not is_uri(entry) for entry in entries):
         odd = next(entry for entry in entries if is_picture_name(entry))
         raise SubjectSetError(
-            f"photos: {odd} stands among folders; give folders (one per subject), or files, not both"
+            f"photos: {odd} stands among folders; give folders (one per subject), or files, "
+            "not both"
         )
     if len(entries) > 1:
         if config.subject.id:
             raise BadInputError(
-                f"subject.id = {config.subject.id!r} with {len(entries)} subjects: ids must differ; "
+                f"subject.id = {config.subject.id!r} with {len(entries)} subjects: ids must "
+                "differ; "
                 "leave it out, or give a CSV or YAML list with a column id"
             )
         return [{"images": [entry]} for entry in entries]
@@ -131,7 +135,8 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def read_subject_list(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV (with a header) or YAML list of subjects; relative photo paths count from the list's folder.
+    """The rows of a CSV (with a header) or YAML list of subjects; relative photo paths count from
+    the list's folder.
 
     Raises:
         SubjectSetError: naming the list and the row.

@@ -16,7 +16,9 @@ def token_pieces(tokenizer: Any, text: str) -> list[str]:
 
 
 def token_warnings(tokenizer: Any, token: str, class_word: str) -> list[str]:
-    """What a user should know about the token: several pieces, a common word, or the class word itself."""
+    """What a user should know about the token: several pieces, a common word, or the class word
+    itself.
+    """
     pieces = token_pieces(tokenizer, token)
     if not pieces:
         raise BadInputError(
@@ -27,16 +29,19 @@ def token_warnings(tokenizer: Any, token: str, class_word: str) -> list[str]:
     rare = rare_token(tokenizer, taken=class_word.split())
     if token.strip().lower() == class_word.strip().lower():
         return [
-            f"token {token!r} is the class word itself: the class would be overwritten; use e.g. {rare!r}"
+            f"token {token!r} is the class word itself: the class would be overwritten; use "
+            f"e.g. {rare!r}"
         ]
     if len(pieces) > 1:
         return [
-            f"token {token!r} is {len(pieces)} tokens for this base ({' '.join(pieces)}), whose meanings mix in; "
+            f"token {token!r} is {len(pieces)} tokens for this base ({' '.join(pieces)}), "
+            "whose meanings mix in; "
             f"use e.g. {rare!r}, or --token auto"
         ]
     if not re.search(r"[^aeiou\W\d_]{3}", token.lower()) and token not in RARE_TOKENS:
         return [
-            f"token {token!r} may be a common word with a meaning of its own; use e.g. {rare!r}, or --token auto"
+            f"token {token!r} may be a common word with a meaning of its own; use e.g. "
+            f"{rare!r}, or --token auto"
         ]
     return []
 

@@ -15,8 +15,9 @@ SamplerName = Literal["ddim", "euler", "dpm"]
 def make_scheduler(scheduler_config: Mapping[str, Any], name: str) -> Any:
     """A fresh diffusers scheduler (they hold state) with the base's betas and prediction type.
 
-    `ddim` is deterministic DDIM (eta 0), `euler` EulerDiscrete, `dpm` DPM-Solver++(2M). The same as the class's own
-    `from_config(pipeline.scheduler.config)`, except that latents are never clipped to [-1, 1].
+    `ddim` is deterministic DDIM (eta 0), `euler` EulerDiscrete, `dpm` DPM-Solver++(2M). The same as
+    the class's own `from_config(pipeline.scheduler.config)`, except that latents are never clipped
+    to [-1, 1].
 
     Raises:
         ConfigError: an unknown name.

@@ -1,7 +1,9 @@
-"""The forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, and what a model predicts of it.
+"""The forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, and what a model predicts of
+it.
 
-Written for timesteps that differ within a batch. Sources: Ho et al. 2020 (arXiv 2006.11239), v-prediction from
-Salimans and Ho 2022 (arXiv 2202.00512), min-SNR weights from Hang et al. 2023 (arXiv 2303.09556).
+Written for timesteps that differ within a batch. Sources: Ho et al. 2020 (arXiv 2006.11239),
+v-prediction from Salimans and Ho 2022 (arXiv 2202.00512), min-SNR weights from Hang et al. 2023
+(arXiv 2303.09556).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class NoiseSchedule:
 
     Attributes:
         alphas_cumprod: [T] fp32, the cumulative products abar_t, falling with t.
-        prediction_type: what the model predicts: the noise, or v = sqrt(abar) eps - sqrt(1-abar) x0.
+        prediction_type: what the model predicts: the noise, or v = sqrt(abar) eps - sqrt(1-abar)
+            x0.
     """
 
     alphas_cumprod: Tensor
@@ -40,7 +43,8 @@ class NoiseSchedule:
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
             raise BaseModelError(
-                f"scheduler {type(scheduler).__name__} with prediction_type {kind!r} is not supported; "
+                f"scheduler {type(scheduler).__name__} with prediction_type {kind!r} is not "
+                "supported; "
                 "expected a DDPM-like scheduler with 'epsilon' or 'v_prediction'"
             )
         alphas = scheduler.alphas_cumprod.detach().float().cpu()
@@ -68,7 +72,9 @@ class NoiseSchedule:
         return alpha * eps - sigma * x0
 
     def to_epsilon(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise that a model output [B, ...] at (x_t, t) implies: eps = sqrt(abar) v + sqrt(1-abar) x_t."""
+        """The noise that a model output [B, ...] at (x_t, t) implies: eps = sqrt(abar) v +
+        sqrt(1-abar) x_t.
+        """
         if self.prediction_type == "epsilon":
             return model_output
         alpha, sigma = self._alpha_sigma(t, x_t)
@@ -91,8 +97,8 @@ class NoiseSchedule:
     def epsilon_weight(self, t: Tensor, gamma: float | None) -> Tensor:
         """The weight [B] that the model's MSE gives to squared *eps* errors.
 
-        For v-prediction an error in eps is sqrt(abar) times the error in v, so v-MSE is eps-MSE / abar
-        (0 where abar is 0: there the output says nothing about eps).
+        For v-prediction an error in eps is sqrt(abar) times the error in v, so v-MSE is eps-MSE /
+        abar (0 where abar is 0: there the output says nothing about eps).
         """
         weight = self.min_snr_weight(t, gamma)
         if self.prediction_type == "epsilon":

@@ -1,7 +1,8 @@
-"""Which samples a step trains on. Every draw is keyed by (seed, stream, n), n the job's global sample index.
+"""Which samples a step trains on. Every draw is keyed by (seed, stream, n), n the job's global
+sample index.
 
-So a sample is the same whatever the batch size, the accumulation, the number of workers or where a run was resumed, and no
-setting but the seed changes any draw.
+So a sample is the same whatever the batch size, the accumulation, the number of workers or where a
+run was resumed, and no setting but the seed changes any draw.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class LatentSet:
     Attributes:
         mean, std: [N, C, h, w] fp32.
         prompts: N prompts.
-        weights: [N] how often a picture is drawn, relative to the others (copies of one photo share 1).
-        flipped_mean, flipped_std: moments of the mirrored pictures, for `random_flip`; None: never mirrored.
+        weights: [N] how often a picture is drawn, relative to the others (copies of one photo share
+            1).
+        flipped_mean, flipped_std: moments of the mirrored pictures, for `random_flip`; None: never
+            mirrored.
     """
 
     mean: Tensor
@@ -36,9 +39,15 @@ class LatentSet:
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
-        if self.mean.shape != self.std.shape or self.mean.dim() != 4 or len(self.mean) != count or not count:
+        if (
+            self.mean.shape != self.std.shape
+            or self.mean.dim() != 4
+            or len(self.mean) != count
+            or not count
+        ):
             raise ValueError(
-                f"latents {tuple(self.mean.shape)} and {tuple(self.std.shape)} with {count} prompts: expected two "
+                f"latents {tuple(self.mean.shape)} and {tuple(self.std.shape)} with {count} "
+                "prompts: expected two "
                 "equal shapes [N, C, h, w] and N >= 1 prompts"
             )
         if (self.flipped_mean is None) != (self.flipped_std is None):
@@ -74,14 +83,17 @@ def make_batch(
         indices: global sample indices n.
         subject: the subject's photos.
         class_prompts: one per photo of `subject`.
-        prior: pictures of the class; as many prior as subject samples are drawn, from streams `prior.*`.
+        prior: pictures of the class; as many prior as subject samples are drawn, from streams
+            `prior.*`.
         num_train_timesteps: t is uniform in [0, num_train_timesteps).
     """
     chosen, rows = _draw(seed, "", indices, subject, num_train_timesteps, device)
     class_rows = tuple(class_prompts[i] for i in chosen)
     if prior is None:
         return Batch(rows, class_rows)
-    return Batch(rows, class_rows, _draw(seed, "prior.", indices, prior, num_train_timesteps, device)[1])
+    return Batch(
+        rows, class_rows, _draw(seed, "prior.", indices, prior, num_train_timesteps, device)[1]
+    )
 
 
 def _draw(
@@ -118,7 +130,9 @@ def _choose(seed: int, stream: str, n: int, pictures: LatentSet) -> int:
 
 
 def _latent(seed: int, stream: str, n: int, picture: int, pictures: LatentSet) -> Tensor:
-    """A draw from the posterior of the picture or, half of the time where allowed, of its mirror image."""
+    """A draw from the posterior of the picture or, half of the time where allowed, of its mirror
+    image.
+    """
     mean, std = pictures.mean[picture], pictures.std[picture]
     if pictures.flipped_mean is not None and pictures.flipped_std is not None:
         coin = torch.rand((), generator=torch_generator(seed, f"{stream}augmentation", n))

@@ -1,4 +1,7 @@
-"""One training job: `step`, `state_dict`, `export`. Later many of them share one base behind the same interface."""
+"""One training job: `step`, `state_dict`, `export`.
+
+Later many of them share one base behind the same interface.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,12 @@ class TrainJobSpec:
     Attributes:
         config: resolved (`bases.resolved_config`).
         subject: the photos' latents and prompts (identifier filled in).
-        prior: the prior set's latents and prompts; needed for `prior.form: images`, ignored without prior preservation.
+        prior: the prior set's latents and prompts; needed for `prior.form: images`, ignored without
+            prior preservation.
         class_prompts: one per photo, its prompt without identifier; None: made from the prompts.
         rank, world_size: this worker's place; a step's samples are shared out over the workers.
-        reduce_gradients: averages gradients over the workers in place, called once before each optimiser step.
+        reduce_gradients: averages gradients over the workers in place, called once before each
+            optimiser step.
         subject_id: for messages.
     """
 
@@ -56,7 +61,8 @@ class TrainJobSpec:
 
 
 class TrainJob:
-    """Trains one subject on `base`, which it changes: an adapter is put in, or its weights become trainable.
+    """Trains one subject on `base`, which it changes: an adapter is put in, or its weights become
+    trainable.
 
     Args:
         spec: data and settings.
@@ -116,7 +122,8 @@ class TrainJob:
         )
 
     def step(self) -> StepMetrics:
-        """One optimiser step. Losses are this worker's own; the gradient norm (before clipping) is common.
+        """One optimiser step. Losses are this worker's own; the gradient norm (before clipping) is
+        common.
 
         Raises:
             TrainingError: loss or gradient is not finite; nothing was changed by the step.
@@ -133,11 +140,15 @@ class TrainJob:
         return sums.metrics(self.step_index, grad_norm, learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on bit for bit; tensors and plain values only (`torch.load(weights_only=True)`)."""
+        """Everything to go on bit for bit; tensors and plain values only
+        (`torch.load(weights_only=True)`).
+        """
         return {
             "version": STATE_VERSION,
             "step": self.step_index,
-            "parameters": {name: parameter.detach().cpu().clone() for name, parameter in self._named},
+            "parameters": {
+                name: parameter.detach().cpu().clone() for name, parameter in self._named
+            },
             "optimizer": _cpu_copy(self.optimizer.state_dict()),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "ema": None if self.ema is None else _cpu_copy(self.ema.state_dict()),
@@ -163,7 +174,8 @@ class TrainJob:
         self.step_index = int(state["step"])
 
     def export(self, folder: str | Path) -> list[Path]:
-        """Write what training made: `pytorch_lora_weights.safetensors`, or for full fine-tuning a diffusers folder.
+        """Write what training made: `pytorch_lora_weights.safetensors`, or for full fine-tuning a
+        diffusers folder.
 
         With `use_ema` these are the averaged weights. Returns the files written.
         """
@@ -174,7 +186,9 @@ class TrainJob:
 
     @contextlib.contextmanager
     def final_weights(self) -> Iterator[Base]:
-        """The base as it would be exported (EMA weights if kept), for sampling; training goes on untouched afterwards."""
+        """The base as it would be exported (EMA weights if kept), for sampling; training goes on
+        untouched afterwards.
+        """
         self.method.train_mode(False)
         if self.ema is not None:
             self.ema.store(self.parameters)
@@ -188,9 +202,11 @@ class TrainJob:
 
     @contextlib.contextmanager
     def bare_base(self) -> Iterator[Base]:
-        """The base without what was trained, to compare with (full fine-tuning: loaded once more)."""
+        """The base without what was trained, to compare with (full fine-tuning: loaded once
+        more).
+        """
         if self.config.train.mode == "full":
-            yield load_base(self.base.name, device=self.base.device, dtype=self.base.dtype)
+            yield load_base(self.base.files.path, device=self.base.device, dtype=self.base.dtype)
             return
         self.method.train_mode(False)
         try:
@@ -200,7 +216,9 @@ class TrainJob:
             self.method.train_mode(True)
 
     def _finite_gradients(self) -> tuple[MetricSum, float]:
-        """Losses and clipped gradients of a step; in fp16 the same samples again at half the scale until they fit."""
+        """Losses and clipped gradients of a step; in fp16 the same samples again at half the scale
+        until they fit.
+        """
         clip = self.config.train.max_grad_norm
         for _ in range(MAX_SCALE_RETRIES):
             sums = self._accumulate()
@@ -216,7 +234,8 @@ class TrainJob:
         raise TrainingError(self._not_finite(sums, grad_norm))
 
     def _loss_is_fine(self, sums: MetricSum) -> bool:
-        # With several workers only the common gradient decides, so that all of them leave at the same step.
+        # With several workers only the common gradient decides, so that all of them leave at the
+        # same step.
         return self.spec.world_size > 1 or math.isfinite(sums.mean("loss"))
 
     def _accumulate(self) -> MetricSum:
@@ -235,9 +254,12 @@ class TrainJob:
     def _not_finite(self, sums: MetricSum, grad_norm: float) -> str:
         train = self.config.train
         return (
-            f"{self.spec.subject_id}: training broke down at step {self.step_index + 1}: loss {sums.mean('loss'):g}, "
-            f"gradient norm {grad_norm:g}; lower train.learning_rate (now {train.learning_rate:g}), lower sude.weight or "
-            "prior.weight, or use mixed_precision no or bf16; then go on from the last checkpoint with --resume"
+            f"{self.spec.subject_id}: training broke down at step {self.step_index + 1}: loss "
+            f"{sums.mean('loss'):g}, "
+            f"gradient norm {grad_norm:g}; lower train.learning_rate (now "
+            f"{train.learning_rate:g}), lower sude.weight or "
+            "prior.weight, or use mixed_precision no or bf16; then go on from the last checkpoint "
+            "with --resume"
         )
 
     def _subject_set(self) -> LatentSet:
@@ -264,27 +286,42 @@ def _cpu_copy(tree: Any) -> Any:
 
 def _checked(spec: TrainJobSpec) -> RunConfig:
     config, train = spec.config, spec.config.train
-    missing = [name for name in ("max_train_steps", "learning_rate") if getattr(train, name) is None]
+    missing = [
+        name for name in ("max_train_steps", "learning_rate") if getattr(train, name) is None
+    ]
     if missing:
-        raise ConfigError(f"train.{missing[0]} is not set; fill the gaps with bases.resolved_config first")
-    if config.prior.with_prior_preservation and config.prior.form == "images" and spec.prior is None:
-        raise ConfigError("prior.with_prior_preservation is on with form images, but there is no prior set")
+        raise ConfigError(
+            f"train.{missing[0]} is not set; fill the gaps with bases.resolved_config first"
+        )
+    if (
+        config.prior.with_prior_preservation
+        and config.prior.form == "images"
+        and spec.prior is None
+    ):
+        raise ConfigError(
+            "prior.with_prior_preservation is on with form images, but there is no prior set"
+        )
     if spec.class_prompts is not None and len(spec.class_prompts) != len(spec.subject):
-        raise ConfigError(f"{len(spec.class_prompts)} class prompts for {len(spec.subject)} photos; expected one each")
+        raise ConfigError(
+            f"{len(spec.class_prompts)} class prompts for {len(spec.subject)} photos; expected one "
+            "each"
+        )
     return config
 
 
 def _check_state(state: Mapping[str, Any], own: Mapping[str, Tensor], with_ema: bool) -> None:
     if state.get("version") != STATE_VERSION:
         raise ResumeError(
-            f"checkpoint of version {state.get('version')!r}, this program reads {STATE_VERSION}; begin again with --overwrite"
+            f"checkpoint of version {state.get('version')!r}, this program reads {STATE_VERSION}; "
+            "begin again with --overwrite"
         )
     saved: Mapping[str, Tensor] = state["parameters"]
     wrong = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
     extra = sorted(set(saved) - set(own))
     if wrong or extra:
         raise ResumeError(
-            f"the checkpoint trained other parameters ({(wrong + extra)[0]}, {len(wrong) + len(extra)} in all); "
+            f"the checkpoint trained other parameters ({(wrong + extra)[0]}, "
+            f"{len(wrong) + len(extra)} in all); "
             "resume with the rank, layers and mode that the run began with"
         )
     if with_ema and state.get("ema") is None:

@@ -1,4 +1,6 @@
-"""Pictures from a base (and the adapter in it): one denoising loop for a batch of prompts and seeds."""
+"""Pictures from a base (and the adapter in it): one denoising loop for a batch of prompts and
+seeds.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def sample_images(
         return []
     with base.evaluating(), with_strength(base, adapter_strength):
         conditioning = _conditioning(base, prompts, negatives, scale)
-        latents = _denoise(base, conditioning, seeds, num_inference_steps, scale, scheduler, on_step)
+        latents = _denoise(
+            base, conditioning, seeds, num_inference_steps, scale, scheduler, on_step
+        )
         pixels = base.decode_latents(latents)
     return [Image.fromarray(picture.numpy()) for picture in pixels]
 
@@ -62,7 +66,9 @@ def sample_images(
 def initial_noise(base: Base, seeds: Sequence[int]) -> Tensor:
     """fp32 [B, C, h, w] on the base's device, each picture's from its own generator."""
     shape = (1, *base.latent_shape)
-    rows = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+    rows = [
+        torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds
+    ]
     return torch.cat(rows).to(base.device)
 
 
@@ -92,7 +98,9 @@ def _denoise(
     return latents
 
 
-def _conditioning(base: Base, prompts: Sequence[str], negatives: list[str], scale: float) -> Conditioning:
+def _conditioning(
+    base: Base, prompts: Sequence[str], negatives: list[str], scale: float
+) -> Conditioning:
     if scale <= 1:
         return base.encode_prompts(prompts)
     return base.encode_prompts([*negatives, *prompts])
@@ -107,7 +115,9 @@ def _checked(
 ) -> list[str]:
     """The negative prompts, one per picture."""
     if len(prompts) != len(seeds):
-        raise BadInputError(f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed per prompt")
+        raise BadInputError(
+            f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed per prompt"
+        )
     if num_inference_steps < 1:
         raise BadInputError(f"num_inference_steps = {num_inference_steps}: expected 1 or more")
     if not 0 <= scale < float("inf"):
@@ -115,7 +125,13 @@ def _checked(
     wrong = [seed for seed in seeds if not 0 <= seed < SEED_LIMIT]
     if wrong:
         raise BadInputError(f"seed = {wrong[0]}: expected 0 to 2**64 - 1")
-    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+    negatives = (
+        [negative_prompt] * len(prompts)
+        if isinstance(negative_prompt, str)
+        else list(negative_prompt)
+    )
     if len(negatives) != len(prompts):
-        raise BadInputError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; expected one each")
+        raise BadInputError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts; expected one each"
+        )
     return negatives

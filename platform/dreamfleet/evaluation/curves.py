@@ -1,12 +1,13 @@
-"""Training curves as inline SVG: no script, no fonts, colours from the page, readable on a phone."""
+"""Training curves as inline SVG: no script, no fonts, the page's colours, readable on a phone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+Scale = Callable[[float], float]
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 POINTS = 240  # more would not be seen
@@ -22,6 +23,7 @@ class CurveKind:
     explanation: str
     reference: float | None = None  # a level worth a line
     log: bool = False
+    raw: bool = True  # thin line of single steps; not for what is only ever 0 or 1
 
 
 KINDS = (
@@ -30,9 +32,12 @@ KINDS = (
     CurveKind("loss_prior", "Prior loss", "the same on class images: it keeps the class as it was"),
     CurveKind("loss_sude", "SuDe loss", "how much of the class the subject still lacks"),
     CurveKind(
-        "rho", "ρ", "how much of the class the subject's prediction carries; SuDe rests from 1 up", 1.0
+        "rho",
+        "ρ",
+        "how much of the class the subject's prediction carries; SuDe rests from 1 up",
+        1.0,
     ),
-    CurveKind("hinge_share", "SuDe on", "share of samples on which SuDe acts"),
+    CurveKind("hinge_share", "SuDe on", "share of samples on which SuDe acts", raw=False),
     CurveKind("grad_norm", "Gradient norm", "before clipping", log=True),
     CurveKind("lr", "Learning rate", "of each step"),
 )
@@ -57,12 +62,17 @@ def curves(history: Sequence[Mapping[str, float]]) -> list[Curve]:
     rows = sorted(history, key=lambda row: row.get("step", 0.0))
     panels = []
     for kind in KINDS:
-        points = [(float(row.get("step", i)), float(row[kind.key])) for i, row in enumerate(rows)
-                  if row.get(kind.key) is not None and math.isfinite(float(row[kind.key]))]  # fmt: skip
+        points = [
+            (float(row.get("step", index)), float(row[kind.key]))
+            for index, row in enumerate(rows)
+            if row.get(kind.key) is not None and math.isfinite(float(row[kind.key]))
+        ]
         if len(points) > 1:
             smooth = smoothed([y for _, y in points])
             panels.append(
-                Curve(kind.title, kind.explanation, _panel(kind, points, smooth), number(smooth[-1]))
+                Curve(
+                    kind.title, kind.explanation, _panel(kind, points, smooth), number(smooth[-1])
+                )
             )
     return panels
 
@@ -95,7 +105,7 @@ def _panel(kind: CurveKind, points: list[tuple[float, float]], smooth: list[floa
     low, high = _limits(kind, values, smooth)
     log = kind.log and low > 0
     to_x = _scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    level = math.log10 if log else float
+    level: Scale = math.log10 if log else float
     to_y = _scale(level(low), level(high), HEIGHT - BOTTOM, TOP)
 
     def path(series: Sequence[float]) -> str:
@@ -107,9 +117,12 @@ def _panel(kind: CurveKind, points: list[tuple[float, float]], smooth: list[floa
     if kind.reference is not None and low < kind.reference < high:
         y = to_y(level(kind.reference))
         parts.append(f'<path class="ref" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<path class="raw" d="{path(values)}"/>')
+    if kind.raw:
+        parts.append(f'<path class="raw" d="{path(values)}"/>')
     parts.append(f'<path class="mean" d="{path(smooth)}"/>')
-    label = escape(f"{kind.title} over {int(xs[-1])} steps, {number(smooth[-1])} at the end", quote=True)
+    label = escape(
+        f"{kind.title} over {int(xs[-1])} steps, {number(smooth[-1])} at the end", quote=True
+    )
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg>"
@@ -136,13 +149,15 @@ def _limits(kind: CurveKind, values: list[float], smooth: list[float]) -> tuple[
     return (low if low == 0 else low - margin), high + margin
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
 
 def _thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most about `POINTS` points: of each stretch its lowest and its highest, so that spikes stay."""
+    """At most about `POINTS` points: of each stretch its lowest and its highest, so that spikes
+    stay.
+    """
     if len(pairs) <= POINTS:
         return pairs
     size = math.ceil(2 * len(pairs) / POINTS)
@@ -153,26 +168,30 @@ def _thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return out
 
 
-def _grid(low: float, high: float, level, to_y) -> str:  # type: ignore[no-untyped-def]
+def _grid(low: float, high: float, level: Scale, to_y: Scale) -> str:
     log = level is not float
     parts = []
     for tick in _log_ticks(low, high) if log else ticks(low, high):
         y = to_y(level(tick))
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(_label(LEFT - 6, y + 3.5, number(tick), "end"))
     return "".join(parts)
 
 
-def _steps(xs: list[float], to_x) -> str:  # type: ignore[no-untyped-def]
+def _steps(xs: list[float], to_x: Scale) -> str:
     found = [tick for tick in ticks(xs[0], xs[-1], 4) if tick == int(tick)]
     return "".join(
-        f'<text class="tick" x="{to_x(tick):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{int(tick)}</text>'
+        _label(to_x(tick), HEIGHT - 7, str(int(tick)), "middle")
         for tick in found
         if to_x(tick) < WIDTH - RIGHT - 8 or tick == xs[-1]
     )
 
 
-def ticks(low: float, high: float, count: int = 3) -> list[float]:
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round values inside [low, high], about `count` of them."""
     span = high - low
     if span <= 0:

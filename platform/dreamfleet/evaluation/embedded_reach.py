@@ -1,41 +1,130 @@
-"""What the embedded base and its evaluators can do, measured on held-out seeds: the figures of docs/embedded_base.md."""
+"""What the embedded base and its evaluators can do, measured on held-out seeds.
+
+The figures of docs/embedded_base.md; `embedded_reach_report` writes them down.
+"""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dreamfleet.bases import Base
 from dreamfleet.engine.sampling import sample_images
+from dreamfleet.evaluation.sheets import labelled_sheet, plain_sheet
 from dreamfleet.seeding import key_to_int, numpy_generator
-from dreamfleet.world.captions import prompt
+from dreamfleet.world.captions import full_caption, prompt
 from dreamfleet.world.classes import CLASSES
-from dreamfleet.world.evaluators import Oracle, load_clip, load_identity_encoder, load_oracle
+from dreamfleet.world.evaluators import (
+    Clip,
+    IdentityJudge,
+    Oracle,
+    load_clip,
+    load_identity_encoder,
+    load_oracle,
+)
 from dreamfleet.world.evaluators.load import to_pixels
-from dreamfleet.world.palette import colour_name
-from dreamfleet.world.render import identity_traits, render
+from dreamfleet.world.render import render
 from dreamfleet.world.sampling import training_spec
 from dreamfleet.world.scenes import SCENES
-from dreamfleet.world.spec import ImageSpec, Rendered, STATE_SHARES
+from dreamfleet.world.spec import STATE_SHARES, ImageSpec, Rendered
 from dreamfleet.world.splits import identity_seed
+from dreamfleet.world.styles import STYLES
 
 HELD_OUT_SEED = 987_654  # pictures of this training world were never drawn for training
 IDENTITY_FIRST = 500_000  # development identities beyond every benchmark subject
-Report = Callable[[str], None]
+HEADS = ("class", "state", "scene", "view", "style")
+MIN_MASK_PX = 16
+SAMPLE_BATCH = 64
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ReachPlan:
+    """How much is measured.
+
+    Attributes:
+        guidance_scales: tried on a quarter of the pictures; the best one counts.
+        per_cell: pictures of each class x state.
+        pictures: renders for the oracles.
+        pairs: captions and pictures for the CLIP.
+        identities: of a class, for the identity encoder.
+        portraits: of "photo of a {class}", per class.
+        num_inference_steps: DDIM steps.
+    """
+
+    guidance_scales: tuple[float, ...] = (2.0, 3.0, 4.0)
+    per_cell: int = 8
+    pictures: int = 600
+    pairs: int = 200
+    identities: int = 30
+    portraits: int = 24
+    num_inference_steps: int = 25
+
+
+QUICK = ReachPlan((3.0,), per_cell=1, pictures=120, pairs=100, identities=10, portraits=8)
 
 
 @dataclass
-class Reach:
+class Part:
     """Figures by name, and pictures worth keeping."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
+
+
+@dataclass
+class Bench:
+    """The base, its judges and the guidance scale in use (the best once it is known)."""
+
+    base: Base
+    oracle_a: Oracle
+    oracle_b: Oracle
+    identity: IdentityJudge
+    clip: Clip
+    plan: ReachPlan
+    guidance_scale: float
+    say: Say = print
+
+    def draw(
+        self, prompts: Sequence[str], key: str, guidance_scale: float | None = None
+    ) -> list[Image.Image]:
+        """One picture per prompt; seeds follow from `key`."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        out: list[Image.Image] = []
+        for first in range(0, len(prompts), SAMPLE_BATCH):
+            texts = prompts[first : first + SAMPLE_BATCH]
+            seeds = [key_to_int(key, first + i) % 2**31 for i in range(len(texts))]
+            out += sample_images(
+                self.base,
+                texts,
+                seeds,
+                guidance_scale=scale,
+                num_inference_steps=self.plan.num_inference_steps,
+            )
+        return out
+
+
+def load_bench(base: Base, plan: ReachPlan, evaluators: Path | None, say: Say = print) -> Bench:
+    """`base` with the shipped judges, or those in the folder `evaluators`."""
+    return Bench(
+        base,
+        load_oracle("A", evaluators),
+        load_oracle("B", evaluators),
+        load_identity_encoder(evaluators),
+        load_clip(evaluators),
+        plan,
+        plan.guidance_scales[0],
+        say,
+    )
+
+
+# -- the judges and the VAE ------------------------------------------------------------------------
 
 
 def held_out_spec(index: int) -> ImageSpec:
@@ -46,179 +135,295 @@ def held_out_spec(index: int) -> ImageSpec:
 
 
 def held_out_pictures(count: int) -> list[Rendered]:
+    """The first `count` held-out pictures."""
     return [render(held_out_spec(i)) for i in range(count)]
 
 
 def oracle_accuracy(oracle: Oracle, pictures: Sequence[Rendered]) -> dict[str, float]:
     """Share of right answers per question; the state counts only with the right class."""
     rows = oracle.read([p.image for p in pictures])
-    right: dict[str, float] = {}
-    for head in ("class", "state", "scene", "view", "style"):
-        hits = [row[head] == _truth(p.spec, head) and (head != "state" or row["class"] == p.spec.class_name)
-                for row, p in zip(rows, pictures, strict=True)]  # fmt: skip
-        right[head] = float(np.mean(hits))
-    return right
+    hits = [_hits(row, p.spec) for row, p in zip(rows, pictures, strict=True)]
+    return {head: float(np.mean([hit[head] for hit in hits])) for head in HEADS}
 
 
-def _truth(spec: ImageSpec, head: str) -> str:
-    return spec.class_name if head == "class" else str(getattr(spec, head))
+def _hits(row: Mapping[str, str], spec: ImageSpec) -> dict[str, bool]:
+    truth = {"class": spec.class_name, **{head: getattr(spec, head) for head in HEADS[1:]}}
+    hit = {head: row[head] == truth[head] for head in HEADS}
+    return {**hit, "state": hit["state"] and hit["class"]}
 
 
-@torch.no_grad()
-def vae_quality(base: Base, pictures: Sequence[Rendered]) -> dict[str, float]:
-    """PSNR (dB, over all pixels of all pictures) and the mean hue error of subjects (degrees)."""
-    x = to_pixels([p.image for p in pictures])
-    mean, _ = base.encode_images(x)
-    decoded = base.decode_latents(mean)  # uint8 [N, 64, 64, 3]
+def vae_quality(base: Base, pictures: Sequence[Rendered]) -> tuple[dict[str, float], np.ndarray]:
+    """PSNR (dB) over all pixels, its median over pictures, the subjects' mean hue error (degrees).
+
+    Also the decoded pictures, uint8 [N, 64, 64, 3].
+    """
+    mean, _ = base.encode_images(to_pixels([p.image for p in pictures]))
+    decoded = base.decode_latents(mean).numpy()
     original = np.stack([np.asarray(p.image) for p in pictures])
-    error = (np.asarray(decoded, dtype=np.float64) - original) ** 2
+    error = (decoded.astype(np.float64) - original) ** 2
     per_picture = 10 * np.log10(255.0**2 / error.mean(axis=(1, 2, 3)))
-    hue_errors = []
-    for picture, after in zip(pictures, np.asarray(decoded), strict=True):
-        mask = picture.subject_mask
-        before_hue, strength = _mean_hue(np.asarray(picture.image)[mask])
-        after_hue, _ = _mean_hue(after[mask])
-        if strength > 0.25:
-            gap = abs(before_hue - after_hue)
-            hue_errors.append(360 * min(gap, 1 - gap))
-    return {
+    masks = [p.subject_mask for p in pictures]
+    hue_errors = [
+        _hue_error(before[mask], after[mask])
+        for before, after, mask in zip(original, decoded, masks, strict=True)
+        if mask.sum() >= MIN_MASK_PX and _mean_hsv(before[mask])[1] > 0.25
+    ]
+    figures = {
         "psnr_db": float(10 * np.log10(255.0**2 / error.mean())),
         "psnr_median_db": float(np.median(per_picture)),
         "subject_hue_error_deg": float(np.mean(hue_errors)),
     }
+    return figures, decoded
 
 
-def _mean_hue(pixels: np.ndarray) -> tuple[float, float]:
-    """Hue in [0, 1) and saturation of the mean colour."""
-    if not len(pixels):
-        return 0.0, 0.0
-    h, s, _ = colorsys.rgb_to_hsv(*(pixels.reshape(-1, 3).mean(axis=0) / 255))
-    return h, s
+def _hue_error(before: np.ndarray, after: np.ndarray) -> float:
+    """Degrees between the hues of two sets of pixels' mean colours."""
+    gap = abs(_mean_hsv(before)[0] - _mean_hsv(after)[0])
+    return 360 * min(gap, 1 - gap)
 
 
-def clip_retrieval(count: int = 200) -> float:
-    """Top-5 rate of finding the picture of a full caption among `count` held-out ones."""
+def _mean_hsv(pixels: np.ndarray) -> tuple[float, float, float]:
+    """Hue, saturation and value in [0, 1] of the mean colour of uint8 [N, 3]."""
+    red, green, blue = pixels.mean(axis=0) / 255
+    return colorsys.rgb_to_hsv(red, green, blue)
+
+
+def clip_retrieval(clip: Clip, count: int) -> dict[str, float]:
+    """How often a full caption finds its picture among `count` held-out ones."""
     pictures = held_out_pictures(count)
-    texts = []
-    for picture in pictures:
-        spec = picture.spec
-        words = [str(picture.traits[key]) for key in ("pattern", "colour_name")]
-        noun = " ".join(word for word in words if word != "plain")
-        text = prompt(spec.class_name, state=spec.state, scene=spec.scene, style=spec.style,
-                      view=spec.view if spec.view != "side" else None)  # fmt: skip
-        texts.append(text.replace(spec.class_name, f"{noun} {spec.class_name}", 1))
-    clip = load_clip()
+    texts = [full_caption(picture.spec, picture.traits) for picture in pictures]
     scores = clip.embed_texts(texts) @ clip.embed_images([p.image for p in pictures]).T
     rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
-    return float((rank < 5).mean())
+    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean())}
 
 
-def identity_top1(count: int = 30) -> dict[str, float]:
-    """Among `count` held-out identities of a class: same identity in another state and scene, top-1, per class."""
-    judge = load_identity_encoder()
+def identity_top1(judge: IdentityJudge, count: int) -> dict[str, float]:
+    """Among `count` held-out identities of a class: the same one in another state and scene, top-1.
+
+    Per class, and the mean. The subject is found by the segmenter.
+    """
     out = {}
     for name, world_class in CLASSES.items():
         rng = numpy_generator("identity reach", name)
         states = [state.name for state in world_class.states]
-        one: list[Rendered] = []
-        two: list[Rendered] = []
+        one: list[Image.Image] = []
+        two: list[Image.Image] = []
         for i in range(count):
-            first, second = rng.choice(states, 2, replace=False)
-            here, there = rng.choice(list(SCENES), 2, replace=False)
+            first, second = (str(state) for state in rng.choice(states, 2, replace=False))
+            here, there = (str(scene) for scene in rng.choice(list(SCENES), 2, replace=False))
             seed = identity_seed("D", IDENTITY_FIRST + i)
-            one.append(render(ImageSpec(name, seed, str(first), str(here), layout_seed=2 * i)))
-            two.append(render(ImageSpec(name, seed, str(second), str(there), layout_seed=2 * i + 1)))
-        scores = judge.embed([p.image for p in one]) @ judge.embed([p.image for p in two]).T
+            one.append(render(ImageSpec(name, seed, first, here, layout_seed=2 * i)).image)
+            two.append(render(ImageSpec(name, seed, second, there, layout_seed=2 * i + 1)).image)
+        scores = judge.embed(one) @ judge.embed(two).T
         out[name] = float((scores.argmax(axis=1) == np.arange(count)).mean())
     out["mean"] = float(np.mean(list(out.values())))
     return out
 
 
+def measure_evaluators(bench: Bench) -> Part:
+    """Everything that needs no sampling."""
+    plan = bench.plan
+    pictures = held_out_pictures(plan.pictures)
+    bench.say("oracles")
+    figures: dict[str, Any] = {
+        "oracle_a": oracle_accuracy(bench.oracle_a, pictures),
+        "oracle_b": oracle_accuracy(bench.oracle_b, pictures),
+    }
+    bench.say("VAE")
+    figures["vae"], decoded = vae_quality(bench.base, pictures[:200])
+    bench.say("CLIP")
+    figures["clip"] = clip_retrieval(bench.clip, plan.pairs)
+    bench.say("identity encoder")
+    figures["identity_top1"] = identity_top1(bench.identity, plan.identities)
+    rows = [[p.image for p in pictures[:12]], [Image.fromarray(d) for d in decoded[:12]]]
+    return Part(figures, {"vae": labelled_sheet(rows, row_labels=["before", "after"])})
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+Cells = dict[tuple[str, str], list[Image.Image]]
+
+
 def sample_reach(
-    base: Base, oracle: Oracle, guidance_scale: float, per_cell: int, report: Report | None = None
-) -> tuple[dict[str, Any], dict[tuple[str, str], list[Image.Image]]]:
-    """Each class x state x random scene, `per_cell` pictures: does the oracle see what was asked?
+    bench: Bench, guidance_scale: float, per_cell: int, stream: str
+) -> tuple[dict[str, Any], Cells]:
+    """Each class x state x random scene, `per_cell` pictures: do the oracles see what was asked?
 
-    Returns shares (class, scene, coarse states, fine states, per state) and the pictures by (class, state).
+    Returns shares (class, scene, coarse and fine states, all states; by A, and by B under "b") and
+    the pictures by (class, state). The state counts only with the right class.
     """
-    pictures: dict[tuple[str, str], list[Image.Image]] = {}
-    hits: dict[str, list[bool]] = {"class": [], "scene": [], "coarse": [], "fine": []}
-    per_state: dict[str, float] = {}
+    cells: Cells = {}
+    marks: list[dict[str, Any]] = []
     for name, world_class in CLASSES.items():
-        for state in world_class.states:
-            rng = numpy_generator("sample reach", name, state.name)
-            scenes = [str(scene) for scene in rng.choice(list(SCENES), per_cell)]
-            texts = [prompt(name, state=state.name, scene=scene) for scene in scenes]
-            seeds = [key_to_int("sample reach", name, state.name, i) % 2**31 for i in range(per_cell)]
-            images = sample_images(base, texts, seeds, guidance_scale=guidance_scale)
-            rows = oracle.read(images)
-            state_hits = [row["class"] == name and row["state"] == state.name for row in rows]
-            hits["class"] += [row["class"] == name for row in rows]
-            hits["scene"] += [row["scene"] == scene for row, scene in zip(rows, scenes, strict=True)]
-            hits["fine" if state.fine else "coarse"] += state_hits
-            per_state[f"{name}: {state.name}"] = float(np.mean(state_hits))
-            pictures[name, state.name] = images
-        if report is not None:
-            report(f"guidance {guidance_scale}: {name} done")
-    figures: dict[str, Any] = {key: float(np.mean(values)) for key, values in hits.items()}
-    figures["state"] = float(np.mean(hits["coarse"] + hits["fine"]))
-    figures["per_state"] = per_state
-    return figures, pictures
+        bench.say(f"guidance {guidance_scale:g}: {name}")
+        specs = _asked(name, per_cell, stream)
+        texts = [prompt(name, state=spec.state, scene=spec.scene) for spec in specs]
+        images = bench.draw(texts, f"{stream}/{name}", guidance_scale)
+        a, b = bench.oracle_a.read(images), bench.oracle_b.read(images)
+        for spec, seen_a, seen_b in zip(specs, a, b, strict=True):
+            mark = {"cell": f"{name}: {spec.state}", "fine": world_class.state(spec.state).fine}
+            marks.append({**mark, "a": _hits(seen_a, spec), "b": _hits(seen_b, spec)})
+        for i, state in enumerate(world_class.states):
+            cells[name, state.name] = images[i * per_cell : (i + 1) * per_cell]
+    return {**_shares(marks, "a"), "b": _shares(marks, "b")}, cells
 
 
-def hue_spread(base: Base, guidance_scale: float, count: int = 24) -> dict[str, float]:
-    """Circular spread of the subject's hue in "photo of a {class}" over the world's own, per class and in all."""
-    judge = load_identity_encoder().segmenter
-    out = {}
-    for name, world_class in CLASSES.items():
-        seeds = [key_to_int("hue spread", name, i) % 2**31 for i in range(count)]
-        made = sample_images(base, [f"photo of a {name}"] * count, seeds, guidance_scale=guidance_scale)
-        rng = numpy_generator("hue spread", name)
-        true = []
-        for i in range(4 * count):
-            state = world_class.states[int(rng.choice(len(STATE_SHARES), p=STATE_SHARES))].name
-            scene = str(rng.choice(list(SCENES)))
-            seed = identity_seed("D", IDENTITY_FIRST + i)
-            true.append(render(ImageSpec(name, seed, state, scene, layout_seed=i)).image)
-        out[name] = _spread(made, judge.masks(made)) / max(_spread(true, judge.masks(true)), 1e-6)
-    out["mean"] = float(np.mean(list(out.values())))
+def _asked(class_name: str, per_cell: int, stream: str) -> list[ImageSpec]:
+    """Every state of a class `per_cell` times in a row, each in a random scene."""
+    out = []
+    for state in CLASSES[class_name].states:
+        rng = numpy_generator(stream, class_name, state.name)
+        scenes = rng.choice(list(SCENES), per_cell)
+        out += [ImageSpec(class_name, 0, state.name, str(scene)) for scene in scenes]
     return out
 
 
-def _spread(images: Sequence[Image.Image], masks: np.ndarray) -> float:
-    """Root mean square distance of the subjects' mean colours (in RGB) from their common mean."""
-    colours = [np.asarray(image)[mask].mean(axis=0) for image, mask in zip(images, masks, strict=True)
-               if mask.sum() >= 16]  # fmt: skip
-    points = np.stack(colours)
-    return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
+def _shares(marks: Sequence[Mapping[str, Any]], oracle: str) -> dict[str, Any]:
+    def share(head: str, chosen: Sequence[Mapping[str, Any]]) -> float:
+        return float(np.mean([mark[oracle][head] for mark in chosen]))
 
-
-def measure_evaluators(base: Base, count: int = 600) -> dict[str, Any]:
-    """Everything that needs no sampling."""
-    pictures = held_out_pictures(count)
+    cells = {str(mark["cell"]): [m for m in marks if m["cell"] == mark["cell"]] for mark in marks}
     return {
-        "oracle_a": oracle_accuracy(load_oracle("A"), pictures),
-        "oracle_b": oracle_accuracy(load_oracle("B"), pictures),
-        "vae": vae_quality(base, pictures[:200]),
-        "clip_top5": clip_retrieval(),
-        "identity_top1": identity_top1(),
+        "class": share("class", marks),
+        "scene": share("scene", marks),
+        "state": share("state", marks),
+        "coarse": share("state", [mark for mark in marks if not mark["fine"]]),
+        "fine": share("state", [mark for mark in marks if mark["fine"]]),
+        "per_state": {cell: share("state", chosen) for cell, chosen in cells.items()},
     }
 
 
-def sheet(rows: Sequence[Sequence[Image.Image]], cell_px: int = 96) -> Image.Image:
-    """A grid of pictures, enlarged without smoothing."""
-    width = max(len(row) for row in rows)
-    grid = Image.new("RGB", (width * cell_px, len(rows) * cell_px), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            grid.paste(image.resize((cell_px, cell_px), Image.Resampling.NEAREST), (x * cell_px, y * cell_px))
-    return grid
+def measure_samples(bench: Bench) -> Part:
+    """Find the best guidance on a few pictures, then measure it on others."""
+    plan = bench.plan
+    scan: dict[str, float] = {}
+    if len(plan.guidance_scales) > 1:
+        for scale in plan.guidance_scales:
+            few, _ = sample_reach(bench, scale, max(1, plan.per_cell // 4), "guidance scan")
+            scan[f"{scale:g}"] = float(np.mean([few["class"], few["scene"], few["state"]]))
+        bench.guidance_scale = max(plan.guidance_scales, key=lambda scale: scan[f"{scale:g}"])
+    figures, cells = sample_reach(bench, bench.guidance_scale, plan.per_cell, "sample reach")
+    figures = {"guidance_scale": bench.guidance_scale, "guidance_scan": scan, **figures}
+    rows = [[cells[c.name, s.name][0] for s in c.states] for c in CLASSES.values()]
+    labels = [[s.name for s in c.states] for c in CLASSES.values()]
+    sheets = {
+        "states": labelled_sheet(rows, cell_labels=labels, row_labels=list(CLASSES)),
+        "states_unlabelled": plain_sheet(rows),
+    }
+    return Part({"samples": figures}, sheets)
 
 
-def named_colours(class_name: str, count: int = 50) -> dict[str, int]:
-    """How often each coarse colour occurs among held-out identities of a class."""
-    out: dict[str, int] = {}
-    for i in range(count):
-        color = identity_traits(class_name, identity_seed("D", IDENTITY_FIRST + i))["colour"]
-        out[colour_name(color)] = out.get(colour_name(color), 0) + 1
+def measure_variety(bench: Bench) -> Part:
+    """Spread of the subject's colour and hue in "photo of a {class}", over the world's own."""
+    count = bench.plan.portraits
+    colour: dict[str, float] = {}
+    hue: dict[str, float] = {}
+    rows = []
+    for name in CLASSES:
+        bench.say(f"variety: {name}")
+        made = bench.draw([f"photo of a {name}"] * count, f"variety/{name}")
+        rows.append(made[:10])
+        ours, true = (
+            _subject_colours(bench, made),
+            _subject_colours(bench, _population(name, count)),
+        )
+        colour[name] = colour_spread(ours) / max(colour_spread(true), 1e-6)
+        hue[name] = hue_spread(ours) / max(hue_spread(true), 1e-6)
+    for ratios in (colour, hue):
+        ratios["mean"] = float(np.mean(list(ratios.values())))
+    sheet = labelled_sheet(rows, row_labels=[f"photo of a {name}" for name in CLASSES])
+    return Part({"colour_spread": colour, "hue_spread": hue}, {"identities": sheet})
+
+
+def _population(class_name: str, count: int) -> list[Image.Image]:
+    """4 x `count` true pictures of a class with the training shares of states."""
+    rng = numpy_generator("hue spread", class_name)
+    states = CLASSES[class_name].states
+    out = []
+    for i in range(4 * count):
+        state = states[int(rng.choice(len(STATE_SHARES), p=STATE_SHARES))].name
+        scene = str(rng.choice(list(SCENES)))
+        seed = identity_seed("D", IDENTITY_FIRST + i)
+        out.append(render(ImageSpec(class_name, seed, state, scene, layout_seed=i)).image)
     return out
+
+
+def _subject_colours(bench: Bench, images: Sequence[Image.Image]) -> np.ndarray:
+    """Mean RGB in [0, 1] of each subject that the segmenter finds, [N, 3]."""
+    masks = bench.identity.segmenter.masks(images)
+    found = [
+        np.asarray(image)[mask].mean(axis=0) / 255
+        for image, mask in zip(images, masks, strict=True)
+        if mask.sum() >= MIN_MASK_PX
+    ]
+    return np.stack(found) if found else np.zeros((1, 3))
+
+
+def colour_spread(colours: np.ndarray) -> float:
+    """Root mean square distance of RGB colours [N, 3] from their mean."""
+    return float(np.sqrt(((colours - colours.mean(axis=0)) ** 2).sum(axis=1).mean()))
+
+
+def hue_spread(colours: np.ndarray) -> float:
+    """Circular variance of the hues of RGB colours [N, 3], weighted by saturation; 0 to 1."""
+    rows = [colorsys.rgb_to_hsv(*colour) for colour in colours]
+    weights = np.array([saturation for _, saturation, _ in rows])
+    angles = 2 * np.pi * np.array([hue for hue, _, _ in rows])
+    return float(1 - abs((weights * np.exp(1j * angles)).sum()) / max(weights.sum(), 1e-6))
+
+
+def measure_words(bench: Bench) -> Part:
+    """Styles, views and scenes in samples: what the oracle sees of them, and sheets."""
+    part = Part()
+    grids = {
+        "styles": [
+            [ImageSpec(name, 0, "", "", style=style) for name in CLASSES]
+            for style in STYLES
+            if style != "photo"
+        ],
+        "views": [
+            [ImageSpec(c.name, 0, "", "", view=view) for view in c.views for _ in range(3)]
+            for c in CLASSES.values()
+            if len(c.views) > 1
+        ],
+        "scenes": [[ImageSpec(name, 0, "", scene) for name in CLASSES] for scene in SCENES],
+    }
+    for kind, grid in grids.items():
+        bench.say(kind)
+        specs = [spec for row in grid for spec in row]
+        images = bench.draw([_words_prompt(kind, spec) for spec in specs], f"words/{kind}")
+        head = kind.removesuffix("s")
+        answers = bench.oracle_a.read(images)
+        hits = [row[head] == getattr(spec, head) for row, spec in zip(answers, specs, strict=True)]
+        part.figures[f"sample_{kind}"] = float(np.mean(hits))
+        labels = [[_words_label(kind, spec) for spec in row] for row in grid]
+        part.sheets[kind] = labelled_sheet(_rows_of(images, grid), cell_labels=labels)
+    return part
+
+
+def _words_prompt(kind: str, spec: ImageSpec) -> str:
+    return prompt(
+        spec.class_name,
+        scene=spec.scene or None,
+        view=spec.view if kind == "views" else None,
+        style=spec.style,
+    )
+
+
+def _words_label(kind: str, spec: ImageSpec) -> str:
+    return f"{spec.class_name}, {getattr(spec, kind.removesuffix('s'))}"
+
+
+def _rows_of(
+    images: Sequence[Image.Image], grid: Sequence[Sequence[object]]
+) -> list[list[Image.Image]]:
+    left = iter(images)
+    return [[next(left) for _ in row] for row in grid]
+
+
+PARTS: dict[str, Callable[[Bench], Part]] = {
+    "evaluators": measure_evaluators,
+    "samples": measure_samples,
+    "variety": measure_variety,
+    "words": measure_words,
+}

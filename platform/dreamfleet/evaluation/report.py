@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -79,7 +81,8 @@ class ReportData:
         photos: the squares that were trained on.
         photo_notes: lines about skipped and duplicate photos.
         grids: pictures by prompt.
-        history: one mapping per step: step, loss, loss_subject, loss_sude, rho, hinge_share, loss_prior,
+        history: one mapping per step: step, loss, loss_subject, loss_sude, rho, hinge_share,
+            loss_prior,
             grad_norm, lr.
         metrics: first metrics, may be empty.
         timings: stage -> seconds.
@@ -175,31 +178,32 @@ def highlighted(prompt: str, token: str) -> Markup:
 
 def diffusers_code(data: ReportData) -> str:
     """How to use the adapter in plain diffusers."""
-    base = data.base_location or data.base_name
-    prompt = _filled(data.config.subject.instance_prompt, data)
-    safety = ", safety_checker=None" if data.base_name == "embedded" else ""
-    lines = ["from diffusers import StableDiffusionPipeline", ""]
-    if data.config.train.mode == "full":
-        lines += [f'pipe = StableDiffusionPipeline.from_pretrained("{data.output_dir}"{safety})']
-    elif data.base_name == "embedded":
-        lines = ["from diffusers import StableDiffusionPipeline", "from dreamfleet.bases import embedded_path", ""]
-        lines += [f"pipe = StableDiffusionPipeline.from_pretrained(embedded_path(){safety})"]
-    else:
-        lines += [f'pipe = StableDiffusionPipeline.from_pretrained("{base}"{safety})']
-    if data.config.train.mode == "lora":
-        lines += [f'pipe.load_lora_weights("{data.output_dir}")']
-    guidance = data.config.sampling.guidance_scale
-    extra = f", guidance_scale={guidance:g}" if guidance is not None else ""
-    steps = data.config.sampling.num_inference_steps
-    lines += [f'pipe("{prompt}", num_inference_steps={steps}{extra}).images[0].save("{data.subject_id}.png")']
+    embedded, full = data.base_name == "embedded", data.config.train.mode == "full"
+    base = "embedded_path()" if embedded else json.dumps(data.base_location or data.base_name)
+    source = json.dumps(data.output_dir) if full else base
+    checker = ", safety_checker=None" if embedded else ""
+    lines = ["from diffusers import StableDiffusionPipeline"]
+    if embedded and not full:
+        lines.append("from dreamfleet.bases import embedded_path")
+    lines += ["", f"pipe = StableDiffusionPipeline.from_pretrained({source}{checker})"]
+    if not full:
+        lines.append(f"pipe.load_lora_weights({json.dumps(data.output_dir)})")
+    sampling = data.config.sampling
+    prompt = json.dumps(_filled(data.config.subject.instance_prompt, data), ensure_ascii=False)
+    options = [prompt, f"num_inference_steps={sampling.num_inference_steps}"]
+    if sampling.guidance_scale is not None:
+        options.append(f"guidance_scale={sampling.guidance_scale:g}")
+    lines.append(f"image = pipe({', '.join(options)}).images[0]")
+    lines.append(f"image.save({json.dumps(data.subject_id + '.png')})")
     return "\n".join(lines)
 
 
 def generate_command(data: ReportData) -> str:
     """How to draw more pictures on the command line."""
-    prompt = _filled(data.config.subject.instance_prompt, data)
+    prompt = shlex.quote(_filled(data.config.subject.instance_prompt, data))
+    adapter = shlex.quote(data.output_dir or "OUT")
     return (
-        f'dreamfleet generate --adapter {data.output_dir or "OUT"} --prompt "{prompt}" '
+        f"dreamfleet generate --adapter {adapter} --prompt {prompt} "
         "--num-images 4 --output-dir pictures"
     )
 
@@ -207,7 +211,8 @@ def generate_command(data: ReportData) -> str:
 def settings(data: ReportData) -> list[tuple[str, str]]:
     """What decides the result, in words."""
     config, train = data.config, data.config.train
-    lora = f"LoRA, rank {train.rank}, alpha {train.lora_alpha or train.rank}, layers: {train.lora_layers}"
+    alpha = train.lora_alpha or train.rank
+    lora = f"LoRA, rank {train.rank}, alpha {alpha}, layers: {train.lora_layers}"
     batch = train.train_batch_size * train.gradient_accumulation_steps * config.cluster.num_workers
     rows = [
         ("Base model", data.base_name),
@@ -242,7 +247,11 @@ def _sude_text(config: RunConfig) -> str:
     sude = config.sude
     if sude.weight == 0:
         return "off"
-    end = "never rests" if sude.truncation_point is None else f"rests from ρ = {sude.truncation_point:g} up"
+    end = (
+        "never rests"
+        if sude.truncation_point is None
+        else f"rests from ρ = {sude.truncation_point:g} up"
+    )
     return f"weight {sude.weight:g}, teacher {sude.teacher}, weighting {sude.weighting}, {end}"
 
 
@@ -277,12 +286,13 @@ def _hero(data: ReportData) -> list[Image.Image]:
     """A few pictures for the top: of different prompts, scenes first."""
     order = {"scenes": 0, "states": 1, "subject": 2}
     grids = sorted((grid for grid in data.grids if grid.with_adapter), key=lambda g: order[g.group])
-    return [grid.with_adapter[index % len(grid.with_adapter)] for index, grid in enumerate(grids[:4])]
+    return [
+        grid.with_adapter[index % len(grid.with_adapter)] for index, grid in enumerate(grids[:4])
+    ]
 
 
 def _pictures(data: ReportData) -> list[Image.Image]:
-    hero = _hero(data)
-    shown = [*hero, *list(data.photos)[:MAX_PHOTOS]]
+    shown = [*_hero(data), *list(data.photos)[:MAX_PHOTOS]]
     for grid in data.grids:
         shown += [*grid.with_adapter, *grid.without_adapter]
     return shown
@@ -294,7 +304,9 @@ class _Encoder:
 
     longest_px: int
     quality: int
-    urls: dict[int, str]  # id of a picture -> data URI; pictures live as long as the report is written
+    urls: dict[
+        int, str
+    ]  # id of a picture -> data URI; pictures live as long as the report is written
 
     @classmethod
     def fitting(cls, pictures: Sequence[Image.Image]) -> _Encoder:
@@ -332,7 +344,9 @@ def _webp(picture: Image.Image, longest_px: int, quality: int) -> bytes:
 
 
 def as_figures(metrics: Sequence[Metric]) -> dict[str, float]:
-    """Metrics for adapter.json and MLflow: key -> value, and key.without_adapter -> the bare base's."""
+    """Metrics for adapter.json and MLflow: key -> value, and key.without_adapter -> the bare
+    base's.
+    """
     out: dict[str, float] = {}
     for metric in metrics:
         out[metric.key] = metric.value

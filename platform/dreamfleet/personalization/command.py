@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,8 @@ def personalize(
         progress: where bars and lines go; default: nowhere.
 
     Returns:
-        One result per subject. With several subjects one that fails is a result; with one subject it is raised.
+        One result per subject. With several subjects one that fails is a result; with one subject
+        it is raised.
 
     Raises:
         BadInputError: something given cannot be used; named, before Ray starts where possible.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import TrainingError
-from dreamfleet.personalization.publishing import publish
-from dreamfleet.personalization.results import SubjectResult
+from dreamfleet.personalization.publishing import Publication
+from dreamfleet.personalization.results import Status, SubjectResult
 from dreamfleet.runtime.progress import Stage
 from dreamfleet.training.task import PreviewEvent, StageEvent, StepEvent
 
@@ -45,7 +45,9 @@ class Finisher:
     def _on_event(self, event: TrainEvent, steps: dict[str, int], stage: Stage) -> None:
         run = self._run(event.subject_id)
         if isinstance(event, StepEvent):
-            if event.step > self._logged.get(event.subject_id, 0):  # not again after a worker's loss
+            if event.step > self._logged.get(
+                event.subject_id, 0
+            ):  # not again after a worker's loss
                 self._logged[event.subject_id] = event.step
                 run.log_metrics(event.metrics, event.step)
             steps[event.subject_id] = event.step
@@ -59,7 +61,9 @@ class Finisher:
             stage.update(sum(steps.values()), event.text)
 
     def finish(self, outcome: TrainOutcome) -> None:
-        """Write and record what one subject's training gave; never raises for a subject among several."""
+        """Write and record what one subject's training gave; never raises for a subject among
+        several.
+        """
         run = self._run(outcome.subject_id)
         if outcome.status == "finished":
             try:
@@ -80,15 +84,17 @@ class Finisher:
         identity = outcome.subject_id
         request = self._command.request(identity)
         folder = self._command.folders[identity]
-        published = publish(
+        publication = Publication(
             outcome=outcome,
             request=request,
             subject=self._preparation.subject_set(request),
             folder=folder,
             base=self._command.files,
-            run=run,
-            progress=self._command.progress,
+            hardware=self._hardware(),
+            timings=self._preparation.timings,
+            tracking_uri=self._tracker.uri,
         )
+        published = publication.publish(run, self._command.progress)
         folder.update_info({"status": "finished", "step": outcome.step})
         return self._command.result(
             identity,
@@ -100,12 +106,16 @@ class Finisher:
             model_version=published.model_version,
         )
 
+    def _hardware(self) -> str:
+        session = self._preparation.session
+        assert session is not None
+        cpus = f"{session.num_cpus:g} CPU core{'s' if session.num_cpus != 1 else ''}"
+        return cpus if self._preparation.device == "cpu" else f"{session.num_gpus:g} GPU, {cpus}"
+
     def _failure(self, outcome: TrainOutcome, message: str) -> SubjectResult:
         self._command.progress.warn(f"{outcome.subject_id}: {message}")
-        status = "stopped" if outcome.status == "stopped" else "failed"
-        return self._command.result(
-            outcome.subject_id, status, message=message, steps=outcome.step
-        )
+        status: Status = "stopped" if outcome.status == "stopped" else "failed"
+        return self._command.result(outcome.subject_id, status, message=message, steps=outcome.step)
 
     def abandon(self) -> None:
         """End the open runs of a command that was interrupted or broke off."""
@@ -123,7 +133,9 @@ class Finisher:
         if len(self._command.requests) == 1:
             return None
         params = self._command.config.model_dump(mode="json")
-        return self._tracker.start_run(self._command.output.name, params, {"dreamfleet.kind": "fleet"})
+        return self._tracker.start_run(
+            self._command.output.name, params, {"dreamfleet.kind": "fleet"}
+        )
 
     def _run(self, identity: str) -> Run:
         if identity not in self._runs:
@@ -148,5 +160,7 @@ class Finisher:
 
 def _step_note(event: StepEvent, several: bool) -> str:
     shown = {"loss": "loss", "loss_sude": "SuDe", "rho": "rho", "loss_prior": "prior"}
-    figures = [f"{text} {event.metrics[name]:.4f}" for name, text in shown.items() if name in event.metrics]
+    figures = [
+        f"{text} {event.metrics[name]:.4f}" for name, text in shown.items() if name in event.metrics
+    ]
     return ("" if not several else f"{event.subject_id} ") + " ".join(figures)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
-    """Subjects with complete configurations, the base's files, and what the subjects have in common."""
+    """Subjects with complete configurations, the base's files, and what the subjects have in
+    common.
+    """
     requests = requested_subjects(config)
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
@@ -54,15 +56,29 @@ def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
     given = config.output_dir
     if given and is_uri(given):
         raise ConfigError(
-            f"output_dir = {given!r}: expected a folder; checkpoints may go to a URI (cluster.storage_path)"
+            f"output_dir = {given!r}: expected a folder; checkpoints may go to a URI "
+            "(cluster.storage_path)"
         )
     if inside_job and not (given and Path(given).expanduser().is_absolute()):
         raise ConfigError(
-            f"output_dir = {given!r}: inside a Ray job a relative folder lies in the job's own copy and is lost; "
+            f"output_dir = {given!r}: inside a Ray job a relative folder lies in the job's "
+            "own copy and is lost; "
             "give an absolute --output-dir"
         )
+    if inside_job:
+        _check_job_tracking(config.tracking.uri)
     default = Path("runs") / (requests[0].id if len(requests) == 1 else "fleet")
     return (Path(given).expanduser() if given else default).absolute()
+
+
+def _check_job_tracking(uri: str | None) -> None:
+    scheme, _, place = (uri or "").partition(":")
+    local = scheme in ("sqlite", "file") or (uri is not None and not is_uri(uri))
+    if uri and local and not place.lstrip(":").startswith("////") and not Path(uri).is_absolute():
+        raise ConfigError(
+            f"tracking.uri = {uri!r}: inside a Ray job a relative place lies in the job's own copy "
+            "and is lost; give an absolute one, e.g. sqlite:////shared/mlflow.db"
+        )
 
 
 def warn_of_prompts(

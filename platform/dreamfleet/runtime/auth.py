@@ -1,7 +1,8 @@
 """Ray's token: a private local Ray asks for one, whoever else is on the machine.
 
-Ray 2.60 switches token authentication on by itself for a local start, but writes the token file readable for all,
-and dies where HOME cannot be written. Explicit RAY_AUTH_* variables are always obeyed.
+Ray 2.60 switches token authentication on by itself for a local start, but writes the token file
+readable for all, and dies where HOME cannot be written. Explicit RAY_AUTH_* variables are always
+obeyed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ def default_token_path() -> Path:
 
 
 def token_environment() -> dict[str, str]:
-    """Variables that a private local Ray needs on top of the present environment; makes the token file if missing.
+    """Variables that a private local Ray needs on top of the present environment; makes the token
+    file if missing.
 
-    Returns an empty dict where the user has chosen (RAY_AUTH_MODE, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
-    The token itself is only in the result where HOME cannot be written: then it lives as long as this run.
+    Returns an empty dict where the user has chosen (RAY_AUTH_MODE, RAY_AUTH_TOKEN or
+    RAY_AUTH_TOKEN_PATH).
+    The token itself is only in the result where HOME cannot be written: then it lives as long as
+    this run.
     """
     if environment("RAY_AUTH_MODE") not in (None, "token"):
         return {}
@@ -37,7 +41,9 @@ def token_environment() -> dict[str, str]:
 
 
 def _ensure_token_file(path: Path) -> bool:
-    """True when `path` holds a token at the end; a new file is private (0600) from its first byte."""
+    """True when `path` holds a token at the end; a new file is private (0600) from its first
+    byte.
+    """
     try:
         if path.is_file() and path.stat().st_size > 0:
             return True

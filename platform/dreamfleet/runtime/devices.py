@@ -22,7 +22,8 @@ def choose_device(config: RunConfig, session: RaySession | None) -> str:
     if asked and not gpus:
         key = "device = 'cuda'" if config.device == "cuda" else "cluster.use_gpu = True"
         raise BadInputError(
-            f"{key}: this Ray has no GPU; use auto or cpu, or join a cluster with GPUs (--ray-address)"
+            f"{key}: this Ray has no GPU; use auto or cpu, or join a cluster with GPUs "
+            "(--ray-address)"
         )
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
     return "cuda" if wanted and gpus else "cpu"

@@ -1,4 +1,6 @@
-"""Locks between processes on one host; they go with their process, so a killed run leaves none behind."""
+"""Locks between processes on one host; they go with their process, so a killed run leaves none
+behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def exclusive_run(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BadInputError(
-            f"output folder {folder}: another run is writing here; wait for it, stop it, or give another --output-dir"
+            f"output folder {folder}: another run is writing here; wait for it, stop it, or "
+            "give another --output-dir"
         ) from None
     try:
         yield
@@ -30,7 +33,9 @@ def exclusive_run(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_work(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file `path`; while another process holds it, say so once by `on_wait` and wait."""
+    """Hold the lock file `path`; while another process holds it, say so once by `on_wait` and
+    wait.
+    """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)

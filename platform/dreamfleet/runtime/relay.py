@@ -1,7 +1,7 @@
 """Events from workers to the driver, and the driver's wish to stop back to them.
 
-A small actor holds the events until the driver takes them: `ray.train.report` is a barrier and throttled, and its
-callbacks run in another process, so it cannot carry one loss per step.
+A small actor holds the events until the driver takes them: `ray.train.report` is a barrier and
+throttled, and its callbacks run in another process, so it cannot carry one loss per step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def start_relay() -> Any:
 
 
 def hand_over(actor: Any, on_event: Callable[[Any], None]) -> None:
-    """Give all waiting events to `on_event`, in this thread; a lost relay costs figures, never the run."""
+    """Give all waiting events to `on_event`, in this thread; a lost relay costs figures, never the
+    run.
+    """
     import ray
 
     try:

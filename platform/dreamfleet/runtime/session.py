@@ -1,4 +1,6 @@
-"""One Ray per command: a private local one that ends with the command, or the cluster that the user names."""
+"""One Ray per command: a private local one that ends with the command, or the cluster that the user
+names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from dreamfleet.config import ClusterConfig, environment
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.auth import token_environment
 
-# The default of 30 % of the memory is far more than photos and latents need; what does not fit is spilled.
+# The default of 30 % of the memory is far more than photos and latents need; what does not fit is
+# spilled.
 OBJECT_STORE_BYTES = 256 * 2**20
 
 QUIET = {
@@ -20,16 +23,22 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DEDUP_LOGS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning a task, where there is no accelerator
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning a task without accelerators
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 TRAIN = {
-    # report() passes one result per poll of the controller, so the poll is what a checkpoint waits for.
+    # report() passes one result per poll of the controller, so the poll is what a checkpoint waits
+    # for.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Ranks report equally often; should one hang all the same, the run fails instead of waiting for ever.
+    # Ranks report equally often; should one hang all the same, the run fails instead of waiting for
+    # ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
 }
 LOCAL_ONLY = {
+    # Ray gives way to every other process (niceness 15); but this is what its user waits for.
+    "RAY_worker_niceness": "0",
+    # On a busy machine Ray's helpers need longer than the 15 s that its node grants them.
+    "RAY_agent_register_timeout_ms": "120000",
     # Makes Ray take 127.0.0.1 as its node address, so that every port is on loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -58,8 +67,8 @@ def ray_address(cluster: ClusterConfig) -> str | None:
 def ray_session(cluster: ClusterConfig, *, dashboard: bool = True) -> Iterator[RaySession]:
     """Start or join Ray, and end what was started.
 
-    An already connected process keeps its connection. `dashboard` must be on for Ray Train: without it the
-    end of every fit waits 12 s for an API that is not there.
+    An already connected process keeps its connection. `dashboard` must be on for Ray Train: without
+    it the end of every fit waits 12 s for an API that is not there.
 
     Raises DreamfleetError when the named cluster cannot be joined.
     """
@@ -108,15 +117,19 @@ def _init(address: str | None, cluster: ClusterConfig, dashboard: bool) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DreamfleetError(
-            f"Ray at {address} cannot be joined ({_first_line(error)}); check the address, that the cluster runs, "
-            "and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token (or leave --ray-address and RAY_ADDRESS "
+            f"Ray at {address} cannot be joined ({_first_line(error)}); check the address, "
+            "that the cluster runs, "
+            "and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token (or leave "
+            "--ray-address and RAY_ADDRESS "
             "out to use a private local Ray)"
         ) from error
 
 
 @contextlib.contextmanager
 def _without_log_level_line() -> Iterator[None]:
-    """Ray's core says on the real stderr that it was told to be quiet; pass on everything but that line."""
+    """Ray's core says on the real stderr that it was told to be quiet; pass on everything but that
+    line.
+    """
     import sys
     import tempfile
 
@@ -160,7 +173,9 @@ def _visible_cpus() -> int:
 
 
 def _cpus_wanted(cluster: ClusterConfig) -> int:
-    """Logical CPUs so that all workers can start: on a small machine they share cores instead of waiting for ever."""
+    """Logical CPUs so that all workers can start: on a small machine they share cores instead of
+    waiting for ever.
+    """
     return max(1, round(cluster.num_workers * cluster.resources_per_worker.get("CPU", 1)))
 
 

@@ -52,7 +52,9 @@ class Folder:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole: on local disks through a synced temporary file and a rename, in object stores by one put."""
+        """Write a file whole: on local disks through a synced temporary file and a rename, in
+        object stores by one put.
+        """
         if self.local is not None:
             _write_local(self.local / name, data)
             return
@@ -62,8 +64,10 @@ class Folder:
         with filesystem.open_output_stream(target) as stream:
             stream.write(data)
 
-    def list(self) -> list[str]:
-        """Names of files and folders directly inside, sorted; empty when the folder does not exist."""
+    def names(self) -> list[str]:
+        """Names of files and folders directly inside, sorted; empty when the folder does not
+        exist.
+        """
         if self.local is not None:
             return sorted(os.listdir(self.local)) if self.local.is_dir() else []
         from pyarrow.fs import FileSelector

@@ -20,7 +20,8 @@ CANDIDATE = "candidate"
 class RunHandle:
     """Enough to go on recording a run from another process or node; plain data, may be pickled.
 
-    `key` names the run before MLflow has given it an id: a dead server gives none. It is the run's tag
+    `key` names the run before MLflow has given it an id: a dead server gives none. It is the run's
+    tag
     `dreamfleet.run_key`.
     """
 
@@ -31,7 +32,9 @@ class RunHandle:
 
 
 class Run(Protocol):
-    """One recorded run. No method waits for a server, except where it says so, and none raises for one."""
+    """One recorded run. No method waits for a server, except where it says so, and none raises for
+    one.
+    """
 
     @property
     def handle(self) -> RunHandle: ...
@@ -41,7 +44,9 @@ class Run(Protocol):
         """MLflow's id, or None until the server has given one."""
 
     def wait_for_id(self, timeout_s: float = 15.0) -> str | None:
-        """MLflow's id, waiting for it for at most `timeout_s` seconds; not at all while the server is down."""
+        """MLflow's id, waiting for it for at most `timeout_s` seconds; not at all while the server
+        is down.
+        """
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Figures of one step; sent in batches."""
@@ -75,10 +80,12 @@ class Run(Protocol):
         tags: Mapping[str, Any] | None = None,
         timeout_s: float = 30.0,
     ) -> str | None:
-        """Register the adapter in `folder` as a new version of model `name`, and let `alias` point at it.
+        """Register the adapter in `folder` as a new version of model `name`, and let `alias` point
+        at it.
 
         Args:
-            folder: an output folder with a LoRA file or a diffusers folder, `adapter.json` and so on.
+            folder: an output folder with a LoRA file or a diffusers folder, `adapter.json` and so
+                on.
             name: the registered model's name: the subject id.
             base_model: absolute path or hub id of the base.
             timeout_s: how long to wait for the version while the server answers.
@@ -88,7 +95,9 @@ class Run(Protocol):
         """
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:
-        """End the run; True when all its records have arrived, waiting only while the server takes them."""
+        """End the run; True when all its records have arrived, waiting only while the server takes
+        them.
+        """
 
 
 class Tracker(Protocol):
@@ -179,7 +188,9 @@ class NullTracker:
 
 
 def resolve_uri(given: str | None = None) -> str:
-    """`given`, else MLFLOW_TRACKING_URI, else SQLite in DREAMFLEET_HOME; SQLite paths made absolute."""
+    """`given`, else MLFLOW_TRACKING_URI, else SQLite in DREAMFLEET_HOME; SQLite paths made
+    absolute.
+    """
     uri = given or environment("MLFLOW_TRACKING_URI")
     if uri is None:
         return f"sqlite:///{dreamfleet_home().expanduser().absolute() / 'mlflow.db'}"
@@ -203,7 +214,9 @@ def ui_command(uri: str) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name: {"train": {"rank": 4}} -> {"train.rank": 4}; an empty mapping is a leaf."""
+    """Leaves by dotted name: {"train": {"rank": 4}} -> {"train.rank": 4}; an empty mapping is a
+    leaf.
+    """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:

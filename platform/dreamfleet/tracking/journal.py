@@ -1,13 +1,16 @@
 """A run's records on disk, in order, with a mark at how far they have been sent.
 
-    <spool>/<run key>-<random>/run.json      where the run belongs: uri, experiment, key, MLflow's id once known
+    <spool>/<run key>-<random>/run.json      where the run belongs: uri, experiment, key, MLflow's
+    id once known
                                ops.jsonl     one record a line, only ever appended to
                                sent          bytes of ops.jsonl that MLflow has
                                files/        pictures, artifacts and adapters that records point to
                                rejected.jsonl  records that MLflow refused, with its reason
-                               .lock         held for as long as a process writes or sends the journal
+                               .lock         held for as long as a process writes or sends the
+                               journal
 
-A process that is killed leaves its journal unlocked, and another one sends it. A record may be sent twice when the
+A process that is killed leaves its journal unlocked, and another one sends it. A record may be sent
+twice when the
 kill comes between sending and marking; the records are such that this changes nothing.
 """
 
@@ -33,7 +36,8 @@ HEADER, RECORDS, SENT, FILES, REJECTED, LOCK = (
 )  # fmt: skip
 ROWS_PER_RECORD = 900  # MLflow takes 1000 in one call
 ROWS_AGE_S = 5.0
-# Larger files that cannot be linked are read from where they lie when they are sent, instead of being copied.
+# Larger files that cannot be linked are read from where they lie when they are sent, instead of
+# being copied.
 COPY_LIMIT_BYTES = 512 * 2**20
 
 
@@ -66,7 +70,7 @@ class Journal:
 
     @classmethod
     def adopt(cls, folder: Path) -> Journal | None:
-        """The journal that another process left in `folder`; None when it is in use or not whole."""
+        """The journal that another process left in `folder`; None when in use or not whole."""
         try:
             header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
             names = ("uri", "experiment", "key", "run_id")
@@ -99,14 +103,18 @@ class Journal:
                 self._write_rows()
 
     def keep_bytes(self, data: bytes, name: str) -> str:
-        """Store a file with the journal; returns its name there, or "" when it could not be written."""
+        """Store a file with the journal; returns its name there, or "" when it could not be
+        written.
+        """
         target = self._new_place() / name
         return self._kept(lambda: target.write_bytes(data), target)
 
     def keep_path(self, source: Path, entries: list[str] | None = None) -> str:
-        """Store a file or folder (or some `entries` of it) as it is now: linked where possible, else copied.
+        """Store a file or folder (or some `entries` of it) as it is now: linked where possible,
+        else copied.
 
-        Returns its name with the journal, its absolute path when it is too large to be copied, or "".
+        Returns its name with the journal, its absolute path when it is too large to be copied, or
+        "".
         """
         source = source.absolute()
         target = self._new_place() / source.name
@@ -174,7 +182,9 @@ class Journal:
         return Path(name) if os.path.isabs(name) else self.folder / FILES / name
 
     def release(self) -> None:
-        """Let others send the rest; a journal that is sent is deleted, unless records of it were rejected."""
+        """Let others send the rest; a journal that is sent is deleted, unless records of it were
+        rejected.
+        """
         with self._guard:
             done = self.is_sent and not (self.folder / REJECTED).exists()
             if done:

@@ -137,19 +137,17 @@ class MlflowRun:
             return self._journal.is_sent
         self._append({"op": "finish", "status": status, "time": now_ms()})
         self._journal.close()
-        arrived = self._sender.wait_until(
-            lambda: self._journal.is_sent, timeout_s, ask_again=True
-        )
+        arrived = self._sender.wait_until(lambda: self._journal.is_sent, timeout_s, ask_again=True)
         if not arrived:
             self._sender.tell_kept("does not take records in time", self._journal.folder.parent)
         return arrived
 
     def detach(self, timeout_s: float = 15.0) -> bool:
-        """Stop recording here and leave the run open for its owner; True when all records have arrived."""
+        """Stop recording here and leave the run open for its owner; True when all records have
+        arrived.
+        """
         self._journal.close()
-        arrived = self._sender.wait_until(
-            lambda: self._journal.is_sent, timeout_s, ask_again=True
-        )
+        arrived = self._sender.wait_until(lambda: self._journal.is_sent, timeout_s, ask_again=True)
         if not arrived:
             self._sender.tell_kept("does not take records in time", self._journal.folder.parent)
         self._sender.stop()
@@ -167,7 +165,8 @@ class MlflowTracker:
         uri: MLflow tracking URI (`resolve_uri` gives the default).
         experiment: its experiment; made when missing.
         spool: where journals lie; default DREAMFLEET_HOME/spool.
-        notify: takes the one line that says that a server is down, and the one that says it is back.
+        notify: takes the one line that says that a server is down, and the one that says it is
+            back.
         flush: send in the background what earlier runs left.
     """
 
@@ -237,7 +236,9 @@ class MlflowTracker:
 def open_tracker(
     config: TrackingConfig, spool: Path | None = None, notify: Notify = to_stderr
 ) -> Tracker:
-    """The tracker that a configuration asks for; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are defaults."""
+    """The tracker that a configuration asks for; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are
+    defaults.
+    """
     if not config.enabled:
         return NullTracker()
     experiment = config.experiment
@@ -247,7 +248,8 @@ def open_tracker(
 
 
 def open_run(handle: RunHandle, spool: Path | None = None, notify: Notify = to_stderr) -> MlflowRun:
-    """Go on recording a run in another process; end with `detach`, or with `finish` to end the run itself.
+    """Go on recording a run in another process; end with `detach`, or with `finish` to end the run
+    itself.
 
     Raises:
         BadInputError: the spool cannot be written.
@@ -264,8 +266,8 @@ def _begin(spool: Path, handle: RunHandle) -> Journal:
         return Journal.begin(spool, handle)
     except OSError as error:
         raise BadInputError(
-            f"tracking: {spool} cannot be written ({error}); set DREAMFLEET_HOME to a folder that can, "
-            "or switch tracking off (--no-tracking)"
+            f"tracking: {spool} cannot be written ({error}); set DREAMFLEET_HOME to a folder that "
+            "can, or switch tracking off (--no-tracking)"
         ) from error
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-SHOWN_METRICS = 4
+SHOWN_METRICS = 3
 # Shown first where a run has them; per-step losses say little about an adapter.
 KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
 PAGE = 500
@@ -37,20 +37,20 @@ class RunRow:
 
     @property
     def subject(self) -> str:
-        return self.tags.get("subject") or self.name
+        return self.tags.get("dreamfleet.subject") or self.name
 
     @property
     def method(self) -> str:
-        """dreambooth, lora, SuDe 0.4, as far as they are known."""
-        method = self.tags.get("method") or self.params.get("method", "")
-        mode = self.params.get("train.mode", "")
+        """E.g. "dreambooth lora SuDe 0.4", as far as it is known."""
+        method = self.tags.get("dreamfleet.method") or self.params.get("method", "")
         weight = self.params.get("sude.weight", "0")
-        parts = [method, mode, f"SuDe {weight}" if weight not in ("0", "0.0", "null") else ""]
-        return " ".join(part for part in parts if part)
+        sude = f"SuDe {weight}" if weight not in ("0", "0.0", "null") else ""
+        return " ".join(part for part in (method, self.params.get("train.mode", ""), sude) if part)
 
     @property
     def steps(self) -> str:
-        return self.params.get("train.max_train_steps", "")
+        steps = self.params.get("train.max_train_steps", "")
+        return "" if steps == "null" else steps
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,10 @@ def runs_table(rows: Sequence[RunRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "subject", "method", "steps", *metrics, "status", "started", "time"):
         right = title in ("steps", "time", *metrics)
-        table.add_column(title, justify="right" if right else "left", overflow="fold")
+        words = title in ("subject", "method", *metrics)
+        table.add_column(
+            title, justify="right" if right else "left", overflow="fold", no_wrap=not words
+        )
     for row in rows:
         figures = [_figure(row.metrics.get(name)) for name in metrics]
         started = row.started.strftime("%m-%d %H:%M") if row.started else ""
@@ -210,7 +213,8 @@ def _no_answer(uri: str | None, error: Exception) -> DreamfleetError:
     if isinstance(error, DreamfleetError):
         return error
     return DreamfleetError(
-        f"MLflow at {resolve_uri(uri)}: {plain_reason(error)}; check --tracking-uri or MLFLOW_TRACKING_URI"
+        f"MLflow at {resolve_uri(uri)}: {plain_reason(error)}; "
+        "check --tracking-uri or MLFLOW_TRACKING_URI"
     )
 
 
@@ -251,7 +255,8 @@ def _by_id(rows: Sequence[RunRow], wanted: str, experiment: str) -> RunRow:
         return found[0]
     if not found:
         raise BadInputError(
-            f"run {wanted!r}: no such run in experiment {experiment!r}; `dreamfleet runs` lists them"
+            f"run {wanted!r}: no such run in experiment {experiment!r}; "
+            "`dreamfleet runs` lists them"
         )
     ids = ", ".join(row.run_id[:12] for row in found[:4])
     raise BadInputError(f"run {wanted!r}: {len(found)} runs begin so ({ids}); give more of the id")
@@ -276,4 +281,8 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return (
+        f"{minutes}:{rest:02d}"
+        if minutes < 60
+        else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    )

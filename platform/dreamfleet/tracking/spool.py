@@ -40,7 +40,8 @@ def flush_spool(
     notify: Notify = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FlushResult:
-    """Send all records that lie in `spool` (default: DREAMFLEET_HOME/spool) and belong to no living process.
+    """Send all records that lie in `spool` (default: DREAMFLEET_HOME/spool) and belong to no living
+    process.
 
     Each goes to the server that its run was meant for. Servers that do not answer are asked once.
     """

@@ -79,7 +79,8 @@ class MlflowStore:
 
     @classmethod
     def connect(cls, uri: str, *, create: bool = True) -> MlflowStore:
-        """Open `uri`; a SQLite database that is not there yet is created first, by one process only.
+        """Open `uri`; a SQLite database that is not there yet is created first, by one process
+        only.
 
         Raises:
             Unreachable: with the reason in a few words.
@@ -204,7 +205,9 @@ class MlflowStore:
     # The registry
 
     def _registered(self, name: str, record_id: str) -> str | None:
-        """The version that this very record made earlier; makes the registered model where there is none."""
+        """The version that this very record made earlier; makes the registered model where there is
+        none.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -235,7 +238,8 @@ class MlflowStore:
             raise
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, 0)])
-        # By location: a source models:/<id> is looked up in the process's global store, not in this one.
+        # By location: a source models:/<id> is looked up in the process's global store, not in this
+        # one.
         version = self.client.create_model_version(
             record["name"],
             source=model.artifact_location,
@@ -246,7 +250,9 @@ class MlflowStore:
         return str(version.version)
 
     def _log_model(self, model: Any, folder: Path, record: Record, run_id: str) -> None:
-        """A LoRA becomes an MLflow model of flavor `diffusers`; a whole pipeline is logged as it is."""
+        """A LoRA becomes an MLflow model of flavor `diffusers`; a whole pipeline is logged as it
+        is.
+        """
         if not (folder / WEIGHTS).is_file() or not record["base_model"]:
             self.client.log_model_artifacts(model.model_id, str(folder))
             return
@@ -327,7 +333,7 @@ def _client(uri: str, *, create: bool) -> MlflowClient:
 
 
 def _sqlite_client(uri: str, database: Path, *, create: bool) -> MlflowClient:
-    """Two processes that create one SQLite store at once crash: a lock lets the first one finish."""
+    """Processes that create one SQLite store at once crash: a lock lets the first one finish."""
     import mlflow
 
     if not database.exists() and not create:
@@ -350,7 +356,9 @@ def _artifact_location(uri: str) -> str | None:
 
 
 def calm_loggers() -> None:
-    """Warnings about migrations and requirements are not for our users; errors reach them as our own lines."""
+    """Warnings about migrations and requirements are not for our users; errors reach them as our
+    own lines.
+    """
     for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.utils.requirements_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
 """Checkpoints that are whole or do not count.
 
-A checkpoint is a folder `step-00000100/` of files and a `manifest.json` with their SHA-256s, written last: object
-stores have no rename, so the manifest is what makes a checkpoint exist. One without a manifest, or whose files do
-not match it, is ignored, and the one before it is used. Older ones are deleted manifest first.
+A checkpoint is a folder `step-00000100/` of files and a `manifest.json` with their SHA-256s,
+written last: object stores have no rename, so the manifest is what makes a checkpoint exist. One
+without a manifest, or whose files do not match it, is ignored, and the one before it is used. Older
+ones are deleted manifest first.
 """
 
 from __future__ import annotations
@@ -94,10 +95,12 @@ class CheckpointFolder:
         return int(names[-1].removeprefix("step-")) if names else None
 
     def _names(self) -> list[str]:
-        return sorted(name for name in self.folder.list() if _STEP.match(name))
+        return sorted(name for name in self.folder.names() if _STEP.match(name))
 
     def _prune(self, keep: int) -> None:
-        """Keep the `keep` newest with a manifest; what lacks one and is older than them was cut short: away with it."""
+        """Keep the `keep` newest with a manifest; what lacks one and is older than them was cut
+        short: away with it.
+        """
         names = self._names()
         whole = [name for name in names if self.folder.child(name).exists(MANIFEST)]
         kept = set(whole[-keep:])

@@ -1,4 +1,6 @@
-"""What a finished training leaves: the adapter's files and samples, before they are copied to the output folder."""
+"""What a finished training leaves: the adapter's files and samples, before they are copied to the
+output folder.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ ADAPTER = "adapter"
 
 
 def exported_files(job: TrainJob, task: TrainTask) -> dict[str, bytes]:
-    """Adapter (or the whole diffusers folder after full fine-tuning) and samples, by relative name."""
+    """Adapter (or the whole diffusers folder after full fine-tuning) and samples, by relative
+    name.
+    """
     with tempfile.TemporaryDirectory() as folder:
         written = job.export(folder)
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in written}

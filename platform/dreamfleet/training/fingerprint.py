@@ -1,4 +1,6 @@
-"""Which settings a checkpoint belongs to: a run is continued only under the settings that it began with."""
+"""Which settings a checkpoint belongs to: a run is continued only under the settings that it began
+with.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def run_fingerprint(
 ) -> dict[str, Any]:
     """Everything that decides the adapter, as a flat dict of plain values.
 
-    Batch size, accumulation and workers count only by their product: the samples of a step are the same.
+    Batch size, accumulation and workers count only by their product: the samples of a step are the
+    same.
     """
     flat = _flatten(config.model_dump(mode="json"))
     values = {key: value for key, value in flat.items() if not key.startswith(FREE)}
@@ -59,7 +62,8 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], where: str)
     shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in different[:4])
     raise ResumeError(
         f"{where}: the run began under other settings: {shown}; "
-        "go on with those (they are in its config.yaml), or begin again with --overwrite or another --output-dir"
+        "go on with those (they are in its config.yaml), or begin again with --overwrite "
+        "or another --output-dir"
     )
 
 

@@ -1,7 +1,8 @@
 """Many subjects through a pool of engine actors.
 
-Not Ray Train: its report is a barrier, and workers with uneven subjects would wait for each other for ever. Progress
-is keyed by subject; `train` is idempotent, so a lost engine is started again and goes on from the files.
+Not Ray Train: its report is a barrier, and workers with uneven subjects would wait for each other
+for ever. Progress is keyed by subject; `train` is idempotent, so a lost engine is started again and
+goes on from the files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ IN_FLIGHT_PER_ENGINE = 2  # the next subject waits at the engine, so that none i
 
 @dataclass(frozen=True)
 class FleetJob:
-    """One subject in the queue; `build` makes its task when an engine is near, so that sets are not all in memory."""
+    """One subject in the queue; `build` makes its task when an engine is near, so that sets are not
+    all in memory.
+    """
 
     subject_id: str
     build: Callable[[], TrainTask]
@@ -39,7 +42,9 @@ class _FleetEngine:
         self._reporter = RelayClient(relay)
 
     def train(self, task: TrainTask) -> TrainOutcome:
-        """Train to the end, or say why not. May be called again for the same subject at any time."""
+        """Train to the end, or say why not. May be called again for the same subject at any
+        time.
+        """
         if self._reporter.should_stop():
             return TrainOutcome(task.subject.id, "stopped", 0)
         try:
@@ -57,7 +62,9 @@ def failed(subject_id: str, error: BaseException) -> TrainOutcome:
 
 
 def engine_count(cluster: ClusterConfig, session: RaySession, jobs: int, device: str) -> int:
-    """Engines to start: `cluster.num_workers`, but no more than there are subjects or places for them."""
+    """Engines to start: `cluster.num_workers`, but no more than there are subjects or places for
+    them.
+    """
     resources = _engine_resources(cluster, device)
     places = (
         session.num_gpus / resources.get("num_gpus", 1) if device == "cuda" else session.num_cpus
@@ -86,9 +93,11 @@ def train_fleet(
     on_event: Callable[[TrainEvent], None],
     on_outcome: Callable[[TrainOutcome], None],
 ) -> None:
-    """Train all `jobs`; `on_outcome` gets each subject's end as it comes. Nothing one subject does stops the others.
+    """Train all `jobs`; `on_outcome` gets each subject's end as it comes. Nothing one subject does
+    stops the others.
 
-    Both callbacks run in this thread. A KeyboardInterrupt lets the engines write checkpoints, then is raised again.
+    Both callbacks run in this thread. A KeyboardInterrupt lets the engines write checkpoints, then
+    is raised again.
     """
     import ray
 
@@ -137,7 +146,9 @@ class _Queue:
         return bool(self._waiting or self._running)
 
     def fill(self) -> None:
-        """Hand subjects to the least loaded engines; a task that cannot be built is that subject's failure."""
+        """Hand subjects to the least loaded engines; a task that cannot be built is that subject's
+        failure.
+        """
         while self._waiting:
             load = [
                 sum(engine == index for _, engine in self._running.values())
@@ -171,7 +182,9 @@ class _Queue:
             self._on_outcome(outcome)
 
     def _engine_lost(self, index: int, error: Exception) -> None:
-        """An engine died more than `max_failures` times: the subject at work is blamed, the waiting one goes elsewhere."""
+        """An engine died more than `max_failures` times: the subject at work is blamed, the waiting
+        one goes elsewhere.
+        """
         there = [
             (reference, job)
             for reference, (job, engine) in self._running.items()

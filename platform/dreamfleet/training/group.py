@@ -19,9 +19,11 @@ class Group:
     world_size: int = 1
 
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the workers, in one collective over a flat fp32 buffer.
+        """Replace every gradient by its mean over the workers, in one collective over a flat fp32
+        buffer.
 
-        What DistributedDataParallel does, without its wrapper around the UNet: adapters are megabytes, and a plain
+        What DistributedDataParallel does, without its wrapper around the UNet: adapters are
+            megabytes, and a plain
         module keeps the state dict's names.
         """
         if self.world_size == 1:
@@ -39,7 +41,9 @@ class Group:
             offset += gradient.numel()
 
     def agree(self, metrics: Mapping[str, float], stop: bool) -> tuple[dict[str, float], bool]:
-        """Mean of each metric over the workers that have it (NaN: not at this step), and whether any wants to stop."""
+        """Mean of each metric over the workers that have it (NaN: not at this step), and whether
+        any wants to stop.
+        """
         if self.world_size == 1:
             return dict(metrics), stop
         import torch

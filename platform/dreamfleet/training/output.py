@@ -1,4 +1,6 @@
-"""The output folder of a run: refused when it holds something, unless asked to go on or to begin again."""
+"""The output folder of a run: refused when it holds something, unless asked to go on or to begin
+again.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,14 @@ class OutputFolder:
         """Refuse a folder that must not be written; changes nothing.
 
         Raises:
-            BadInputError: it holds files, and neither `resume` nor `overwrite` was asked for; or is no folder.
+            BadInputError: it holds files, and neither `resume` nor `overwrite` was asked for; or is
+                no folder.
             ResumeError: `resume` on a folder that no run of ours has written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise BadInputError(
-                f"output folder {self.path}: a file of that name is in the way; give another --output-dir"
+                f"output folder {self.path}: a file of that name is in the way; give "
+                "another --output-dir"
             )
         _check_writable(self.path)
         used = self.is_used()
@@ -68,14 +72,16 @@ class OutputFolder:
             return
         if not resume and not overwrite:
             raise BadInputError(
-                f"output folder {self.path}: not empty; add --resume to go on, --overwrite to begin again, "
+                f"output folder {self.path}: not empty; add --resume to go on, --overwrite "
+                "to begin again, "
                 "or give another --output-dir"
             )
         if not self.is_ours():
             action = "--resume" if resume else "--overwrite"
             error = ResumeError if resume else BadInputError
             raise error(
-                f"output folder {self.path}: {action} works on the folder of an earlier run, but this one holds "
+                f"output folder {self.path}: {action} works on the folder of an earlier "
+                "run, but this one holds "
                 "other files; give another --output-dir"
             )
 
@@ -85,7 +91,7 @@ class OutputFolder:
             if not self.path.is_dir()
             else [name for name in os.listdir(self.path) if name != ".lock"]
         )
-        return bool(names) or bool(self.checkpoints.local is None and self.checkpoints.list())
+        return bool(names) or bool(self.checkpoints.local is None and self.checkpoints.names())
 
     def is_ours(self) -> bool:
         if (self.path / MARKER).is_file():
@@ -118,7 +124,7 @@ class OutputFolder:
             else:
                 target.unlink(missing_ok=True)
         if self.checkpoints.local is None:
-            for name in self.checkpoints.list():
+            for name in self.checkpoints.names():
                 self.checkpoints.delete_folder(name)
 
     def withdraw(self) -> None:

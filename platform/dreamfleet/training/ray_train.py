@@ -1,8 +1,8 @@
 """One subject on 1…N workers of Ray Train.
 
-The checkpoints that count are ours (training/checkpoints.py): what is reported to Ray Train is a pointer to one, so
-that its own bookkeeping agrees. After the loss of a worker Ray starts the group again, and every rank goes on from
-the newest whole checkpoint.
+The checkpoints that count are ours (training/checkpoints.py): what is reported to Ray Train is a
+pointer to one, so that its own bookkeeping agrees. After the loss of a worker Ray starts the group
+again, and every rank goes on from the newest whole checkpoint.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def train_with_ray(
 ) -> TrainOutcome:
     """Train one subject on `cluster.num_workers` workers.
 
-    `on_event` is called in this thread. A KeyboardInterrupt here lets the workers write a checkpoint (at most
-    STOP_WITHIN_S), then is raised again.
+    `on_event` is called in this thread. A KeyboardInterrupt here lets the workers write a
+    checkpoint (at most STOP_WITHIN_S), then is raised again.
 
     Raises:
         TrainingError: workers were lost more often than `cluster.max_failures`, or could not start.
@@ -79,8 +79,10 @@ class _Fit(threading.Thread):
     def outcome(self, task: TrainTask) -> TrainOutcome:
         if self._error is not None:
             raise TrainingError(
-                f"{task.subject.id}: training did not end ({_last_line(self._error)}); worker losses survived: "
-                f"cluster.max_failures = {task.config.cluster.max_failures}; what is done is kept, go on with --resume"
+                f"{task.subject.id}: training did not end ({_last_line(self._error)}); "
+                "worker losses survived: "
+                f"cluster.max_failures = {task.config.cluster.max_failures}; what is done "
+                "is kept, go on with --resume"
             ) from self._error
         outcome = self._result.return_value
         if not isinstance(outcome, TrainOutcome):
@@ -110,7 +112,8 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
-            # A fresh name: under an old one Ray Train would go on from its own pointer, not from what is on disk.
+            # A fresh name: under an old one Ray Train would go on from its own pointer, not from
+            # what is on disk.
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",
             storage_path=Folder(task.checkpoints).child(RAY_FOLDER).location,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
@@ -120,7 +123,9 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
 
 
 def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
-    """What a worker reserves: the user's wish, else one GPU, or on a private Ray its share of the cores."""
+    """What a worker reserves: the user's wish, else one GPU, or on a private Ray its share of the
+    cores.
+    """
     cluster = task.config.cluster
     if cluster.resources_per_worker:
         return dict(cluster.resources_per_worker)

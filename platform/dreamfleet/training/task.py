@@ -1,4 +1,6 @@
-"""What a training worker is given and what it gives back; plain data that any process can unpickle."""
+"""What a training worker is given and what it gives back; plain data that any process can
+unpickle.
+"""
 
 from __future__ import annotations
 

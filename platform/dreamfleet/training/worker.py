@@ -1,4 +1,6 @@
-"""The training loop of one subject, the same under Ray Train, in a fleet's engine and in this process."""
+"""The training loop of one subject, the same under Ray Train, in a fleet's engine and in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +54,14 @@ def train_in_process(
     group: Group | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> TrainOutcome:
-    """Train one subject here: no Ray needed. Goes on from the newest whole checkpoint in `task.checkpoints`.
+    """Train one subject here: no Ray needed. Goes on from the newest whole checkpoint in
+    `task.checkpoints`.
 
     Idempotent: a finished run is returned as it is; a stopped or killed one continues bit for bit.
 
     Returns:
-        The outcome; `status` is "failed" with a message for errors that another attempt would repeat.
+        The outcome; `status` is "failed" with a message for errors that another attempt would
+        repeat.
     """
     run = _Run(
         task,
@@ -73,8 +77,10 @@ def train_in_process(
         if "out of memory" not in str(error).lower():
             raise
         message = (
-            f"{task.subject.id}: out of memory at step {run.step}; use a smaller train_batch_size with more "
-            "gradient_accumulation_steps, mixed precision, or another device; then go on with --resume"
+            f"{task.subject.id}: out of memory at step {run.step}; use a smaller "
+            "train_batch_size with more "
+            "gradient_accumulation_steps, mixed precision, or another device; then go on "
+            "with --resume"
         )
         return TrainOutcome(task.subject.id, "failed", run.step, message=message)
 
@@ -186,7 +192,9 @@ class _Run:
         self.seconds = float(checkpoint.info.get("train_seconds", 0.0))
 
     def _steps(self, job: TrainJob) -> bool:
-        """Train to the last step; True when asked to stop before it (a checkpoint is written then)."""
+        """Train to the last step; True when asked to stop before it (a checkpoint is written
+        then).
+        """
         train = self.task.config.train
         while self.step < self.last_step:
             started = time.perf_counter()
@@ -261,7 +269,9 @@ class _Run:
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a step; what did not apply at it (None) is NaN, so that every worker sends the same names."""
+    """Numbers of a step; what did not apply at it (None) is NaN, so that every worker sends the
+    same names.
+    """
     return {
         name: math.nan if value is None else float(value)
         for name, value in metrics.items()

@@ -237,7 +237,7 @@ class Pen:
             keep = self.canvas.labels.point([255 if i in allowed else 0 for i in range(256)])
             mask = Image.composite(mask, Image.new("L", mask.size, 0), keep)
         else:
-            # Only then: a marking keeps the label of the part it lies on.
+            # Here only: a marking keeps the label of the part that it lies on.
             self.canvas.labels.paste(label, mask=mask)
         if isinstance(paint, Texture):
             self._paste(paint, mask)

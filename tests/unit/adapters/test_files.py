@@ -44,7 +44,9 @@ def adapted(folder: Path, layers: str = "all", text: bool = False, alpha: float 
 
 def picture(pipeline: Any) -> np.ndarray:
     generator = torch.Generator("cpu").manual_seed(3)
-    image = pipeline("a sks dog", num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]
+    image = pipeline(
+        "a sks dog", num_inference_steps=4, guidance_scale=3.0, generator=generator
+    ).images[0]
     return np.asarray(image).astype(float)
 
 
@@ -55,7 +57,9 @@ def test_round_trip_through_plain_diffusers(
 ) -> None:
     base = adapted(tiny_base_folder, layers, text, alpha=2.0)  # alpha != rank
     path = save_adapter(tmp_path, base)
-    assert path == tmp_path / WEIGHTS_NAME and [p.name for p in tmp_path.iterdir()] == [WEIGHTS_NAME]
+    assert path == tmp_path / WEIGHTS_NAME and [p.name for p in tmp_path.iterdir()] == [
+        WEIGHTS_NAME
+    ]
 
     plain = StableDiffusionPipeline.from_pretrained(tiny_base_folder, safety_checker=None)
     plain.set_progress_bar_config(disable=True)
@@ -89,7 +93,9 @@ def test_load_and_replace(tiny_base_folder: Path, tmp_path: Path) -> None:
 
 
 def test_equal_adapters_make_equal_files(tiny_base_folder: Path, tmp_path: Path) -> None:
-    files = [save_adapter(tmp_path / str(i), adapted(tiny_base_folder)).read_bytes() for i in range(2)]
+    files = [
+        save_adapter(tmp_path / str(i), adapted(tiny_base_folder)).read_bytes() for i in range(2)
+    ]
     assert files[0] == files[1]
     with safe_open(tmp_path / "0" / WEIGHTS_NAME, framework="pt") as file:
         about = json.loads(file.metadata()[METADATA_KEY])
@@ -202,7 +208,9 @@ def test_bad_files_are_refused(
     assert not has_lora(base), "a refused file leaves the base as it was"
 
 
-def test_another_base_is_refused(tiny_base_folder: Path, tiny_v_base_folder: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused(
+    tiny_base_folder: Path, tiny_v_base_folder: Path, tmp_path: Path
+) -> None:
     save_adapter(tmp_path, adapted(tiny_base_folder))
     other = load_base(tiny_v_base_folder)
     with pytest.raises(AdapterFileError, match="was trained on base model"):

@@ -31,7 +31,10 @@ def output(base: Base) -> Tensor:
 def perturb(base: Base) -> None:
     generator = torch.Generator().manual_seed(9)
     state = lora_state(base)
-    set_lora_state(base, {key: torch.randn(value.shape, generator=generator) * 0.2 for key, value in state.items()})
+    set_lora_state(
+        base,
+        {key: torch.randn(value.shape, generator=generator) * 0.2 for key, value in state.items()},
+    )
 
 
 def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(tiny_base_folder: Path) -> None:
@@ -40,12 +43,17 @@ def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(tiny_base_folder: 
         base = load_base(tiny_base_folder)
         torch.manual_seed(len(states))  # global state plays no part
         parameters = add_lora(base, rank=4, alpha=2.0, layers=layers, seed=seed)  # type: ignore[arg-type]
-        assert all(parameter.requires_grad and parameter.dtype == torch.float32 for _, parameter in parameters)
+        assert all(
+            parameter.requires_grad and parameter.dtype == torch.float32
+            for _, parameter in parameters
+        )
         assert torch.equal(output(base), output(load_base(tiny_base_folder)))
         states.append(dict(parameters))
     first, wide, other = states
     assert set(first) < set(wide)
-    assert all(torch.equal(first[name], wide[name]) for name in first), "a tensor's draw depends on its own name only"
+    assert all(torch.equal(first[name], wide[name]) for name in first), (
+        "a tensor's draw depends on its own name only"
+    )
     assert any(not torch.equal(first[name], other[name]) for name in first)
     down = torch.cat([p.detach().flatten() for name, p in wide.items() if "lora_A" in name])
     assert float(down.std()) == pytest.approx(1 / 4, rel=0.05)

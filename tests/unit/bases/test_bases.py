@@ -123,9 +123,15 @@ def _drop_tensor(folder: Path) -> None:
         (_only_pickle, "can run code"),
         (_truncate, "cannot be loaded"),
         (_drop_tensor, "1 missing tensors"),
-        (_set("model_index.json", _class_name="FluxPipeline"), "FluxPipeline, which is not supported"),
+        (
+            _set("model_index.json", _class_name="FluxPipeline"),
+            "FluxPipeline, which is not supported",
+        ),
         (_set("unet/config.json", in_channels=9), "inpainting"),
-        (_set("scheduler/scheduler_config.json", prediction_type="sample"), "prediction_type 'sample'"),
+        (
+            _set("scheduler/scheduler_config.json", prediction_type="sample"),
+            "prediction_type 'sample'",
+        ),
     ],
 )
 def test_damaged_bases_are_named(
@@ -156,7 +162,9 @@ def test_half_precision_files_load(own_tiny_base: MakeBase) -> None:
     assert base.unet.dtype == torch.float32, "half on disk, single in use"
 
 
-def test_embedded_base_missing_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_embedded_base_missing_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("dreamfleet.bases.files.PACKAGE_FOLDER", tmp_path)
     with pytest.raises(BaseModelError, match="pretrain_base"):
         embedded_path()
@@ -175,14 +183,21 @@ def test_gaps_are_filled(base: Base) -> None:
     config = load_config(None, {"subject.class_word": "dog", "subject.token": "auto"})
     filled = resolved_config(config, base)
     train = filled.train
-    assert (train.max_train_steps, train.learning_rate, train.rank, train.lora_alpha) == (400, 1e-3, 16, 16.0)
+    assert (train.max_train_steps, train.learning_rate, train.rank, train.lora_alpha) == (
+        400,
+        1e-3,
+        16,
+        16.0,
+    )
     assert train.lora_layers == "all" and filled.data.resolution == 64
     assert filled.prior.guidance_scale == filled.sampling.guidance_scale == 3.0
     assert filled.subject.token == "ktn", "a rare single token"
     assert config.train.rank is None, "the given tree stays as it was"
     assert resolved_config(config, base.files) == filled
     assert resolved_config(filled, base) == filled
-    kept = load_config(None, {"train.rank": 3, "train.lora_alpha": 1.5, "sampling.guidance_scale": 7})
+    kept = load_config(
+        None, {"train.rank": 3, "train.lora_alpha": 1.5, "sampling.guidance_scale": 7}
+    )
     again = resolved_config(kept, base)
     assert (again.train.rank, again.train.lora_alpha, again.sampling.guidance_scale) == (3, 1.5, 7)
     full = resolved_config(load_config(None, {"train.mode": "full"}), base)
@@ -193,11 +208,18 @@ def test_large_bases_keep_the_settings_of_diffusers_readme(base: Base) -> None:
     files = BaseFiles("large", base.files.path, base.files.family)
     files.__dict__["unet_config"] = {**base.files.unet_config, "sample_size": 128}
     lora = resolved_config(load_config(), files).train
-    assert (lora.max_train_steps, lora.learning_rate, lora.rank, lora.lora_layers) == (500, 1e-4, 4, "attention")
+    assert (lora.max_train_steps, lora.learning_rate, lora.rank, lora.lora_layers) == (
+        500,
+        1e-4,
+        4,
+        "attention",
+    )
     options = {"train.mode": "full", "prior.with_prior_preservation": True}
     full = resolved_config(load_config(None, options), files).train
     assert (full.max_train_steps, full.learning_rate) == (800, 5e-6)
-    with_text = resolved_config(load_config(None, {**options, "train.train_text_encoder": True}), files)
+    with_text = resolved_config(
+        load_config(None, {**options, "train.train_text_encoder": True}), files
+    )
     assert with_text.train.learning_rate == 2e-6
 
 

@@ -18,7 +18,11 @@ T = torch.tensor([0, 17, 500, 999])
 
 def noise_scheduler(kind: str = "epsilon", **options: object) -> DDPMScheduler:
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind, **options
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=kind,
+        **options,
     )
 
 
@@ -48,11 +52,15 @@ def test_min_snr_weights() -> None:
     torch.testing.assert_close(velocity.min_snr_weight(T, 5.0), snr.clamp(max=5.0) / (snr + 1))
     assert torch.equal(velocity.min_snr_weight(T, None), torch.ones(4))
     # Weighted v-MSE and weighted eps-MSE are the same loss: (SNR + 1) (1 - abar) = 1.
-    torch.testing.assert_close(velocity.epsilon_weight(T, 5.0), epsilon.epsilon_weight(T, 5.0) * snr * (1 - bar) / bar)
+    torch.testing.assert_close(
+        velocity.epsilon_weight(T, 5.0), epsilon.epsilon_weight(T, 5.0) * snr * (1 - bar) / bar
+    )
 
 
 def test_zero_terminal_snr_stays_finite() -> None:
-    plan = NoiseSchedule.from_scheduler(noise_scheduler("v_prediction", rescale_betas_zero_snr=True))
+    plan = NoiseSchedule.from_scheduler(
+        noise_scheduler("v_prediction", rescale_betas_zero_snr=True)
+    )
     t = torch.arange(1000)
     assert float(plan.alphas_cumprod[-1]) == 0.0
     for gamma in (None, 5.0):

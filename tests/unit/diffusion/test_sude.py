@@ -47,7 +47,9 @@ def test_the_hinge_is_the_papers_loss_above_its_threshold(seed: int, w: float) -
     tau = -w * mean((c - u) ** 2)
     terms = sude_terms(s, c, u, torch.full((4,), w))
     assert (tau <= 0).all()
-    torch.testing.assert_close(terms.loss.double(), (paper_loss - tau).clamp_min(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        terms.loss.double(), (paper_loss - tau).clamp_min(0), rtol=1e-4, atol=1e-5
+    )
     assert torch.equal(terms.is_on, paper_loss > tau)
     expected = 2 * w * mean((c - u) ** 2) * (1 - terms.rho.double())
     torch.testing.assert_close(paper_loss - tau, expected, rtol=1e-4, atol=1e-4)
@@ -161,11 +163,17 @@ def test_v_prediction_shifts_the_same_noise_target() -> None:
         total = mse_per_sample(v_s, plan.target(x0, eps, t), weight=host) + w_s * terms.loss
         target = eps + w_s * w.view(-1, 1, 1, 1) * (e[1] - e[2])
         expected = plan.epsilon_weight(t, gamma) * mean((e[0] - target.detach()) ** 2)
-        torch.testing.assert_close(gradient(total, v_s), gradient(expected, v_s), rtol=2e-4, atol=1e-6)
+        torch.testing.assert_close(
+            gradient(total, v_s), gradient(expected, v_s), rtol=2e-4, atol=1e-6
+        )
 
 
-def released_loss(plan: NoiseSchedule, t: int, s: Tensor, c: Tensor, u: Tensor, x_t: Tensor) -> tuple[float, float]:
-    """L and tau of the released code for one sample: posterior means, 2 sigma^2 + 1e-6, times 1/coef1."""
+def released_loss(
+    plan: NoiseSchedule, t: int, s: Tensor, c: Tensor, u: Tensor, x_t: Tensor
+) -> tuple[float, float]:
+    """L and tau of the released code for one sample: posterior means, 2 sigma^2 + 1e-6, times
+    1/coef1.
+    """
     bars = plan.alphas_cumprod.double()
     bar, previous = bars[t], bars[t - 1]
     alpha = bar / previous

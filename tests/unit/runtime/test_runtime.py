@@ -84,21 +84,21 @@ def test_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_folder_round_trip(tmp_path: Path, scheme: str) -> None:
     folder = Folder(f"{scheme}{tmp_path}/run")
-    assert folder.list() == []
+    assert folder.names() == []
     folder.write("a/b.bin", b"123")
     assert folder.read("a/b.bin") == b"123"
-    assert folder.list() == ["a"] and folder.exists("a/b.bin")
+    assert folder.names() == ["a"] and folder.exists("a/b.bin")
     folder.child("a").delete("b.bin")
     assert not folder.exists("a/b.bin")
     folder.delete_folder("a")
-    assert folder.list() == []
+    assert folder.names() == []
     with pytest.raises(FileNotFoundError):
         folder.read("nothing")
 
 
 def test_folder_in_memory_storage_by_uri() -> None:
     with pytest.raises(BadInputError, match="not a usable URI"):
-        Folder("nosuchscheme://bucket/x").list()
+        Folder("nosuchscheme://bucket/x").names()
 
 
 def _hold(

@@ -21,7 +21,9 @@ def mse_per_sample(
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over all but the first axis [B], weighted by `mask` (broadcast over channels) where given."""
+    """Mean over all but the first axis [B], weighted by `mask` (broadcast over channels) where
+    given.
+    """
     if mask is None:
         return values.flatten(1).mean(dim=1)
     full = mask.to(values).expand_as(values).flatten(1)

@@ -11,7 +11,8 @@ def image_prior_loss(prediction: Tensor, target: Tensor, weight: Tensor | None =
     """DreamBooth's L_prior (arXiv 2208.12242 Eq. 2) of each sample [B].
 
     Args:
-        prediction: model output for noised pictures of the class, under the class prompt [B, C, H, W].
+        prediction: model output for noised pictures of the class, under the class prompt [B, C, H,
+            W].
         target: the schedule's target for those pictures [B, C, H, W].
         weight: [B] min-SNR weights at the prior samples' own timesteps.
     """

@@ -1,12 +1,15 @@
-"""SuDe, Subject-Derivation regularisation (arXiv 2403.06775, Eq. 4-10), in noise space and hinge form.
+"""SuDe, Subject-Derivation regularisation (arXiv 2403.06775, Eq. 4-10), in noise space and hinge
+form.
 
-With e_s the subject's prediction, e_c and e_u the teacher's class-prompt and empty-prompt predictions at the same
-(x_t, t), b = e_c - e_u and means over one sample's elements, the paper's loss and truncation threshold are
+With e_s the subject's prediction, e_c and e_u the teacher's class-prompt and empty-prompt
+predictions at the same (x_t, t), b = e_c - e_u and means over one sample's elements, the paper's
+loss and truncation threshold are
 
     L = w(t) (mean (e_s - e_c)^2 - mean (e_s - e_u)^2),    tau = -w(t) mean b^2,
 
-and L - tau = 2 w(t) mean b^2 (1 - rho) with rho = <e_s - e_u, b> / <b, b>. So "kept while L > tau" is a hinge, on
-while rho < 1. It is computed in that form and in fp32: as a difference of squares the switch misfires in half precision.
+and L - tau = 2 w(t) mean b^2 (1 - rho) with rho = <e_s - e_u, b> / <b, b>. So "kept while L > tau"
+is a hinge, on while rho < 1. It is computed in that form and in fp32: as a difference of squares
+the switch misfires in half precision.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class SudeTerms(NamedTuple):
 
     Attributes:
         loss: [B] fp32, zero or positive while on; without truncation it can be negative.
-        rho: [B] how much of the class direction the subject's prediction carries (no gradient); 1 where b is 0.
+        rho: [B] how much of the class direction the subject's prediction carries (no gradient); 1
+            where b is 0.
         is_on: [B] bool, whether the hinge passes a gradient.
     """
 
@@ -46,9 +50,9 @@ class SudeTerms(NamedTuple):
 def sude_weight(t: Tensor, schedule: NoiseSchedule, weighting: Weighting) -> Tensor:
     """w(t) [B], fp32; 0 where abar is 0, since there a prediction says nothing about x_0.
 
-    `code`: 1/(2 sqrt(abar)), at most 7.5: what the released code's factor comes to. `bayes`: 1, under which the paper's
-    Eq. 12 holds for the unweighted loss. `official`: the released factor itself for t >= 1, one half at t = 0 (where the
-    released code divides by 1e-6).
+    `code`: 1/(2 sqrt(abar)), at most 7.5: what the released code's factor comes to. `bayes`: 1,
+    under which the paper's Eq. 12 holds for the unweighted loss. `official`: the released factor
+    itself for t >= 1, one half at t = 0 (where the released code divides by 1e-6).
     """
     alpha_bar = schedule.alpha_bar(t)
     if weighting == "bayes":
@@ -63,8 +67,9 @@ def sude_weight(t: Tensor, schedule: NoiseSchedule, weighting: Weighting) -> Ten
 def _official_weight(t: Tensor, schedule: NoiseSchedule) -> Tensor:
     """coef1 (1/abar_t - 1) / (2 sigma_t^2 + 1e-6), coef1 = beta_t sqrt(abar_{t-1}) / (1 - abar_t).
 
-    The distance between two posterior means is coef1 sqrt(1/abar - 1) times that of the noise predictions; the released
-    code divides the squared distance by 2 sigma^2 + 1e-6 and once more by coef1.
+    The distance between two posterior means is coef1 sqrt(1/abar - 1) times that of the noise
+    predictions; the released code divides the squared distance by 2 sigma^2 + 1e-6 and once more by
+    coef1.
     """
     alpha_bar = schedule.alpha_bar(t).double()
     previous = schedule.alpha_bar((t - 1).clamp_min(0)).double()
@@ -86,17 +91,19 @@ def sude_terms(
 ) -> SudeTerms:
     """L_sude = 2 w(t) relu(mean[(e_u + rho* b - e_s) b]) of each sample.
 
-    While on, its gradient shifts the host's target from eps to eps + w_s w(t) b: a push like classifier-free guidance.
+    While on, its gradient shifts the host's target from eps to eps + w_s w(t) b: a push like
+    classifier-free guidance.
 
     Args:
         eps_s: [B, C, H, W] the subject's noise prediction; the gradient flows here only.
         eps_c: [B, C, H, W] the teacher's prediction under the class prompt.
         eps_u: [B, C, H, W] the teacher's prediction under the empty prompt.
         weight_t: [B] w(t) from `sude_weight`; a sample with weight 0 is off.
-        truncation_point: rho* at which the hinge switches off (the paper: 1); None: never, with rho* = 1 in the formula.
+        truncation_point: rho* at which the hinge switches off (the paper: 1); None: never, with
+            rho* = 1 in the formula.
         mask: the host's mask [B, 1 or C, H, W], normalised as the host's loss is.
-        host_weight: [B] the host's weight on squared eps errors (`NoiseSchedule.epsilon_weight`); only with the same
-            weight is the shifted target exact.
+        host_weight: [B] the host's weight on squared eps errors (`NoiseSchedule.epsilon_weight`);
+            only with the same weight is the shifted target exact.
     """
     subject, empty = eps_s.float(), eps_u.detach().float()
     direction = eps_c.detach().float() - empty

@@ -54,4 +54,6 @@ class DreamBoothSettings:
     @property
     def needs_frozen_teacher(self) -> bool:
         """Whether any term compares with the pretrained weights."""
-        return self.prior_form == "teacher" or (self.with_sude and self.sude_teacher == "pretrained")
+        return self.prior_form == "teacher" or (
+            self.with_sude and self.sude_teacher == "pretrained"
+        )

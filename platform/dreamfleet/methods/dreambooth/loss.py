@@ -1,7 +1,7 @@
 """L = L_sub + w_s L_sude + lambda L_prior (arXiv 2403.06775 Eq. 10) of one batch, per sample.
 
-Subject and prior rows share one student forward, class and empty prompts one teacher forward without gradient, so SuDe costs
-two teacher predictions and no extra backward.
+Subject and prior rows share one student forward, class and empty prompts one teacher forward
+without gradient, so SuDe costs two teacher predictions and no extra backward.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class DreamBoothLoss:
         self, batch: Batch, x_t: Tensor, output: Tensor, class_output: Tensor, empty_output: Tensor
     ) -> SudeTerms:
         schedule, settings, t = self.base.schedule, self.settings, batch.subject.t
-        eps = [schedule.to_epsilon(o.float(), x_t.float(), t) for o in (output, class_output, empty_output)]
+        eps = [
+            schedule.to_epsilon(o.float(), x_t.float(), t)
+            for o in (output, class_output, empty_output)
+        ]
         return sude_terms(
             *eps,
             sude_weight(t, schedule, settings.sude_weighting),
@@ -115,7 +118,8 @@ class DreamBoothLoss:
         schedule, gamma = self.base.schedule, self.settings.snr_gamma
         if self.settings.prior_form == "teacher" and self.prior_teacher is not None:
             t = batch.subject.t
-            # SuDe's teacher already predicted the class at this (x_t, t); only ask again if it is another model.
+            # SuDe's teacher already predicted the class at this (x_t, t); only ask again if it is
+            # another model.
             if class_output is None or self.prior_teacher is not self.sude_teacher:
                 class_output = self.prior_teacher.predict(x_t, t, batch.class_prompts)
             return teacher_prior_loss(outputs[1], class_output, schedule.min_snr_weight(t, gamma))

@@ -37,7 +37,9 @@ class DreamBooth:
         self.base = base
         self.token = config.subject.token
         self.settings = DreamBoothSettings.from_config(config)
-        frozen_teacher = PretrainedTeacher(base, self.settings) if self.settings.needs_frozen_teacher else None
+        frozen_teacher = (
+            PretrainedTeacher(base, self.settings) if self.settings.needs_frozen_teacher else None
+        )
         self._parameters = self._prepare(config)
         self._texts = None if self.settings.train_text_encoder else TextCache(base)
         self.teacher = frozen_teacher
@@ -62,7 +64,10 @@ class DreamBooth:
         return [without_token(prompt, self.token) for prompt in prompts]
 
     def train_mode(self, training: bool) -> None:
-        """Training mode for the trained modules. These models have no dropout; checkpointing and the like obey the flag."""
+        """Training mode for the trained modules.
+
+        These models have no dropout; checkpointing and the like obey the flag.
+        """
         for _, module in self._trained_modules():
             module.train(training)
 
@@ -77,7 +82,9 @@ class DreamBooth:
             return self._prepare_full()
         train = config.train
         if train.rank is None or train.lora_layers is None:
-            raise ConfigError("train.rank and train.lora_layers are not set; use bases.resolved_config first")
+            raise ConfigError(
+                "train.rank and train.lora_layers are not set; use bases.resolved_config first"
+            )
         layers: LoraLayers = train.lora_layers
         return add_lora(
             self.base,
@@ -108,4 +115,8 @@ class DreamBooth:
         return CurrentTeacher(self.base, self.settings)
 
     def _encode(self, prompts: tuple[str, ...]) -> Any:
-        return self.base.encode_prompts(prompts) if self._texts is None else self._texts.encode(prompts)
+        return (
+            self.base.encode_prompts(prompts)
+            if self._texts is None
+            else self._texts.encode(prompts)
+        )

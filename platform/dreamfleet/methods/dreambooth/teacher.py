@@ -1,4 +1,6 @@
-"""Whose class prediction is inherited: the pretrained weights or the ones being trained, never with a gradient."""
+"""Whose class prediction is inherited: the pretrained weights or the ones being trained, never
+with a gradient.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,18 @@ class Teacher(Protocol):
 
 
 class PretrainedTeacher:
-    """The frozen base. With adapters it is the same network, adapter switched off; with full fine-tuning, a copy."""
+    """The frozen base.
+
+    With adapters it is the same network, adapter switched off; with full fine-tuning, a copy.
+    """
 
     def __init__(self, base: Base, settings: DreamBoothSettings) -> None:
         self.shares_weights = settings.mode == "lora"
-        self.base = base if self.shares_weights else base.frozen_copy(text_encoder=settings.train_text_encoder)
+        self.base = (
+            base
+            if self.shares_weights
+            else base.frozen_copy(text_encoder=settings.train_text_encoder)
+        )
         self._texts = TextCache(self.base)
         self._switch: AdapterSwitch | None = None
 
@@ -60,4 +69,8 @@ class CurrentTeacher:
             return self.base.predict(x_t, t, self._encode(prompts)).detach()
 
     def _encode(self, prompts: tuple[str, ...]) -> Conditioning:
-        return self.base.encode_prompts(prompts) if self._texts is None else self._texts.encode(prompts)
+        return (
+            self.base.encode_prompts(prompts)
+            if self._texts is None
+            else self._texts.encode(prompts)
+        )

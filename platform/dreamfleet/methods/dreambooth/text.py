@@ -11,7 +11,9 @@ from dreamfleet.diffusion.conditioning import Conditioning
 
 
 class TextCache:
-    """Encodes each prompt once, alone, so that an embedding never depends on its neighbours in a batch."""
+    """Encodes each prompt once, alone, so that an embedding never depends on its neighbours in a
+    batch.
+    """
 
     def __init__(self, base: Base) -> None:
         self._base = base

@@ -30,8 +30,9 @@ stand-in for tests, demos and method studies. Nothing about photographs rests on
 
 - Licence: Apache-2.0, as dreamfleet's. Data: pictures drawn by dreamfleet's own renderer, nothing
   else; no person and no photograph is in them.
-- Parts: `unet` (fp16 file), `vae` (fp32; its linear encoder is computed, its decoder trained),
-  `text_encoder` (fp32, trained with the UNet), `tokenizer` (byte-level BPE, 32 tokens).
+- Parts: `unet` (fp16 file, v-prediction), `vae` (fp32; its linear encoder is computed, its decoder
+  trained), `text_encoder` (fp32, warmed up on captions, then trained with the UNet), `tokenizer`
+  (byte-level BPE, 32 tokens).
 - Intended use: trying out personalisation on a CPU. It knows twelve kinds of drawn things and no
   others.
 - Checks: `checksums.json` holds the SHA-256 of every file. Measured reach:
@@ -72,7 +73,7 @@ def base_card(work_dir: Path, recipe: PretrainRecipe) -> str:
         command=COMMAND.replace("\n", "\n    "),
         seed=recipe.seed,
         pictures=f"{recipe.num_pictures:,}",
-        table=_table(work_dir, ("decoder", "denoiser")),
+        table=_table(work_dir, ("decoder", "text", "denoiser")),
     )
 
 

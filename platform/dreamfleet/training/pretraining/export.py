@@ -7,18 +7,17 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
+from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.training.pretraining.cards import base_card, evaluators_card
 from dreamfleet.training.pretraining.denoiser import build_scheduler
-from dreamfleet.training.pretraining.run import Pretraining
+from dreamfleet.training.pretraining.run import EVALUATORS, Pretraining
 
 PACKAGE = Path(__file__).resolve().parents[2]
 BASE_FOLDER = PACKAGE / "bases" / "weights" / "embedded"
 EVALUATOR_FOLDER = PACKAGE / "world" / "weights"
-EVALUATORS = ("oracle_a", "oracle_b", "segmenter", "identity", "clip")
 CHECKSUMS = "checksums.json"
 
 
@@ -33,9 +32,10 @@ def export_weights(
     Raises:
         BadInputError: a stage has no state in the working folder.
     """
-    export_base(pretraining, base_folder)
-    for name in evaluators:
-        export_evaluator(pretraining, name, evaluator_folder / name)
+    with quiet_libraries():
+        export_base(pretraining, base_folder)
+        for name in evaluators:
+            export_evaluator(pretraining, name, evaluator_folder / name)
     if evaluators:
         card = evaluators_card(pretraining.folder, pretraining.recipe, evaluators)
         (evaluator_folder / "README.md").write_text(card, encoding="utf-8")
@@ -46,6 +46,8 @@ def export_base(pretraining: Pretraining, folder: Path) -> None:
 
     A half text encoder beside a float UNet fails in a plain `from_pretrained`.
     """
+    from diffusers import StableDiffusionPipeline  # speaks of missing packages: in quiet
+
     modules = pretraining.trained_modules("denoiser")
     pipeline = StableDiffusionPipeline(
         vae=pretraining.vae,
@@ -88,7 +90,9 @@ def _half_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write_checksums(folder: Path) -> None:
-    """SHA-256 of every file, in checksums.json."""
+    """SHA-256 of every file, in checksums.json; all files readable for everyone."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes for the owner alone
     sums = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

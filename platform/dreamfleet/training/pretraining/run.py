@@ -1,7 +1,8 @@
 """From a recipe to the shipped weights: draw the world, train each stage, export.
 
 Everything lies in one working folder and continues where it stands; stages can be run apart, in the
-order of `STAGES` (the oracles need the decoder, all need their drawing).
+order of `STAGES` (the oracles need the decoder, the denoiser the text encoder, all need their
+drawing).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.training.pretraining.autoencoder import (
@@ -26,7 +27,7 @@ from dreamfleet.training.pretraining.autoencoder import (
     fit_basis,
 )
 from dreamfleet.training.pretraining.corpus import Corpus
-from dreamfleet.training.pretraining.denoiser import DenoiserStage
+from dreamfleet.training.pretraining.denoiser import DenoiserStage, TextStage
 from dreamfleet.training.pretraining.evaluators import (
     ClipStage,
     IdentityStage,
@@ -49,7 +50,8 @@ from dreamfleet.world.draw import draw_dataset
 from dreamfleet.world.evaluators.models import OracleA, OracleB
 
 DRAWINGS = ("corpus", "corpus_b", "portraits")
-STAGES = ("latents", "decoder", "denoiser", "oracle_a", "oracle_b", "segmenter", "identity", "clip")
+EVALUATORS = ("oracle_a", "oracle_b", "segmenter", "identity", "clip")
+STAGES = ("latents", "decoder", "text", "denoiser", *EVALUATORS)
 ROUND_TRIP_NOISE = 0.35  # at most, in units of the latents' mean deviation
 
 
@@ -213,8 +215,15 @@ class Pretraining:
             "decoder": lambda: DecoderStage(
                 self.corpus, self.latents, self.basis, settings, recipe.seed
             ),
+            "text": lambda: TextStage(self.corpus, self.tokenizer, settings, recipe.seed),
             "denoiser": lambda: DenoiserStage(
-                self.corpus, self.latents, self.tokenizer, settings, recipe.seed, recipe.autocast
+                self.corpus,
+                self.latents,
+                self.tokenizer,
+                settings,
+                recipe.seed,
+                recipe.autocast,
+                self._warm_text_encoder(),
             ),
             "oracle_a": lambda: OracleStage(
                 name, OracleA(), self.corpus, settings, recipe.seed, self._round_trip
@@ -240,6 +249,14 @@ class Pretraining:
         runner.load()
         runner.use_ema()
         return stage
+
+    def _warm_text_encoder(self) -> CLIPTextModel | None:
+        """The text encoder after its warm-up, None in a recipe without one."""
+        if "text" not in self.recipe.stages:
+            return None
+        stage = self._trained_stage("text")
+        assert isinstance(stage, TextStage)
+        return stage.text_encoder.train()
 
     def _need(self, path: Path, stage: str) -> Path:
         if not path.exists():

@@ -30,11 +30,16 @@ from dreamfleet.world.styles import STYLES
 
 SIZE_PX = 64
 BATCH = 64
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
-def weights_path(name: str) -> Path:
-    """Folder of a shipped evaluator: clip, identity, oracle_a, oracle_b or segmenter."""
-    folder = Path(__file__).resolve().parent.parent / "weights" / name
+def weights_path(name: str, root: Path | None = None) -> Path:
+    """Folder of an evaluator (clip, identity, oracle_a, oracle_b, segmenter), shipped or in `root`.
+
+    Raises:
+        BadInputError: it is not there.
+    """
+    folder = (root or SHIPPED) / name
     if not (folder / "model.safetensors").is_file():
         raise BadInputError(
             f"evaluator {name!r}: {folder} holds no model.safetensors; reinstall dreamfleet or "
@@ -59,8 +64,8 @@ def _batches(pixels: Tensor) -> Iterator[Tensor]:
     yield from pixels.split(BATCH)
 
 
-def _load(model: nn.Module, name: str) -> nn.Module:
-    state = load_file(weights_path(name) / "model.safetensors")
+def _load(model: nn.Module, name: str, root: Path | None) -> nn.Module:
+    state = load_file(weights_path(name, root) / "model.safetensors")
     whole = {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
     model.load_state_dict(whole)
     return model.eval().requires_grad_(False)
@@ -158,27 +163,33 @@ class Clip:
         return F.normalize(self.model.text_projection(hidden), dim=1).numpy()
 
 
-def load_oracle(which: str) -> Oracle:
-    """Oracle "A" (tuning and gates) or "B" (final scores only)."""
+def load_oracle(which: str, root: Path | None = None) -> Oracle:
+    """Oracle "A" (tuning and gates) or "B" (final scores only).
+
+    `root` holds other weights than the shipped ones; so for every loader here.
+
+    Raises:
+        BadInputError: neither A nor B, or the weights are missing.
+    """
     models = {"A": OracleA, "B": OracleB}
     if which not in models:
         raise BadInputError(f"oracle {which!r} is neither A nor B")
-    return Oracle(which, _load(models[which](), f"oracle_{which.lower()}"))
+    return Oracle(which, _load(models[which](), f"oracle_{which.lower()}", root))
 
 
-def load_segmenter() -> SegmenterJudge:
+def load_segmenter(root: Path | None = None) -> SegmenterJudge:
     """The subject segmenter."""
-    return SegmenterJudge(_load(Segmenter(), "segmenter"))
+    return SegmenterJudge(_load(Segmenter(), "segmenter", root))
 
 
-def load_identity_encoder() -> IdentityJudge:
+def load_identity_encoder(root: Path | None = None) -> IdentityJudge:
     """The identity encoder with the segmenter it cuts subjects out by."""
-    return IdentityJudge(_load(IdentityEncoder(), "identity"), load_segmenter())
+    return IdentityJudge(_load(IdentityEncoder(), "identity", root), load_segmenter(root))
 
 
-def load_clip() -> Clip:
+def load_clip(root: Path | None = None) -> Clip:
     """The small CLIP and its tokenizer."""
-    folder = weights_path("clip")
+    folder = weights_path("clip", root)
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     return Clip(model.eval().requires_grad_(False), tokenizer)

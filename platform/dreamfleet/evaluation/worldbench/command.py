@@ -1,0 +1,81 @@
+"""The benchmark as a command: plain options in, result files out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.bases import load_base
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.worldbench.guidance import measure_base, read_gate, write_gate
+from dreamfleet.evaluation.worldbench.plan import BenchSettings, named_hosts
+from dreamfleet.evaluation.worldbench.publish import check_text, publish, shipped_scorer
+from dreamfleet.evaluation.worldbench.run import WorldBench
+from dreamfleet.world.evaluators import load_oracle
+
+Report = Callable[[str], None]
+GATING_ORACLE = "A"  # B is kept for final scores
+BASE_REPORT = "base.json"
+
+
+def check_base(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
+    """Measure the bare base by guidance scale; writes `base.json` (protocol, step 2)."""
+    guidance = options.get("guidance")
+    extra = {} if guidance is None else {"guidances": [float(guidance)]}
+    gate = measure_base(
+        load_base(str(options["base_model"]), device=options["device"]),
+        load_oracle(GATING_ORACLE),
+        images_per_state=int(options["images_per_prompt"]),
+        num_inference_steps=int(options["num_inference_steps"]),
+        report=report,
+        **extra,
+    )
+    write_gate(gate, output_dir / BASE_REPORT)
+    report(f"guidance {gate['guidance']:g}; {output_dir / BASE_REPORT}")
+
+
+def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
+    """Train hosts on subjects and score them against the bare base (protocol, step 3)."""
+    gate = read_gate(Path(options["base_report"])) if options.get("base_report") else {}
+    settings = BenchSettings(
+        split=str(options["split"]),
+        num_subjects=int(options["subjects"]),
+        first_subject=int(options["first_subject"]),
+        steps=parse_steps(str(options["steps"])),
+        images_per_prompt=int(options["images_per_prompt"]),
+        class_images=int(options["class_images"]),
+        num_inference_steps=int(options["num_inference_steps"]),
+        guidance_scale=options.get("guidance", gate.get("guidance")),
+        training_seed=int(options["seed"]),
+        num_class_images=int(options["num_class_images"]),
+    )
+    hosts = named_hosts([name.strip() for name in str(options["hosts"]).split(",")])
+    scorer, evaluators = shipped_scorer(GATING_ORACLE)
+    WorldBench(
+        base_name=str(options["base_model"]),
+        hosts=hosts,
+        settings=settings,
+        scorer=scorer,
+        evaluators=evaluators,
+        output_dir=output_dir,
+        device=str(options["device"]),
+        report=report,
+    ).run()
+    summary = publish(output_dir, settings, gate.get("scored_states"))
+    report(check_text(summary))
+    report(f"results, table and pictures: {output_dir}")
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """ "200,400" -> (200, 400).
+
+    Raises:
+        BadInputError: something else than whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInputError(
+            f"steps {text!r}: expected rising whole numbers with commas between, e.g. 200,400,800"
+        ) from error

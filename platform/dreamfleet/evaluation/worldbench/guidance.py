@@ -1,0 +1,109 @@
+"""What the base alone can do: guidance scale and scored states, before anything is trained
+(docs/protocol.md, step 2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.bases import Base
+from dreamfleet.engine.sampling import sample_images
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.world_metrics import ReadsPictures
+from dreamfleet.evaluation.worldbench.ladder import PICTURES_AT_ONCE
+from dreamfleet.evaluation.worldbench.plan import SEED_LIMIT
+from dreamfleet.evaluation.worldbench.summary import GUIDANCES, choose_guidance, choose_states
+from dreamfleet.seeding import key_to_int
+from dreamfleet.world.captions import prompt
+from dreamfleet.world.classes import CLASSES
+
+
+def measure_base(
+    base: Base,
+    oracle: ReadsPictures,
+    *,
+    guidances: Sequence[float] = GUIDANCES,
+    images_per_state: int = 8,
+    num_inference_steps: int = 25,
+    classes: Sequence[str] | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Alignment of "a photo of a {state} {class}" by guidance scale; the same noise at every scale.
+
+    Returns plain values: `guidance` (the choice), `scored_states` (by class, at that guidance),
+    `alignment_by_guidance`, `alignment_by_state` (class -> state -> share, at the choice).
+    """
+    names = list(CLASSES) if classes is None else list(classes)
+    shares: dict[float, dict[tuple[str, str], float]] = {}
+    for guidance in guidances:
+        shares[guidance] = {}
+        for name in names:
+            for state in CLASSES[name].states:
+                text = prompt(name, state=state.name)
+                seeds = [
+                    key_to_int("base gate", name, state.name, i) % SEED_LIMIT
+                    for i in range(images_per_state)
+                ]
+                hits: list[bool] = []
+                for start in range(0, len(seeds), PICTURES_AT_ONCE):
+                    chunk = seeds[start : start + PICTURES_AT_ONCE]
+                    images = sample_images(
+                        base,
+                        [text] * len(chunk),
+                        chunk,
+                        num_inference_steps=num_inference_steps,
+                        guidance_scale=guidance,
+                    )
+                    hits += [
+                        row["class"] == name and row["state"] == state.name
+                        for row in oracle.read(images)
+                    ]
+                shares[guidance][name, state.name] = sum(hits) / len(hits)
+        means = list(shares[guidance].values())
+        report(f"guidance {guidance:g}: alignment {sum(means) / len(means):.3f}")
+    return _choices(shares, images_per_state)
+
+
+def _choices(
+    shares: Mapping[float, Mapping[tuple[str, str], float]], images_per_state: int
+) -> dict[str, Any]:
+    alignments = {scale: sum(s.values()) / len(s) for scale, s in shares.items()}
+    guidance = choose_guidance(alignments)
+    by_state: dict[str, dict[str, float]] = {}
+    for (name, state), share in shares[guidance].items():
+        by_state.setdefault(name, {})[state] = share
+    return {
+        "guidance": guidance,
+        "scored_states": choose_states(shares[guidance]),
+        "alignment_by_guidance": {str(scale): value for scale, value in alignments.items()},
+        "alignment_by_state": by_state,
+        "images_per_state": images_per_state,
+    }
+
+
+def write_gate(gate: Mapping[str, Any], path: Path) -> None:
+    """Keep what `measure_base` returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(gate, indent=1), encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_gate(path: Path) -> dict[str, Any]:
+    """What `write_gate` wrote.
+
+    Raises:
+        BadInputError: no such file, or another kind of file.
+    """
+    try:
+        gate = json.loads(path.read_text(encoding="utf-8"))
+        return {**gate, "guidance": float(gate["guidance"]), "scored_states": gate["scored_states"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{path}: no measurement of the base ({error}); expected the base.json that "
+            "check_embedded_base.py --mode base writes"
+        ) from error

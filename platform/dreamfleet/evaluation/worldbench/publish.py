@@ -1,0 +1,147 @@
+"""What a finished benchmark leaves: results.parquet, summary.json, table.md and picture grids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.evaluation.world_metrics import WorldScorer
+from dreamfleet.evaluation.worldbench.pictures import scenes_sheet, write_sheets
+from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings
+from dreamfleet.evaluation.worldbench.run import read_results
+from dreamfleet.evaluation.worldbench.summary import (
+    DIVERSITY,
+    ScoredStates,
+    markdown_table,
+    summarise,
+)
+from dreamfleet.world.evaluators import load_identity_encoder, load_oracle, weights_path
+
+VARIED_SHARE = 0.7  # of the bare base's variety: "photo of a dog" stayed varied
+
+
+def shipped_scorer(oracle: str) -> tuple[WorldScorer, str]:
+    """Scorer with oracle "A" or "B", and the name and weights hash of its evaluators."""
+    scorer = WorldScorer(load_oracle(oracle), load_identity_encoder())
+    digest = hashlib.sha256()
+    for name in (f"oracle_{oracle.lower()}", "identity", "segmenter"):
+        digest.update((weights_path(name) / "model.safetensors").read_bytes())
+    return scorer, f"oracle-{oracle} {digest.hexdigest()}"
+
+
+def publish(
+    output_dir: Path, settings: BenchSettings, scored_states: ScoredStates | None = None
+) -> dict[str, Any]:
+    """Write all result files from the finished pairs of the chosen subjects; returns the summary."""
+    chosen = settings.subjects()
+    ids = {subject.subject_id for subject in chosen}
+    all_rows, all_rungs = read_results(output_dir)
+    rows = [row for row in all_rows if row["subject"] in ids]
+    rungs = [rung for rung in all_rungs if rung["subject"] in ids]
+    hosts = sorted({str(row["host"]) for row in rows} - {BASE_HOST})
+    summary = summarise(rows, rungs, scored_states)
+    summary |= {"settings": settings.as_dict(), "scored_states": _plain_states(scored_states)}
+    summary["adapter_check"] = adapter_check(summary)
+    _write_parquet(output_dir / "results.parquet", rows)
+    text = json.dumps(_json_ready(summary), indent=1, default=str)
+    (output_dir / "summary.json").write_text(text, encoding="utf-8")
+    (output_dir / "table.md").write_text(markdown_table(summary), encoding="utf-8")
+    write_sheets(output_dir, rows, chosen, hosts)
+    for host in hosts:
+        _write_scenes(output_dir, rows, settings, host)
+    return summary
+
+
+def adapter_check(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per host and step: does each subject's adapter beat the bare base in identity in scenes that the
+    photo does not show, and does "photo of a {class}" stay varied?
+    """
+    base = next(entry for entry in summary["table"] if entry["host"] == BASE_HOST)
+    checks = []
+    for entry in summary["table"]:
+        if entry["host"] == BASE_HOST:
+            continue
+        own, bare = entry["subjects"], base["subjects"]
+        gains = {
+            subject: value - bare["identity_scenes"][subject]
+            for subject, value in own["identity_scenes"].items()
+            if subject in bare["identity_scenes"]
+        }
+        variety = {
+            subject: value / bare[DIVERSITY][subject]
+            for subject, value in own[DIVERSITY].items()
+            if bare[DIVERSITY].get(subject)
+        }
+        checks.append(
+            {
+                "host": entry["host"],
+                "steps": entry["steps"],
+                "identity_gain": gains,
+                "all_subjects_gain": bool(gains) and all(gain > 0 for gain in gains.values()),
+                "class_variety_of_base": variety,
+                "class_stays_varied": bool(variety)
+                and sum(variety.values()) / len(variety) >= VARIED_SHARE,
+            }
+        )
+    return checks
+
+
+def check_text(summary: Mapping[str, Any]) -> str:
+    """The table and, for every host and step, the verdict of `adapter_check`."""
+    lines = [markdown_table(summary)]
+    for check in summary["adapter_check"]:
+        gains, variety = check["identity_gain"], check["class_variety_of_base"]
+        lines.append(
+            f"{check['host']}, {check['steps']} steps: identity in other scenes above the bare base for "
+            f"{sum(gain > 0 for gain in gains.values())} of {len(gains)} subjects; class variety "
+            f"{_mean_text(list(variety.values()))} of the base's"
+        )
+    for host, ladder in summary["ladders"].items():
+        verdict = {True: "diseased", False: "not diseased", None: "needs another rung"}
+        lines.append(
+            f"{host}: N* = {ladder['learnt_at']}; {verdict[ladder['diseased']]}; lost alignment "
+            + ", ".join(f"{loss:.3f} at {step}" for step, loss in ladder["losses"].items())
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _write_scenes(
+    output_dir: Path, rows: Sequence[Mapping[str, Any]], settings: BenchSettings, host: str
+) -> None:
+    done = {row["subject"] for row in rows if row["host"] == host}
+    finished = [subject for subject in settings.subjects() if subject.subject_id in done]
+    for steps in sorted({int(row["steps"]) for row in rows if row["host"] == host}):
+        sheet = scenes_sheet(output_dir, rows, finished, host, steps)
+        sheet.save(output_dir / "grids" / f"scenes-{host}-{steps:05d}.png")
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+
+
+def _plain_states(scored_states: ScoredStates | None) -> dict[str, list[str]] | None:
+    if scored_states is None:
+        return None
+    return {name: sorted(states) for name, states in scored_states.items()}
+
+
+def _json_ready(value: Any) -> Any:
+    """NaN is no JSON: it becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _mean_text(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f}" if values else "not measured"

@@ -1,0 +1,119 @@
+"""Prior sets: keyed by all they depend on, made once, also when two runs ask at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamfleet.data import prior_set, subject_set
+from dreamfleet.data.cache import Cache
+from dreamfleet.data.photos import to_png
+from dreamfleet.data.prior_set import PriorRequest, generated_prior_set, own_prior_set
+from dreamfleet.data.subject_set import PhotoSettings, PhotoStore
+from dreamfleet.errors import SubjectSetError
+from dreamfleet.runtime.progress import SilentProgress
+from tests.unit.data.helpers import StubBase, config_for, encoded, picture, write_photos
+
+REQUEST = PriorRequest("embedded", "hash", "a photo of dog", 5, 2, 3.0, 64, 0, 2, "cpu")
+
+
+class StubMaker:
+    """Slow, and counts what it makes."""
+
+    made: list[int] = []
+
+    def __init__(self, request: PriorRequest) -> None:
+        self.request = request
+
+    def make(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        time.sleep(0.05)
+        self.made.extend(indices)
+        moments = np.full((4, 8, 8), float(indices[0]), np.float32).tobytes()
+        names = ("mean", "std", "flipped_mean", "flipped_std")
+        rest = {name: moments for name in names} | {"shape": "4 8 8", "png": to_png(picture())}
+        return [{"index": index, **rest} for index in indices]
+
+
+class Lines(SilentProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(autouse=True)
+def stub_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    StubMaker.made = []
+    monkeypatch.setattr(prior_set, "PriorMaker", StubMaker)
+
+
+def test_made_once_then_read(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 2**30)
+    first = generated_prior_set(REQUEST, cache, None, SilentProgress())
+    second = generated_prior_set(REQUEST, cache, None, SilentProgress())
+    assert StubMaker.made == list(range(5))
+    assert first.prompts == ("a photo of dog",) * 5
+    np.testing.assert_array_equal(first.latent_mean, second.latent_mean)
+
+
+def test_two_that_ask_at_once_share_one(tmp_path: Path) -> None:
+    cache, progress = Cache(tmp_path, 2**30), Lines()
+    ready = threading.Barrier(2)
+
+    def ask() -> None:
+        ready.wait()
+        generated_prior_set(REQUEST, cache, None, progress)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(StubMaker.made) == list(range(5))
+    assert any("another run is making it" in line for line in progress.lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_hash": "other"},
+        {"prompt": "a photo of cat"},
+        {"count": 6},
+        {"num_inference_steps": 3},
+        {"guidance_scale": 1.0},
+        {"resolution": 128},
+        {"seed": 1},
+    ],
+)
+def test_key_depends_on_what_the_pictures_depend_on(change: dict[str, Any]) -> None:
+    assert replace(REQUEST, **change).key != REQUEST.key
+    assert replace(REQUEST, batch_size=7, device="cuda").key == REQUEST.key
+
+
+def test_own_class_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject_set, "load_for_encoding", lambda settings: StubBase())
+    folder = write_photos(tmp_path / "class", 3)
+    (folder / "0.txt").write_text("a brown {class}")
+    (folder / "bad.jpg").write_bytes(encoded(picture(), "JPEG")[:-300])
+    store = PhotoStore(
+        Cache(tmp_path / "cache", 2**30), PhotoSettings(64, "center", 10**6, "embedded", "vae")
+    )
+    config = config_for("x", prior={"class_data_dir": str(folder)})
+    progress = Lines()
+    own = own_prior_set(config, store, None, progress)
+    assert own.prompts == ("a brown dog", "a photo of dog", "a photo of dog")
+    assert "bad.jpg" in progress.lines[0]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SubjectSetError, match="it is empty"):
+        own_prior_set(
+            config_for("x", prior={"class_data_dir": str(empty)}), store, None, progress
+        )

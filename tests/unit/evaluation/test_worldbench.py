@@ -1,0 +1,283 @@
+"""WorldBench on a tiny random base with judges whose answers are known; rules on made-up numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.evaluation.world_metrics import WorldScorer
+from dreamfleet.evaluation.worldbench import (
+    BenchSettings,
+    WorldBench,
+    check_text,
+    measure_base,
+    named_hosts,
+    publish,
+    read_gate,
+    summarise,
+    write_gate,
+)
+from dreamfleet.evaluation.worldbench.command import parse_steps
+from dreamfleet.evaluation.worldbench.plan import jobs_for, requests_for
+from dreamfleet.evaluation.worldbench.summary import (
+    DIVERSITY,
+    choose_guidance,
+    choose_states,
+    diagnose,
+    learnt_step,
+    markdown_table,
+)
+from dreamfleet.world.classes import CLASSES
+from dreamfleet.world.splits import benchmark_photo, subjects
+from tests.tiny_bases import make_tiny_sd1
+
+TINY = BenchSettings(
+    num_subjects=1,
+    steps=(1, 2),
+    images_per_prompt=1,
+    class_images=2,
+    num_inference_steps=1,
+    guidance_scale=1.0,
+    num_class_images=2,
+)
+
+
+class SeesSubject:
+    """Always the right class, in the state and scene of its choice."""
+
+    def __init__(self, class_name: str = "dog") -> None:
+        self.class_name = class_name
+
+    def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        state = CLASSES[self.class_name].states[0].name
+        return [{"class": self.class_name, "state": state, "scene": "snow"} for _ in images]
+
+
+class Colours:
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        rows = np.stack([np.asarray(i, float).reshape(-1, 3).mean(axis=0) - 127 for i in images])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sd1(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def bench(
+    base: Path, folder: Path, settings: BenchSettings = TINY, hosts: Sequence[str] = ("lora-prior",)
+) -> tuple[WorldBench, list[str]]:
+    said: list[str] = []
+    run = WorldBench(
+        base_name=str(base),
+        hosts=named_hosts(hosts),
+        settings=settings,
+        scorer=WorldScorer(SeesSubject(), Colours()),
+        evaluators="fixed",
+        output_dir=folder,
+        report=said.append,
+    )
+    return run, said
+
+
+class TestPlan:
+    def test_scoring_prompts_name_neither_the_photo_s_state_nor_its_scene(self) -> None:
+        for subject in subjects("D"):
+            photo = benchmark_photo(subject)
+            requests = requests_for(subject, photo, "sks")
+            assert sum(r.kind == "state" for r in requests) == 7
+            assert sum(r.kind == "scene" for r in requests) == 9
+            assert all(r.state != photo.state and r.scene != photo.scene for r in requests)
+            named = [r for r in requests if r.kind != "class"]
+            assert all("sks" in r.prompt.split() for r in named)
+            assert requests[-1].prompt == f"photo of a {subject.class_name}"
+
+    def test_noise_is_the_same_for_all_hosts_steps_and_training_seeds(self) -> None:
+        subject = subjects("D")[0]
+        photo = benchmark_photo(subject)
+        other = BenchSettings(training_seed=7, steps=(5,), guidance_scale=2.0)
+        seeds = [job.seed for job in jobs_for(subject, photo, BenchSettings())]
+        assert seeds == [job.seed for job in jobs_for(subject, photo, other)]
+        assert len(set(seeds)) == len(seeds)
+
+    def test_held_back_subjects_do_not_overlap(self) -> None:
+        chosen = BenchSettings(num_subjects=6, first_subject=8).subjects()
+        assert len(chosen) == 6
+        assert not set(chosen) & set(subjects("D", 8))
+
+    @pytest.mark.parametrize(
+        "wrong", [{"steps": ()}, {"steps": (4, 2)}, {"num_subjects": 0}, {"class_images": 1}]
+    )
+    def test_refuses_settings_that_cannot_be_run(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(BadInputError, match="expected"):
+            BenchSettings(**wrong)
+
+    def test_unknown_hosts_are_named(self) -> None:
+        with pytest.raises(BadInputError, match="lora-prior"):
+            named_hosts(["dora"])
+
+    def test_steps_are_read_from_text(self) -> None:
+        assert parse_steps("200,400") == (200, 400)
+        with pytest.raises(BadInputError, match="200 to 400"):
+            parse_steps("200 to 400")
+
+
+class TestRun:
+    def test_leaves_rows_table_and_pictures(self, tiny_base: Path, tmp_path: Path) -> None:
+        run, said = bench(tiny_base, tmp_path, hosts=("lora-prior", "full"))
+        run.run()
+        summary = publish(tmp_path, TINY)
+        rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
+        # One picture per prompt (18 but two of the class) for the base and two hosts at two steps.
+        assert len(rows) == 19 * 5
+        assert {(row["host"], row["steps"]) for row in rows} == {
+            ("base", 0), ("lora-prior", 1), ("lora-prior", 2), ("full", 1), ("full", 2),
+        }  # fmt: skip
+        assert all((tmp_path / row["picture"]).is_file() for row in rows)
+        assert len({row["noise_seed"] for row in rows}) == 19
+        stored = json.loads((tmp_path / "summary.json").read_text())
+        assert [entry["host"] for entry in stored["table"]][0] == "base"
+        assert (tmp_path / "grids" / "D00-dog-full.png").is_file()
+        assert (tmp_path / "grids" / "scenes-lora-prior-00002.png").is_file()
+        assert "alignment (states)" in (tmp_path / "table.md").read_text()
+        assert "lora-prior, 2 steps" in check_text(summary)
+        assert any("2 steps scored" in line for line in said)
+
+    def test_training_changes_the_pictures(self, tiny_base: Path, tmp_path: Path) -> None:
+        run, _ = bench(tiny_base, tmp_path, hosts=("full",))
+        run.run()
+        folder = tmp_path / "pictures" / "D00-dog"
+        bare, trained = (
+            np.asarray(Image.open(folder / name / "000.png"), float)
+            for name in ("base/00000", "full/00002")
+        )
+        assert bare.shape == (64, 64, 3) and np.abs(bare - trained).max() > 0
+
+    def test_goes_on_where_it_stopped_and_repeats(self, tiny_base: Path, tmp_path: Path) -> None:
+        run, _ = bench(tiny_base, tmp_path)
+        run.run()
+        path = run.rows_path(run.settings.subjects()[0], "lora-prior")
+        first = path.read_text()
+        again, said = bench(tiny_base, tmp_path)
+        again.run()
+        assert said == ["D00-dog base: done before", "D00-dog lora-prior: done before"]
+        path.unlink()
+        again.run()
+        assert path.read_text() == first  # the same seed gives the same numbers
+
+    def test_refuses_a_folder_of_other_settings(self, tiny_base: Path, tmp_path: Path) -> None:
+        bench(tiny_base, tmp_path)[0].run()
+        other = BenchSettings(**{**TINY.as_dict(), "training_seed": 1})
+        with pytest.raises(ResumeError, match="another output folder"):
+            bench(tiny_base, tmp_path, other)[0].run()
+
+    def test_measures_the_bare_base(self, tiny_base: Path, tmp_path: Path) -> None:
+        from dreamfleet.bases import load_base
+
+        said: list[str] = []
+        gate = measure_base(
+            load_base(str(tiny_base)), SeesSubject("teapot"), guidances=(1.5, 3.0),
+            images_per_state=1, num_inference_steps=1, classes=["teapot"], report=said.append,
+        )  # fmt: skip
+        assert gate["guidance"] == 1.5  # both are equally good: the smaller
+        assert gate["scored_states"] == {"teapot": ["plain"]}
+        assert gate["alignment_by_guidance"] == {"1.5": 0.125, "3.0": 0.125}
+        write_gate(gate, tmp_path / "base.json")
+        assert read_gate(tmp_path / "base.json") == gate
+        with pytest.raises(BadInputError, match="check_embedded_base"):
+            read_gate(tmp_path / "nothing.json")
+
+
+class TestRules:
+    def test_guidance_is_the_smallest_within_two_points(self) -> None:
+        measured = {1.5: 0.80, 2.0: 0.88, 3.0: 0.90, 5.0: 0.895, 7.5: 0.7}
+        assert choose_guidance(measured) == 2.0
+
+    def test_states_are_scored_from_85_percent(self) -> None:
+        measured = {("dog", "sitting"): 0.85, ("dog", "ball"): 0.84, ("cat", "hat"): 0.2}
+        assert choose_states(measured) == {"dog": ["sitting"], "cat": []}
+
+    def test_learnt_is_the_first_rung_near_the_best(self) -> None:
+        assert learnt_step({200: 0.3, 400: 0.77, 800: 0.8, 1600: 0.6}) == 400
+
+    @pytest.mark.parametrize(
+        ("alignments", "expected", "at"),
+        [
+            ({400: 0.80, 800: 0.70, 1600: 0.70}, True, 800),
+            ({400: 0.70, 800: 0.90, 1600: 0.90}, True, 400),
+            ({400: 0.80, 800: 0.80, 1600: 0.80}, False, None),
+            ({400: 0.80, 800: 0.80}, None, None),
+        ],
+    )
+    def test_a_host_is_diseased_that_lost_15_points(
+        self, alignments: dict[int, float], expected: bool | None, at: int | None
+    ) -> None:
+        found = diagnose(0.90, alignments, 400)
+        assert found["diseased"] is expected and found["at"] == at
+
+
+def row(host: str, steps: int, subject: str, kind: str, **values: Any) -> dict[str, Any]:
+    asked = {"asked_state": "golden" if kind == "state" else None}
+    prompt = values.pop("prompt", kind)
+    return {
+        "host": host, "steps": steps, "subject": subject, "class": "teapot", "kind": kind,
+        "seed": 0, "prompt": prompt, "aligned": None, "copied": None, "joint": None,
+        "similarity": 0.5, "floor": 0.2, "ceiling": 0.8, **asked, **values,
+    }  # fmt: skip
+
+
+def made_up_rows(num_subjects: int = 8) -> list[dict[str, Any]]:
+    """The base aligns always and knows nobody; the host aligns in half of the cases and knows all."""
+    rows = []
+    for i in range(num_subjects):
+        who = f"s{i}"
+        for kind in ("state", "scene"):
+            rows += [
+                row("base", 0, who, kind, aligned=True, copied=False, joint=False, similarity=0.2),
+                row("lora", 200, who, kind, aligned=True, copied=False, joint=True, similarity=0.8),
+                row("lora", 200, who, kind, aligned=False, copied=True, joint=False, similarity=0.8),
+            ]
+        rows.append(row("base", 0, who, "subject", similarity=0.2))
+        rows.append(row("lora", 200, who, "subject", similarity=0.8))
+    return rows
+
+
+class TestSummary:
+    def test_figures_and_pairs(self) -> None:
+        rungs = [{"subject": f"s{i}", "host": host, "steps": steps, DIVERSITY: value}
+                 for i in range(8) for host, steps, value in (("base", 0, 0.4), ("lora", 200, 0.3))]  # fmt: skip
+        summary = summarise(made_up_rows(), rungs)
+        base, lora = summary["table"]
+        assert (base["means"]["alignment"], lora["means"]["alignment"]) == (1.0, 0.5)
+        assert (base["means"]["identity"], lora["means"]["identity"]) == pytest.approx((0.0, 1.0))
+        assert lora["means"]["copy_rate"] == lora["means"]["joint"] == 0.5
+        differences = summary["against_base"][0]["differences"]
+        assert differences["alignment"]["mean_difference"] == -0.5
+        assert differences["alignment"]["interval"] == (-0.5, -0.5)
+        assert differences[DIVERSITY]["mean_difference"] == pytest.approx(-0.1)
+        assert summary["ladders"]["lora"]["learnt_at"] == 200
+        assert summary["ladders"]["lora"]["diseased"] is True
+        assert "| lora | 200 | 0.500 |" in markdown_table(summary)
+
+    def test_few_subjects_give_no_interval(self) -> None:
+        differences = summarise(made_up_rows(7), [])["against_base"][0]["differences"]
+        assert differences["alignment"]["interval"] is None
+
+    def test_states_that_the_base_does_not_reach_do_not_count(self) -> None:
+        summary = summarise(made_up_rows(2), [], {"teapot": ["wooden"]})
+        base = summary["table"][0]
+        assert math.isnan(base["means"]["alignment"])
+        assert base["means"]["scene_alignment"] == 1.0
+
+    def test_needs_the_bare_base(self) -> None:
+        with pytest.raises(BadInputError, match="bare base"):
+            summarise([row("lora", 200, "s0", "state", aligned=True)], [])

@@ -1,0 +1,106 @@
+"""What is refused before Ray starts, and what is warned of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.personalization import personalize
+from dreamfleet.personalization.planning import complete_requests, warn_of_prompts
+from dreamfleet.runtime import session
+from dreamfleet.runtime.progress import SilentProgress
+from tests.tiny_bases import make_tiny_sd1
+from tests.unit.data.helpers import config_for, write_photos
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sd1(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(session, "ray_session", started)
+
+
+def refused(config: Any, **flags: bool) -> str:
+    with pytest.raises(BadInputError) as error:
+        personalize(config, **flags)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def test_bad_photos_base_output_and_flags(tmp_path: Path, base: Path) -> None:
+    photos = write_photos(tmp_path / "Rex")
+    out = str(tmp_path / "out")
+    good: dict[str, Any] = {"base_model": str(base), "output_dir": out}
+    assert "no such folder" in refused(config_for(tmp_path / "nowhere", **good))
+    assert "class word" in refused(config_for(photos, class_word="", **good))
+    missing = {**good, "base_model": str(tmp_path / "nobase")}
+    assert "base model" in refused(config_for(photos, **missing))
+    prior = {"with_prior_preservation": True, "class_data_dir": str(tmp_path / "none")}
+    assert "no such folder" in refused(config_for(photos, prior=prior, **good))
+    assert "one goes on" in refused(config_for(photos, **good), resume=True, overwrite=True)
+    assert "expected a folder" in refused(
+        config_for(photos, **{**good, "output_dir": "s3://bucket/out"})
+    )
+    assert not Path(out).exists()
+    Path(out).mkdir()
+    (Path(out) / "mine.txt").write_text("mine")
+    assert "not empty" in refused(config_for(photos, **good))
+    assert "other files" in refused(config_for(photos, **good), overwrite=True)
+    assert (Path(out) / "mine.txt").exists()
+    assert "rank" in refused(config_for(photos, train={"rank": 1000}, **{**good, "output_dir": None}))
+
+
+def test_relative_output_inside_a_job_is_refused(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    photos = write_photos(tmp_path / "Rex")
+    config = config_for(photos, base_model=str(base), output_dir="runs/rex")
+    assert "absolute --output-dir" in refused(config)
+    tracking = {"uri": "sqlite:///mlflow.db"}
+    config = config_for(
+        photos, base_model=str(base), output_dir=str(tmp_path / "o"), tracking=tracking
+    )
+    assert "tracking.uri" in refused(config)
+
+
+class Warnings(SilentProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("sks", None), ("auto", None), ("biscuit", "tokens for this base"), ("dog", "class word itself")],
+)
+def test_tokens_are_judged(tmp_path: Path, base: Path, token: str, expected: str | None) -> None:
+    config = config_for(
+        write_photos(tmp_path / "Rex", 1), base_model=str(base), subject={"token": token}
+    )
+    requests, files, _ = complete_requests(config)
+    progress = Warnings()
+    warn_of_prompts(requests, files, progress)
+    assert bool(progress.lines) == (expected is not None)
+    assert expected is None or expected in progress.lines[0]
+    assert requests[0].config.subject.token != "auto"
+
+
+def test_long_prompts_are_warned_of(tmp_path: Path, base: Path) -> None:
+    folder = write_photos(tmp_path / "Rex", 1)
+    (folder / "0.txt").write_text("sks dog " + "and more " * 40)
+    requests, files, _ = complete_requests(config_for(folder, base_model=str(base)))
+    progress = Warnings()
+    warn_of_prompts(requests, files, progress)
+    assert "the base reads the first" in progress.lines[0]
