@@ -1,8 +1,8 @@
 """Measure a base of the synthetic world: alone, as a host of personalisation, and with adapters.
 
-    python pipelines/check_embedded_base.py --mode base    --output-dir DIR   guidance, scored states
-    python pipelines/check_embedded_base.py --mode ladder  --output-dir DIR   four hosts by steps
-    python pipelines/check_embedded_base.py --mode adapter --output-dir DIR   adapter against bare base
+    python pipelines/check_embedded_base.py --mode base    --output-dir DIR  # guidance, states
+    python pipelines/check_embedded_base.py --mode ladder  --output-dir DIR  # four hosts by steps
+    python pipelines/check_embedded_base.py --mode adapter --output-dir DIR  # against bare base
 
 Resumable: run it again on the same folder. A small ladder for a look (minutes on one core):
 --subjects 1 --hosts lora --steps 100,300 --images-per-prompt 1 --num-inference-steps 10.

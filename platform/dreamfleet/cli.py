@@ -213,13 +213,18 @@ def generate(output_dir: str, **settings: Any) -> None:
 @click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
 @click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
 @click.option("--limit", default=20, type=click.IntRange(1, 10_000), show_default=True)
+@click.option("--flush", is_flag=True, help="First send what a tracking server did not take.")
 @debug_option
-def runs(run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int) -> None:
+def runs(
+    run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int, flush: bool
+) -> None:
     """List recorded runs; give two run ids (or unique beginnings of them) to compare the two."""
     if len(run_ids) not in (0, 2):
         raise click.UsageError(f"give no run id, or two to compare; got {len(run_ids)}")
-    from dreamfleet.tracking.runs import show_runs
+    from dreamfleet.tracking.runs import flush_and_tell, show_runs
 
+    if flush:
+        flush_and_tell()
     show_runs(run_ids, tracking_uri=tracking_uri, experiment=experiment, limit=limit)
 
 

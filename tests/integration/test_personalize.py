@@ -4,8 +4,6 @@ subjects.
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import psutil
@@ -59,6 +57,12 @@ def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "adapter" / WEIGHTS)
 
 
+def own_train_workers() -> list[psutil.Process]:
+    """The training workers of this session's Ray, and of no other on this machine."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in child.name()]
+
+
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -108,10 +112,11 @@ def test_killed_worker_goes_on_by_itself(tmp_path: Path, tiny_base: Path) -> Non
     killed: list[int] = []
 
     def kill(step: int) -> None:
-        workers = [p for p in psutil.process_iter(["name"]) if "RayTrainWorker" in p.info["name"]]
-        if step >= 9 and not killed and workers:
-            killed.append(workers[0].pid)
-            os.kill(workers[0].pid, signal.SIGKILL)
+        if step >= 9 and not killed:
+            worker = next(iter(own_train_workers()), None)
+            if worker is not None:
+                killed.append(worker.pid)
+                worker.kill()
 
     progress = WatchingProgress(kill)
     (subject,) = personalize(config, progress=progress).subjects

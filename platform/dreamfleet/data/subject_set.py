@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dreamfleet.data.cache import Cache, cache_key
-from dreamfleet.data.crops import crop_square, gradient_energy
+from dreamfleet.data.crops import Saliency, crop_square, subject_saliency
 from dreamfleet.data.duplicates import duplicate_groups, weights
 from dreamfleet.data.names import safe_id
 from dreamfleet.data.photos import (
@@ -55,7 +55,7 @@ class PhotoSettings:
             version=CACHE_VERSION,
             photo=data_hash,
             resolution=self.resolution,
-            crop=self.crop,
+            crop=self.crop if self.crop == "center" else subject_saliency(self.base_model)[0],
             max_pixels=self.max_pixels,
             vae=self.vae_hash,
         )
@@ -358,6 +358,7 @@ class PhotoEncoder:
     def __init__(self, settings: PhotoSettings) -> None:
         self._settings = settings
         self._base: Base | None = None
+        self._saliency: Saliency | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         count = len(batch["key"])
@@ -381,8 +382,9 @@ class PhotoEncoder:
             return row | empty
         if self._base is None:
             self._base = load_for_encoding(self._settings)
-        saliency = self._saliency() if self._settings.crop == "subject" else None
-        square = crop_square(from_png(row["png"]), self._settings.resolution, saliency)
+        if self._saliency is None and self._settings.crop == "subject":
+            self._saliency = subject_saliency(self._settings.base_model)[1]
+        square = crop_square(from_png(row["png"]), self._settings.resolution, self._saliency)
         pixels = np.asarray(square)
         mean, std, shape = encode_pixels(self._base, pixels)
         flipped_mean, flipped_std, _ = encode_pixels(self._base, pixels[:, ::-1])
@@ -393,9 +395,6 @@ class PhotoEncoder:
             "flipped_std": flipped_std,
         }
         return row | moments | {"shape": shape, "png": to_png(square)}
-
-    def _saliency(self) -> Any:
-        return gradient_energy
 
 
 def _plain(value: Any) -> Any:

@@ -285,7 +285,7 @@ def _introduction(data: ReportData, prompt: str) -> str:
     return (
         f"This {kind} knows one {_plain(data.class_word)}. It was trained by "
         f"{data.config.method}{' with SuDe' if data.config.sude.weight else ''} on {photos}, "
-        f"on top of `{data.base_name}`. Use `{prompt}` to call it up.\n"
+        f"on top of {_plain(data.base_name)}. Its prompt is “{_plain(prompt)}”.\n"
     )
 
 

@@ -85,7 +85,7 @@ def measure(bench: Bench, parts: Iterable[str], folder: Path) -> dict[str, Any]:
         begun = time.monotonic()
         part = PARTS[name](bench)
         seconds = {**figures.get("seconds", {}), name: round(time.monotonic() - begun, 1)}
-        plans = {**figures.get("plans", {}), name: asdict(bench.plan)}
+        plans = {**figures.get("plans", {}), name: _as_json(asdict(bench.plan))}
         figures |= {**part.figures, "base_hash": bench.base.hash, "plans": plans}
         figures["seconds"] = seconds
         for kind, sheet in part.sheets.items():
@@ -158,6 +158,12 @@ def _at(figures: Mapping[str, Any], path: str) -> float | None:
             return None
         value = value[key]
     return float(value)
+
+
+def _as_json(content: dict[str, Any]) -> dict[str, Any]:
+    """What reading it back from a file would give."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
 
 
 def _former(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dreamfleet.evaluation.report import Grid, Metric
 Pictures = Sequence[Image.Image]
 IDENTITY_JUDGE = "world's identity encoder"
 CLIP_JUDGE = "world's CLIP"
+_BEFORE_A_NOUN = frozenset({"of", "with", "and", "for", "like", "to", "by", "in", "on", "beside"})
 
 
 class _Clip(Protocol):
@@ -133,10 +134,16 @@ def diversity_metric(clip: _Clip, grids: Sequence[Grid]) -> Metric | None:
 
 def without_token(prompt: str, token: str) -> str:
     """ "a photo of sks dog" -> "a photo of a dog": as the judge's own captions are written."""
-    pattern = rf"(?<!\w){re.escape(token)}\s+(\w)"
     if not token:
         return prompt
-    return re.sub(pattern, lambda m: f"{'an' if m[1].lower() in 'aeiou' else 'a'} {m[1]}", prompt)
+    words = re.split(rf"(?<!\w){re.escape(token)}(?!\w)\s*", prompt)
+    out = words[0]
+    for rest in words[1:]:
+        # "a wet sks dog" has its article already.
+        bare = not out.strip() or out.split()[-1].lower() in _BEFORE_A_NOUN
+        article = f"{'an' if rest[:1].lower() in 'aeiou' else 'a'} " if bare and rest else ""
+        out += article + rest
+    return out
 
 
 def _both(grids: Sequence[Grid], score: Callable[[Pictures], float]) -> tuple[float, float | None]:

@@ -28,6 +28,7 @@ SMALL_PX = 160  # pictures up to this side are kept exactly
 # (longest side in pixels, WebP quality), the best that fits the budget is taken.
 QUALITIES = ((768, 86), (512, 84), (448, 80), (384, 78), (320, 74), (256, 70), (192, 66))
 MAX_PHOTOS = 12
+SAMPLED_PICTURES = 6  # encoded to guess at the size of all
 GROUPS = {
     "subject": ("The subject", "The prompt it was trained with."),
     "scenes": ("In other scenes", "Places that the photos need not show."),
@@ -302,8 +303,6 @@ def _pictures(data: ReportData) -> list[Image.Image]:
 class _Encoder:
     """Pictures as attributes of an <img>, all in the same quality."""
 
-    longest_px: int
-    quality: int
     urls: dict[
         int, str
     ]  # id of a picture -> data URI; pictures live as long as the report is written
@@ -311,13 +310,26 @@ class _Encoder:
     @classmethod
     def fitting(cls, pictures: Sequence[Image.Image]) -> _Encoder:
         """The best quality at which all pictures fit the budget."""
+        unique = list({id(picture): picture for picture in pictures}.values())
+        uses = [sum(other is picture for other in pictures) for picture in unique]
+        some = list(zip(unique, uses, strict=True))[:: max(1, len(unique) // SAMPLED_PICTURES)]
+        encoded: list[bytes] = []
         for longest, quality in QUALITIES:
-            encoded = {id(picture): _webp(picture, longest, quality) for picture in pictures}
-            if sum(len(encoded[id(picture)]) for picture in pictures) <= PICTURE_BUDGET_BYTES:
+            last = (longest, quality) == QUALITIES[-1]
+            guess = sum(len(_webp(picture, longest, quality)) * n for picture, n in some)
+            if guess * len(unique) > PICTURE_BUDGET_BYTES * len(some) and not last:
+                continue
+            encoded = [_webp(picture, longest, quality) for picture in unique]
+            if sum(len(data) * n for data, n in zip(encoded, uses, strict=True)) <= (
+                PICTURE_BUDGET_BYTES
+            ):
                 break
-        urls = {key: "data:image/webp;base64," + base64.b64encode(data).decode()
-                for key, data in encoded.items()} if pictures else {}  # fmt: skip
-        return cls(longest, quality, urls)
+        prefix = "data:image/webp;base64,"
+        urls = {
+            id(picture): prefix + base64.b64encode(data).decode()
+            for picture, data in zip(unique, encoded, strict=False)
+        }
+        return cls(urls)
 
     def attributes(self, picture: Image.Image, text: str = "") -> Markup:
         """`src`, size, `alt`, and the class for pictures that are shown enlarged."""

@@ -123,7 +123,8 @@ def sign_flip_test(
 ) -> float:
     """p value of "the differences are symmetric about 0" by flipping their signs.
 
-    All 2^n patterns are tried while there are at most `EXACT_FLIPS`; else `RANDOM_FLIPS` random ones.
+    All 2^n patterns are tried while there are at most `EXACT_FLIPS`; else `RANDOM_FLIPS` random
+    ones.
     """
     values = np.asarray(differences, dtype=np.float64)
     few = 2 ** min(len(values), 60) <= EXACT_FLIPS
@@ -164,8 +165,8 @@ def _differences(a: Mapping[str, float], b: Mapping[str, float]) -> np.ndarray:
     unpaired = sorted(set(a) ^ set(b))
     if unpaired:
         raise BadInputError(
-            f"{len(unpaired)} subjects are in one arm only ({', '.join(unpaired[:3])}); expected the "
-            "same subjects in both: score the missing ones, or leave them out of both"
+            f"{len(unpaired)} subjects are in one arm only ({', '.join(unpaired[:3])}); expected "
+            "the same subjects in both: score the missing ones, or leave them out of both"
         )
     if not a:
         raise BadInputError("no subjects to compare; expected at least one in both arms")

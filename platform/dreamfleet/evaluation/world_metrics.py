@@ -5,16 +5,17 @@ one picture made from it:
 
 - *alignment*: right class, and right state or scene as asked. Unreadable pictures fail.
 - *copied*: the state or scene of the subject's photo, where another was asked.
-- *identity fidelity*: the identity encoder's similarity of the segmented subject to true renders of
-  this individual in the state and scene that the oracle *sees* (a wrong state is alignment's affair),
-  scaled: 0 is another identity of the class rendered alike, 1 are held-out true renders.
-- *joint success*: aligned, and nearer to this individual than to another (scaled fidelity above 1/2).
+- *identity fidelity*: the identity encoder's similarity of the segmented subject to true renders
+  of this individual in the state and scene that the oracle *sees* (a wrong state is alignment's
+  affair), scaled: 0 is another identity of the class rendered alike, 1 are held-out true renders.
+- *joint success*: aligned, and nearer to this individual than to another (scaled fidelity above
+  1/2).
 - *selection fidelity*: subject crops on scene prompts against the photos: all that a user of a real
   base has. True renders never enter a choice made for one subject.
 
 A state hides traits (a golden teapot has no hue). Floor and ceiling are rendered in the same state,
-so only what stays visible counts; and fidelity over several pictures is the ratio of summed gains to
-summed ranges, so that a state which hides nearly everything weighs nearly nothing.
+so only what stays visible counts; and fidelity over several pictures is the ratio of summed gains
+to summed ranges, so that a state which hides nearly everything weighs nearly nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Kind = Literal["subject", "state", "scene", "class"]
 NUM_REFERENCES = 6  # true renders that a picture is compared with
 NUM_HELD_OUT = 6  # other true renders: what 1 means
 NUM_OTHERS = 8  # other identities of the class: what 0 means
-# Development identities that are no benchmark subject; every split's subjects are compared with them.
+# Development identities that are no benchmark subject; all splits' subjects are compared with them.
 OTHERS_FIRST = 600_000
 SAME_INDIVIDUAL = 0.5
 
@@ -167,8 +168,8 @@ class WorldScorer:
         embedding: np.ndarray,
     ) -> PictureScore:
         is_class = seen["class"] == subject.class_name
-        # Of a picture of something else there is no true render in "its" state: it counts as another
-        # identity would, in the photo's state if none was asked.
+        # Of a picture of something else there is no true render in "its" state: it counts as
+        # another identity would, in the photo's state if none was asked.
         state = seen["state"] if is_class else request.state or photo.state
         yardstick = self._yardstick(subject, state, seen["scene"])
         similarity = yardstick.similarity(embedding) if is_class else yardstick.floor
@@ -255,8 +256,8 @@ def identity_fidelity(rows: Iterable[Mapping[str, Any]]) -> float:
         rows: `similarity`, `floor` and `ceiling` of each picture (see `PictureScore`).
 
     Returns:
-        0: as near as another identity of the class; 1: as near as a true picture; NaN for no rows or
-        where nothing of the identity is visible in any of them.
+        0: as near as another identity of the class; 1: as near as a true picture; NaN for no rows
+        or where nothing of the identity is visible in any of them.
     """
     gain = span = 0.0
     for row in rows:
@@ -279,8 +280,8 @@ def selection_fidelity(
     """
     if not scene_pictures or not photos:
         raise BadInputError(
-            f"selection fidelity: {len(scene_pictures)} pictures and {len(photos)} photos; expected at "
-            "least one of each"
+            f"selection fidelity: {len(scene_pictures)} pictures and {len(photos)} photos; "
+            "expected at least one of each"
         )
     return float((identity.embed(scene_pictures) @ identity.embed(photos).T).mean())
 

@@ -16,7 +16,7 @@ from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import default_cache
 from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.personalization.finishing import Finisher
 from dreamfleet.personalization.planning import complete_requests, output_root, warn_of_prompts
 from dreamfleet.personalization.results import (
@@ -208,16 +208,14 @@ class Command:
     ) -> None:
         parallel, session = self.config.cluster.parallel, preparation.session
         assert session is not None  # training workers live in Ray
+        if not session.local and session.num_cpus < self.config.cluster.num_workers:
+            self.progress.warn(
+                f"the cluster has {session.num_cpus:g} CPUs now, and num_workers is "
+                f"{self.config.cluster.num_workers}: training waits until there are more"
+            )
         if parallel == "data" or (parallel == "auto" and len(self.requests) == 1):
-            from dreamfleet.training.ray_train import train_with_ray
-
             for request in requests:
-                task = self.task(request, preparation)
-                outcome = earlier_outcome(task, self.config.cluster.num_workers)
-                if outcome is None:
-                    with finisher.watching([request]) as on_event:
-                        outcome = train_with_ray(task, session, on_event)
-                finisher.finish(outcome)
+                self._train_with_ray(request, preparation, session, finisher)
             return
         from dreamfleet.training.fleet import FleetJob, train_fleet
 
@@ -226,6 +224,29 @@ class Command:
             train_fleet(
                 jobs, self.config.cluster, session, preparation.device, on_event, finisher.finish
             )
+
+    def _train_with_ray(
+        self,
+        request: SubjectRequest,
+        preparation: Preparation,
+        session: RaySession,
+        finisher: Finisher,
+    ) -> None:
+        """One subject on all workers; among several subjects its failure is a result."""
+        from dreamfleet.training.fleet import failed
+        from dreamfleet.training.ray_train import train_with_ray
+
+        try:
+            task = self.task(request, preparation)
+            outcome = earlier_outcome(task, self.config.cluster.num_workers)
+            if outcome is None:
+                with finisher.watching([request]) as on_event:
+                    outcome = train_with_ray(task, session, on_event)
+        except DreamfleetError as error:
+            if len(self.requests) == 1:
+                raise
+            outcome = failed(request.id, error)
+        finisher.finish(outcome)
 
     def task(self, request: SubjectRequest, preparation: Preparation) -> TrainTask:
         """All that a worker needs to train one subject."""

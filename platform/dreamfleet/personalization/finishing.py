@@ -12,6 +12,7 @@ from dreamfleet.errors import TrainingError
 from dreamfleet.personalization.publishing import Publication
 from dreamfleet.personalization.results import Status, SubjectResult
 from dreamfleet.runtime.progress import Stage
+from dreamfleet.training.checkpoints import CheckpointFolder
 from dreamfleet.training.task import PreviewEvent, StageEvent, StepEvent
 
 if TYPE_CHECKING:
@@ -120,8 +121,12 @@ class Finisher:
     def abandon(self) -> None:
         """End the open runs of a command that was interrupted or broke off."""
         for identity, run in self._runs.items():
-            if identity not in self.results:
-                run.finish("KILLED", timeout_s=3.0)
+            if identity in self.results:
+                continue
+            run.finish("KILLED", timeout_s=3.0)
+            step = CheckpointFolder(self._command.folders[identity].checkpoints).newest_step()
+            kept = "nothing was kept yet" if step is None else f"step {step} is kept"
+            self._command.progress.info(f"{identity}: stopped; {kept}")
 
     def close(self) -> None:
         """Send what is left to the tracking server."""

@@ -73,8 +73,11 @@ def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
 
 def _check_job_tracking(uri: str | None) -> None:
     scheme, _, place = (uri or "").partition(":")
-    local = scheme in ("sqlite", "file") or (uri is not None and not is_uri(uri))
-    if uri and local and not place.lstrip(":").startswith("////") and not Path(uri).is_absolute():
+    relative = {
+        "sqlite": not place.startswith("////"),
+        "file": not place.startswith("//"),
+    }.get(scheme, bool(uri) and not is_uri(str(uri)) and not Path(str(uri)).is_absolute())
+    if relative:
         raise ConfigError(
             f"tracking.uri = {uri!r}: inside a Ray job a relative place lies in the job's own copy "
             "and is lost; give an absolute one, e.g. sqlite:////shared/mlflow.db"

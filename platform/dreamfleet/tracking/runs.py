@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.tracking.base import resolve_uri, sqlite_path
+from dreamfleet.tracking.spool import flush_spool, spool_folder
 from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
 
 if TYPE_CHECKING:
@@ -137,6 +138,21 @@ def show_runs(
         screen.print(runs_table(rows))
     else:
         screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
+
+
+def flush_and_tell(console: Console | None = None) -> None:
+    """Send what lies in the spool and print what became of it.
+
+    Raises:
+        DreamfleetError: a server still does not take its records; the others have theirs.
+    """
+    from rich.console import Console
+
+    screen = console or Console(highlight=False)
+    result = flush_spool(notify=screen.print)
+    screen.print(result.summary(), markup=False)
+    if result.problems:
+        raise DreamfleetError("; ".join(result.problems) + f"; records stay in {spool_folder()}")
 
 
 def runs_table(rows: Sequence[RunRow]) -> Table:

@@ -16,13 +16,13 @@ from dreamfleet.world.canvas import Pen
 
 Traits = Mapping[str, Any]
 
-# Shares of a class's eight states, the neutral one first: long-tailed, as poses and conditions are in photo collections.
+# Shares of a class's eight states, the neutral one first: long-tailed, as in photo collections.
 STATE_SHARES = (0.30, 0.18, 0.13, 0.11, 0.09, 0.08, 0.06, 0.05)
 
 
 @dataclass(frozen=True)
 class State:
-    """One attribute of a class. `before` and `after` wrap the noun: "running" dog, dog "wearing a hat"."""
+    """One attribute of a class; `before` and `after` wrap the noun, e.g. dog "wearing a hat"."""
 
     name: str
     before: str = ""
@@ -37,9 +37,10 @@ class State:
 class WorldClass:
     """A kind of subject and how it is drawn.
 
-    `sample_traits(rng)` gives an identity's private traits. Keys every class has: "colour" (RGB of its main colour),
-    "colour_name" and "pattern" (the two that captions may name); all others (at least four) have no word.
-    `draw(pen, traits, state, view, prop)` draws into the pen's frame: about x, y in [-1, 1], y = 1 the ground.
+    `sample_traits(rng)` gives an identity's private traits. Keys every class has: "colour" (RGB of
+    its main colour), "colour_name" and "pattern" (the two that captions may name); all others (at
+    least four) have no word. `draw(pen, traits, state, view, prop)` draws into the pen's frame:
+    about x, y in [-1, 1], y = 1 the ground.
     """
 
     name: str  # the class word, e.g. "dog"
@@ -77,7 +78,7 @@ class Rendered:
 
     spec: ImageSpec
     image: Image.Image  # RGB
-    part_masks: dict[str, np.ndarray] = field(default_factory=dict)  # bool [size, size] per visible part
+    part_masks: dict[str, np.ndarray] = field(default_factory=dict)  # bool [size, size]
     traits: Traits = field(default_factory=dict)
 
     @property

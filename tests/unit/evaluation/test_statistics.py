@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,12 +36,12 @@ class TestSubjectMeans:
         assert subject_means(rows, "score") == {"dog": 0.375}
 
     def test_a_prompt_with_more_images_weighs_no_more(self) -> None:
-        rows = [{"subject": "x", "prompt": "a", "score": 1.0}] * 9
+        rows: list[dict[str, Any]] = [{"subject": "x", "prompt": "a", "score": 1.0}] * 9
         rows += [{"subject": "x", "prompt": "b", "score": 0.0}]
         assert subject_means(rows, "score") == {"x": 0.5}
 
     def test_leaves_out_what_has_no_score(self) -> None:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"subject": "x", "score": None},
             {"subject": "x", "score": math.nan},
             {"subject": "x", "score": True},

@@ -1,4 +1,4 @@
-"""WorldBench on a tiny random base with judges whose answers are known; rules on made-up numbers."""
+"""WorldBench on a tiny random base with judges of known answers; rules on made-up numbers."""
 
 from __future__ import annotations
 
@@ -131,54 +131,54 @@ class TestPlan:
             parse_steps("200 to 400")
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with two hosts; tests leave it as they found it."""
+    folder = tmp_path_factory.mktemp("bench")
+    bench(tiny_base, folder, hosts=("lora-prior", "full"))[0].run()
+    return folder
+
+
 class TestRun:
-    def test_leaves_rows_table_and_pictures(self, tiny_base: Path, tmp_path: Path) -> None:
-        run, said = bench(tiny_base, tmp_path, hosts=("lora-prior", "full"))
-        run.run()
-        summary = publish(tmp_path, TINY)
-        rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    def test_leaves_rows_table_and_pictures(self, finished: Path) -> None:
+        summary = publish(finished, TINY)
+        rows = pq.read_table(finished / "results.parquet").to_pylist()
         # One picture per prompt (18 but two of the class) for the base and two hosts at two steps.
         assert len(rows) == 19 * 5
         assert {(row["host"], row["steps"]) for row in rows} == {
             ("base", 0), ("lora-prior", 1), ("lora-prior", 2), ("full", 1), ("full", 2),
         }  # fmt: skip
-        assert all((tmp_path / row["picture"]).is_file() for row in rows)
+        assert all((finished / row["picture"]).is_file() for row in rows)
         assert len({row["noise_seed"] for row in rows}) == 19
-        stored = json.loads((tmp_path / "summary.json").read_text())
-        assert [entry["host"] for entry in stored["table"]][0] == "base"
-        assert (tmp_path / "grids" / "D00-dog-full.png").is_file()
-        assert (tmp_path / "grids" / "scenes-lora-prior-00002.png").is_file()
-        assert "alignment (states)" in (tmp_path / "table.md").read_text()
+        stored = json.loads((finished / "summary.json").read_text())
+        assert stored["table"][0]["host"] == "base"
+        assert (finished / "grids" / "D00-dog-full.png").is_file()
+        assert (finished / "grids" / "scenes-lora-prior-00002.png").is_file()
+        assert "alignment (states)" in (finished / "table.md").read_text()
         assert "lora-prior, 2 steps" in check_text(summary)
-        assert any("2 steps scored" in line for line in said)
 
-    def test_training_changes_the_pictures(self, tiny_base: Path, tmp_path: Path) -> None:
-        run, _ = bench(tiny_base, tmp_path, hosts=("full",))
-        run.run()
-        folder = tmp_path / "pictures" / "D00-dog"
+    def test_training_changes_the_pictures(self, finished: Path) -> None:
+        folder = finished / "pictures" / "D00-dog"
         bare, trained = (
             np.asarray(Image.open(folder / name / "000.png"), float)
             for name in ("base/00000", "full/00002")
         )
         assert bare.shape == (64, 64, 3) and np.abs(bare - trained).max() > 0
 
-    def test_goes_on_where_it_stopped_and_repeats(self, tiny_base: Path, tmp_path: Path) -> None:
-        run, _ = bench(tiny_base, tmp_path)
-        run.run()
-        path = run.rows_path(run.settings.subjects()[0], "lora-prior")
+    def test_goes_on_where_it_stopped_and_repeats(self, tiny_base: Path, finished: Path) -> None:
+        again, said = bench(tiny_base, finished)
+        path = again.rows_path(again.settings.subjects()[0], "lora-prior")
         first = path.read_text()
-        again, said = bench(tiny_base, tmp_path)
-        again.run()
-        assert said == ["D00-dog base: done before", "D00-dog lora-prior: done before"]
         path.unlink()
         again.run()
+        assert said[0] == "D00-dog base: done before"
+        assert said[-1] == "D00-dog lora-prior: 2 steps scored"
         assert path.read_text() == first  # the same seed gives the same numbers
 
-    def test_refuses_a_folder_of_other_settings(self, tiny_base: Path, tmp_path: Path) -> None:
-        bench(tiny_base, tmp_path)[0].run()
+    def test_refuses_a_folder_of_other_settings(self, tiny_base: Path, finished: Path) -> None:
         other = BenchSettings(**{**TINY.as_dict(), "training_seed": 1})
         with pytest.raises(ResumeError, match="another output folder"):
-            bench(tiny_base, tmp_path, other)[0].run()
+            bench(tiny_base, finished, other)[0].run()
 
     def test_measures_the_bare_base(self, tiny_base: Path, tmp_path: Path) -> None:
         from dreamfleet.bases import load_base
@@ -208,6 +208,12 @@ class TestRules:
 
     def test_learnt_is_the_first_rung_near_the_best(self) -> None:
         assert learnt_step({200: 0.3, 400: 0.77, 800: 0.8, 1600: 0.6}) == 400
+        with pytest.raises(BadInputError, match="without rungs"):
+            learnt_step({})
+
+    def test_a_host_that_learns_nothing_has_no_n_and_no_diagnosis(self) -> None:
+        assert learnt_step({200: -0.1, 400: 0.0}) is None
+        assert diagnose(0.9, {200: 0.1, 400: 0.1}, None)["diseased"] is None
 
     @pytest.mark.parametrize(
         ("alignments", "expected", "at"),
@@ -236,7 +242,7 @@ def row(host: str, steps: int, subject: str, kind: str, **values: Any) -> dict[s
 
 
 def made_up_rows(num_subjects: int = 8) -> list[dict[str, Any]]:
-    """The base aligns always and knows nobody; the host aligns in half of the cases and knows all."""
+    """The base aligns always and knows nobody; the host aligns in half of the cases, knows all."""
     rows = []
     for i in range(num_subjects):
         who = f"s{i}"
@@ -244,7 +250,9 @@ def made_up_rows(num_subjects: int = 8) -> list[dict[str, Any]]:
             rows += [
                 row("base", 0, who, kind, aligned=True, copied=False, joint=False, similarity=0.2),
                 row("lora", 200, who, kind, aligned=True, copied=False, joint=True, similarity=0.8),
-                row("lora", 200, who, kind, aligned=False, copied=True, joint=False, similarity=0.8),
+                row(
+                    "lora", 200, who, kind, aligned=False, copied=True, joint=False, similarity=0.8
+                ),
             ]
         rows.append(row("base", 0, who, "subject", similarity=0.2))
         rows.append(row("lora", 200, who, "subject", similarity=0.8))
@@ -253,8 +261,11 @@ def made_up_rows(num_subjects: int = 8) -> list[dict[str, Any]]:
 
 class TestSummary:
     def test_figures_and_pairs(self) -> None:
-        rungs = [{"subject": f"s{i}", "host": host, "steps": steps, DIVERSITY: value}
-                 for i in range(8) for host, steps, value in (("base", 0, 0.4), ("lora", 200, 0.3))]  # fmt: skip
+        rungs = [
+            {"subject": f"s{i}", "host": host, "steps": steps, DIVERSITY: value}
+            for i in range(8)
+            for host, steps, value in (("base", 0, 0.4), ("lora", 200, 0.3))
+        ]
         summary = summarise(made_up_rows(), rungs)
         base, lora = summary["table"]
         assert (base["means"]["alignment"], lora["means"]["alignment"]) == (1.0, 0.5)

@@ -169,10 +169,12 @@ def test_loss_equals_an_independent_computation(
     some_on = False
     for teacher in ("pretrained", "current"):
         for form in ("images", "teacher"):
+            point = 1.0 if form == "images" else 200.0  # far enough out to be on
             options = {
                 **FULL,
                 "train__snr_gamma": gamma,
                 "sude__teacher": teacher,
+                "sude__truncation_point": point,
                 "prior__form": form,
             }
             terms = method(folder, **options).losses(given)
@@ -188,9 +190,10 @@ def test_a_batch_equals_its_samples_alone(tiny_base_folder: Path, form: str) -> 
     made = method(tiny_base_folder, **FULL, prior__form=form, sude__truncation_point=None)
     together = made.losses(batch())
     alone = [made.losses(batch([n])) for n in INDICES]
-    for name in ("subject", "sude", "rho", "prior"):
+    # SuDe compares predictions that differ by a thousandth: rounding counts a thousand times more.
+    for name, rtol in (("subject", 1e-5), ("prior", 1e-4), ("sude", 1e-2), ("rho", 1e-2)):
         parts = torch.cat([getattr(terms, name) for terms in alone])
-        torch.testing.assert_close(getattr(together, name), parts, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(getattr(together, name), parts, rtol=rtol, atol=1e-6)
     mean = sum(float(terms.total) for terms in alone) / len(alone)
     assert float(together.total) == pytest.approx(mean, rel=1e-5)
 

@@ -56,7 +56,9 @@ def test_bad_photos_base_output_and_flags(tmp_path: Path, base: Path) -> None:
     assert "not empty" in refused(config_for(photos, **good))
     assert "other files" in refused(config_for(photos, **good), overwrite=True)
     assert (Path(out) / "mine.txt").exists()
-    assert "rank" in refused(config_for(photos, train={"rank": 1000}, **{**good, "output_dir": None}))
+    assert "rank" in refused(
+        config_for(photos, train={"rank": 1000}, **{**good, "output_dir": None})
+    )
 
 
 def test_relative_output_inside_a_job_is_refused(
@@ -83,7 +85,12 @@ class Warnings(SilentProgress):
 
 @pytest.mark.parametrize(
     ("token", "expected"),
-    [("sks", None), ("auto", None), ("biscuit", "tokens for this base"), ("dog", "class word itself")],
+    [
+        ("sks", None),
+        ("auto", None),
+        ("biscuit", "tokens for this base"),
+        ("dog", "class word itself"),
+    ],
 )
 def test_tokens_are_judged(tmp_path: Path, base: Path, token: str, expected: str | None) -> None:
     config = config_for(

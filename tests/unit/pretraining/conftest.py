@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
+from dreamfleet.training.pretraining.denoiser import build_unet
 from dreamfleet.training.pretraining.export import export_weights
 from dreamfleet.training.pretraining.run import STAGES, Pretraining, load_recipe
 from tests.unit.pretraining.recipes import write_recipe
@@ -20,6 +23,19 @@ class Exported:
     work: Pretraining
     base: Path
     evaluators: Path
+
+
+@pytest.fixture(scope="package", autouse=True)
+def small_unet() -> Iterator[None]:
+    """The same UNet, narrower: its state is read and written many times here."""
+
+    def build(latent_channels: int) -> UNet2DConditionModel:
+        config = dict(build_unet(latent_channels).config)
+        return UNet2DConditionModel(**{**config, "block_out_channels": (16, 32, 32)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamfleet.training.pretraining.denoiser.build_unet", build)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from dreamfleet.bases import load_base
 from dreamfleet.engine.sampling import sample_images
+from dreamfleet.training.pretraining.denoiser import build_unet
 from dreamfleet.training.pretraining.export import wrong_files
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.evaluators import load_clip, load_identity_encoder, load_oracle
@@ -50,7 +51,9 @@ def test_base_folder_is_small_checked_and_has_a_card(exported: Exported) -> None
         assert words in card
     folders = (exported.base, exported.evaluators)
     size = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
-    assert size < 40e6
+    whole_unet = sum(parameter.numel() for parameter in build_unet(16).parameters())
+    assert 6.5e6 < whole_unet < 7e6
+    assert size + 2 * whole_unet < 40e6
 
 
 def test_exported_unet_is_the_averaged_one(exported: Exported) -> None:

@@ -15,6 +15,7 @@ from dreamfleet.evaluation import embedded_reach, embedded_reach_report
 from dreamfleet.evaluation.embedded_reach import ReachPlan, colour_spread, hue_spread, load_bench
 from dreamfleet.evaluation.embedded_reach_report import BEGIN, END, markdown, measure, write_docs
 from dreamfleet.evaluation.sheets import labelled_sheet
+from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.splits import split_of
 from tests.unit.pretraining.conftest import Exported
 
@@ -46,7 +47,7 @@ def test_measuring_writes_figures_table_sheets_and_page(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two classes, and weights that know nothing."""
-    two = {name: embedded_reach.CLASSES[name] for name in ("dog", "vase")}
+    two = {name: CLASSES[name] for name in ("dog", "vase")}
     monkeypatch.setattr(embedded_reach, "CLASSES", two)
     plan = ReachPlan((1.0, 2.0), 1, 6, 6, 3, 2, num_inference_steps=1)
     said: list[str] = []

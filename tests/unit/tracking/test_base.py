@@ -46,7 +46,9 @@ def test_relative_sqlite_paths_become_absolute(
 
 
 def test_ui_command_names_the_store() -> None:
-    assert ui_command("sqlite:////x/mlflow.db").endswith("--backend-store-uri sqlite:////x/mlflow.db")
+    assert ui_command("sqlite:////x/mlflow.db").endswith(
+        "--backend-store-uri sqlite:////x/mlflow.db"
+    )
     assert ui_command("http://host:5000") == "http://host:5000"
 
 

@@ -1,4 +1,4 @@
-"""The journal keeps every record until MLflow has it, whatever happens to the processes around it."""
+"""The journal keeps every record until MLflow has it, whatever happens to the processes."""
 
 from __future__ import annotations
 

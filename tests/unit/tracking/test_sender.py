@@ -45,7 +45,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStore]:
     monkeypatch.setattr(sender_module, "FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(sender_module, "ASK_AGAIN_S", 0.0)
     monkeypatch.setattr(
-        sender_module.MlflowStore, "connect", classmethod(lambda cls, uri, create=True: fake)
+        "dreamfleet.tracking.store.MlflowStore.connect",
+        classmethod(lambda cls, uri, create=True: fake),
     )
     yield fake
 
@@ -224,5 +225,7 @@ def test_configuration_decides_the_tracker(
         lambda uri, experiment, spool, notify: made.append((uri, experiment)),
     )
     open_tracker(TrackingConfig())
-    open_tracker(RunConfig.model_validate({"tracking": {"experiment": "mine", "uri": URI}}).tracking)
+    open_tracker(
+        RunConfig.model_validate({"tracking": {"experiment": "mine", "uri": URI}}).tracking
+    )
     assert made == [("http://elsewhere:1", "from the environment"), (URI, "mine")]

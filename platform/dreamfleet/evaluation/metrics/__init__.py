@@ -5,9 +5,10 @@
     pres               class pictures against photos               lower: the class did not drift
     div                pictures of one prompt among themselves     higher: more varied
 
-Real bases: CLIP ViT-B/32, DINO ViT-S/16, BLIP base ITM, LPIPS. Embedded base: the world's evaluators
-(`world_metrics` adds what only a drawn world can measure). There is no BLIP of the world, and
-BLIP-T is left out there: another name for the same small CLIP would only look like a second opinion.
+Real bases: CLIP ViT-B/32, DINO ViT-S/16, BLIP base ITM, LPIPS. Embedded base: the world's
+evaluators (`world_metrics` adds what only a drawn world can measure). There is no BLIP of the
+world, and BLIP-T is left out there: another name for the same small CLIP would only look like a
+second opinion.
 """
 
 from dreamfleet.evaluation.metrics.backbones import (

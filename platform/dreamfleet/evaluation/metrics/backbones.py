@@ -53,8 +53,8 @@ class ImageTextBackbone(ImageBackbone, Protocol):
 
 
 class ClipBackbone:
-    """CLIP (arXiv 2103.00020): shorter side to the input size, bicubic; centre crop; CLIP's own mean
-    and deviation; projected features. Texts are cut at the tokenizer's length.
+    """CLIP (arXiv 2103.00020): shorter side to the input size, bicubic; centre crop; CLIP's own
+    mean and deviation; projected features. Texts are cut at the tokenizer's length.
 
     Args:
         name_or_path: hub id or folder of a transformers CLIP.
@@ -231,9 +231,7 @@ def _pixels(processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.as_tensor(processor(images=upright, return_tensors="pt")["pixel_values"])
 
 
-def _in_batches(
-    items: Sequence[Any], embed: Callable[[Sequence[Any]], torch.Tensor]
-) -> np.ndarray:
+def _in_batches(items: Sequence[Any], embed: Callable[[Sequence[Any]], torch.Tensor]) -> np.ndarray:
     rows = [embed(chunk).float().cpu() for chunk in _chunks(items)]
     return np.asarray(torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy())
 

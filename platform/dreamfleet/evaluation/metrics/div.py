@@ -34,9 +34,9 @@ def div(groups: Sequence[Sequence[Image.Image]], distance: PairDistance) -> Scor
     """Mean pairwise distance of pictures of the same subject and the same prompt, averaged over
     such groups; higher is better (arXiv 2208.12242, section 4.3).
 
-    The paper writes "average LPIPS cosine similarity" but reads higher as more diverse, so it is the
-    distance. No text enters; draw the groups with the identifier to see the variety of the subject's
-    pictures, without it to see that of the class.
+    The paper writes "average LPIPS cosine similarity" but reads higher as more diverse, so it is
+    the distance. No text enters; draw the groups with the identifier to see the variety of the
+    subject's pictures, without it to see that of the class.
 
     Args:
         groups: pictures of one subject and prompt each, at least two in a group.
@@ -80,8 +80,8 @@ class LpipsDistance:
 
 
 class EncoderDistance:
-    """One minus the cosine of an encoder's embeddings: on the embedded base, of the shipped identity
-    encoder. Not LPIPS, and its name says so.
+    """One minus the cosine of an encoder's embeddings: on the embedded base, of the shipped
+    identity encoder. Not LPIPS, and its name says so.
     """
 
     def __init__(self, backbone: ImageBackbone) -> None:
@@ -99,15 +99,15 @@ def _torchmetrics_lpips(net: str) -> Any:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     except ImportError as error:
         raise BadInputError(
-            "DIV by LPIPS needs the extra `metrics` (torchmetrics and torchvision); install it with "
-            "pip install 'dreamfleet[metrics]', or leave DIV out"
+            "DIV by LPIPS needs the extra `metrics` (torchmetrics and torchvision); install it "
+            "with pip install 'dreamfleet[metrics]', or leave DIV out"
         ) from error
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=False)
     except (ImportError, ModuleNotFoundError, OSError, ValueError) as error:
         raise BadInputError(
-            f"DIV by LPIPS: network {net!r} cannot be loaded ({error}); expected alex, vgg or squeeze, "
-            "torchvision beside torchmetrics, and its weights downloaded or reachable"
+            f"DIV by LPIPS: network {net!r} cannot be loaded ({error}); expected alex, vgg or "
+            "squeeze, torchvision beside torchmetrics, and its weights downloaded or reachable"
         ) from error
 
 
@@ -115,7 +115,7 @@ def _unit_range_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise BadInputError(
-            f"DIV by LPIPS: pictures of different sizes {sorted(sizes)}; expected one size per group"
+            f"DIV by LPIPS: pictures of different sizes {sorted(sizes)}; expected one size a group"
         )
     arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)

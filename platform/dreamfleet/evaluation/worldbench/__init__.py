@@ -1,11 +1,11 @@
-"""WorldBench: held-out individuals of the drawn world, trained from one photo and scored by an oracle.
+"""WorldBench: held-out individuals of the drawn world, trained from one photo, scored by an oracle.
 
-    plan       subjects, hosts, prompts, seeds
-    ladder     one training run, read at several steps
-    run        all pairs of subject and host, resumable
-    summary    tables, paired differences, the rules of docs/protocol.md
-    guidance   what the bare base can do: guidance scale and scored states
-    publish    results.parquet, summary.json, table.md, picture grids
+plan       subjects, hosts, prompts, seeds
+ladder     one training run, read at several steps
+run        all pairs of subject and host, resumable
+summary    tables, paired differences, the rules of docs/protocol.md
+guidance   what the bare base can do: guidance scale and scored states
+publish    results.parquet, summary.json, table.md, picture grids
 """
 
 from dreamfleet.evaluation.worldbench.guidance import measure_base, read_gate, write_gate

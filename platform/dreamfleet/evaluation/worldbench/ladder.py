@@ -42,7 +42,7 @@ def train_ladder(
     base: Base, config: RunConfig, subject: Subject, photo: ImageSpec, prior: LatentSet | None,
     steps: Sequence[int],
 ) -> Iterator[tuple[int, Base]]:  # fmt: skip
-    """Train `base` (which it changes) on one photo; after each of `steps`, the base to draw with."""
+    """Train `base` (which it changes) on one photo; at each of `steps`, the base to draw with."""
     text = prompt(subject.class_name, token=config.subject.token)
     spec = TrainJobSpec(
         config=config,
@@ -113,9 +113,7 @@ def photo_image(spec: ImageSpec, side_px: int) -> Image.Image:
     return image if same else image.resize((side_px, side_px), Image.Resampling.BICUBIC)
 
 
-def encode_pictures(
-    base: Base, images: Sequence[Image.Image], prompts: Sequence[str]
-) -> LatentSet:
+def encode_pictures(base: Base, images: Sequence[Image.Image], prompts: Sequence[str]) -> LatentSet:
     """Latent moments of RGB pictures at the base's resolution."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     scaled = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)

@@ -24,7 +24,9 @@ Row = Mapping[str, Any]
 
 
 def grid(
-    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]], cell_px: int = CELL_PX
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    cell_px: int = CELL_PX,
 ) -> Image.Image:
     """A labelled table of pictures, enlarged without smoothing."""
     width = MARGIN_PX + cell_px * len(columns)
@@ -44,8 +46,8 @@ def grid(
 
 
 def ladder_sheet(output_dir: Path, rows: Sequence[Row], subject: Subject, host: str) -> Image.Image:
-    """One subject on one host: prompts across, steps down, the bare base on top; first pictures of each
-    prompt, all from the same noise.
+    """One subject on one host: prompts across, steps down, the bare base on top; first pictures of
+    each prompt, all from the same noise.
     """
     photo = benchmark_photo(subject)
     mine = [

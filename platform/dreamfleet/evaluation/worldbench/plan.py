@@ -80,8 +80,8 @@ class BenchSettings:
                 raise BadInputError(f"{name} = {getattr(self, name)}: expected 1 or more")
         if self.first_subject < 0 or self.class_images < 0 or self.class_images == 1:
             raise BadInputError(
-                f"first_subject = {self.first_subject}, class_images = {self.class_images}: expected 0 "
-                "or more, and not one single class image (diversity is between pictures)"
+                f"first_subject = {self.first_subject}, class_images = {self.class_images}: "
+                "expected 0 or more, and not one single class image (diversity is between pictures)"
             )
 
     def subjects(self) -> tuple[Subject, ...]:
@@ -130,8 +130,8 @@ def requests_for(subject: Subject, photo: ImageSpec, token: str) -> list[Request
 
 
 def jobs_for(subject: Subject, photo: ImageSpec, settings: BenchSettings) -> list[Job]:
-    """Every picture of one rung. Seeds depend on subject, prompt and index only: all hosts, steps and
-    training seeds start from the same noise.
+    """Every picture of one rung. Seeds depend on subject, prompt and index only: all hosts, steps
+    and training seeds start from the same noise.
     """
     jobs = []
     for request in requests_for(subject, photo, settings.token):

@@ -36,7 +36,7 @@ def shipped_scorer(oracle: str) -> tuple[WorldScorer, str]:
 def publish(
     output_dir: Path, settings: BenchSettings, scored_states: ScoredStates | None = None
 ) -> dict[str, Any]:
-    """Write all result files from the finished pairs of the chosen subjects; returns the summary."""
+    """Write all result files from the chosen subjects' finished pairs; returns the summary."""
     chosen = settings.subjects()
     ids = {subject.subject_id for subject in chosen}
     all_rows, all_rungs = read_results(output_dir)
@@ -57,8 +57,8 @@ def publish(
 
 
 def adapter_check(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per host and step: does each subject's adapter beat the bare base in identity in scenes that the
-    photo does not show, and does "photo of a {class}" stay varied?
+    """Per host and step: does each subject's adapter beat the bare base in identity in scenes that
+    the photo does not show, and does "photo of a {class}" stay varied?
     """
     base = next(entry for entry in summary["table"] if entry["host"] == BASE_HOST)
     checks = []
@@ -95,18 +95,24 @@ def check_text(summary: Mapping[str, Any]) -> str:
     lines = [markdown_table(summary)]
     for check in summary["adapter_check"]:
         gains, variety = check["identity_gain"], check["class_variety_of_base"]
+        gainers = sum(gain > 0 for gain in gains.values())
         lines.append(
-            f"{check['host']}, {check['steps']} steps: identity in other scenes above the bare base for "
-            f"{sum(gain > 0 for gain in gains.values())} of {len(gains)} subjects; class variety "
+            f"{check['host']}, {check['steps']} steps: identity in other scenes above the bare "
+            f"base for {gainers} of {len(gains)} subjects; class variety "
             f"{_mean_text(list(variety.values()))} of the base's"
         )
-    for host, ladder in summary["ladders"].items():
-        verdict = {True: "diseased", False: "not diseased", None: "needs another rung"}
-        lines.append(
-            f"{host}: N* = {ladder['learnt_at']}; {verdict[ladder['diseased']]}; lost alignment "
-            + ", ".join(f"{loss:.3f} at {step}" for step, loss in ladder["losses"].items())
-        )
+    lines += [_ladder_text(host, ladder) for host, ladder in summary["ladders"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _ladder_text(host: str, ladder: Mapping[str, Any]) -> str:
+    if ladder["learnt_at"] is None:
+        return f"{host}: the subject was learnt at no rung"
+    verdict = {True: "diseased", False: "not diseased"}.get(
+        ladder["diseased"], f"needs the rung of {ladder.get('missing_rung')} steps"
+    )
+    losses = ", ".join(f"{loss:.3f} at {step}" for step, loss in ladder["losses"].items())
+    return f"{host}: N* = {ladder['learnt_at']}; {verdict}; lost alignment {losses}"
 
 
 def _write_scenes(

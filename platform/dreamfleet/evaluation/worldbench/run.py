@@ -1,4 +1,4 @@
-"""Run WorldBench: for each subject draw with the bare base, then train each host and draw at each rung.
+"""Run WorldBench: draw each subject with the bare base, then train each host, drawing at each rung.
 
 Resumable per (subject, host): a finished pair is one JSON file below `rows/`, written last; its
 pictures lie below `pictures/`. The same output folder refuses other settings.

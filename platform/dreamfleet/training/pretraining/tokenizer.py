@@ -14,6 +14,10 @@ from transformers import CLIPTokenizer
 
 CONTEXT_TOKENS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# Ties between merges fall by the numbers of the letters that end words, which the trainer numbers
+# in the order of a hash map: another one in every process. So they are given in a fixed order; any
+# would do, but changing it would give the shipped weights' words other numbers.
+LAST_LETTERS = "abcdefghijkmnloqstpruvwxyz"
 
 
 def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) -> CLIPTokenizer:
@@ -32,7 +36,7 @@ def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) 
         min_frequency=1,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
-        special_tokens=[],
+        special_tokens=[*alphabet, *_endings(alphabet)],
         show_progress=False,
     )
     bpe.train_from_iterator([" ".join(words)], trainer)
@@ -41,6 +45,12 @@ def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) 
     pieces += [left + right for left, right in merges]
     vocab = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, BOS, EOS]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_tokens)
+
+
+def _endings(alphabet: Sequence[str]) -> list[str]:
+    """Every letter as the end of a word, in the order that decides ties."""
+    others = [letter for letter in alphabet if letter not in LAST_LETTERS]
+    return [f"{letter}</w>" for letter in (*others, *LAST_LETTERS)]
 
 
 def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:

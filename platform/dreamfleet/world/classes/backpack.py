@@ -71,9 +71,7 @@ def _toppled(pen: Pen, traits: Traits) -> Pen:
     return pen.rotated(90.0, (middle - pivot_y, pivot_y))
 
 
-def _draw_front(
-    pen: Pen, traits: Traits, paint: Coat, state: str, view: str, top: float
-) -> None:
+def _draw_front(pen: Pen, traits: Traits, paint: Coat, state: str, view: str, top: float) -> None:
     w: float = traits["width"]
     if view == "side":
         strap = [(-w + 0.1, top + 0.16), (-w - 0.24, top + 0.5), (-w - 0.2, 0.6), (-w + 0.08, 0.86)]

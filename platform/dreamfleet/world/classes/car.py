@@ -164,9 +164,7 @@ def _flank(pen: Pen, traits: Traits, paint: Coat, build: _Build, state: str) -> 
         pen.polygon(bumper, paint.accent, "body", outline=paint.line)
 
 
-def _wheel(
-    pen: Pen, traits: Traits, paint: Coat, r: float, x: float, wooden: bool
-) -> None:
+def _wheel(pen: Pen, traits: Traits, paint: Coat, r: float, x: float, wooden: bool) -> None:
     tyre = _WOODEN_TYRE if wooden else _TYRE
     center = (x, 1.0 - r)
     pen.ellipse(center, r + 0.05, r + 0.05, paint.line, "body", within=("body",))
@@ -207,9 +205,7 @@ def _raised_hood(pen: Pen, paint: Coat, traits: Traits, build: _Build) -> None:
     pen.stroke([(0.88 * half, belt + 0.2), (x + 0.34, y - 0.4)], 0.04, INK, "hood")
 
 
-def _draw_end(
-    pen: Pen, traits: Traits, paint: Coat, build: _Build, state: str, view: str
-) -> None:
+def _draw_end(pen: Pen, traits: Traits, paint: Coat, build: _Build, state: str, view: str) -> None:
     """The car from the front or the back: wheels, cabin, body, then lamps."""
     w, belt, roof = build.width, build.belt, build.roof
     if state == "flag":
@@ -243,9 +239,7 @@ def _draw_end(
         _back_face(pen, build, state, middle)
 
 
-def _front_face(
-    pen: Pen, traits: Traits, paint: Coat, build: _Build, state: str, y: float
-) -> None:
+def _front_face(pen: Pen, traits: Traits, paint: Coat, build: _Build, state: str, y: float) -> None:
     w = build.width
     pen.polygon(rounded(-0.3, y - 0.11, 0.3, y + 0.11, 0.06), INK, "body")
     for x in (-0.18, 0.0, 0.18):

@@ -180,9 +180,7 @@ def _roof(pen: Pen, traits: Traits, paint: Coat, build: _Build) -> None:
     _barge(pen, paint, build, color, (-1, 1))
 
 
-def _barge(
-    pen: Pen, paint: Coat, build: _Build, color: Paint, signs: tuple[int, ...]
-) -> None:
+def _barge(pen: Pen, paint: Coat, build: _Build, color: Paint, signs: tuple[int, ...]) -> None:
     """The roof's edge over the gable, left (-1) and right (1)."""
     for sign in signs:
         half = build.right - build.middle + 0.1

@@ -247,9 +247,7 @@ def _head_outline(traits: Traits, build: _Build) -> list[Point]:
     return [(-1.12 * w, top), (1.12 * w, top), (0.74 * w, chin), (-0.74 * w, chin)]
 
 
-def _head(
-    pen: Pen, traits: Traits, paint: Coat, build: _Build, view: str, state: str
-) -> None:
+def _head(pen: Pen, traits: Traits, paint: Coat, build: _Build, view: str, state: str) -> None:
     w, mid = build.head, (build.crown + build.chin) / 2
     _antenna(pen, traits["antenna"], paint, build)
     for sign in (-1, 1):
