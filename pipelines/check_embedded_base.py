@@ -1,5 +1,6 @@
 """Measure a base of the synthetic world: alone, as a host of personalisation, and with adapters.
 
+\b
     python pipelines/check_embedded_base.py --mode base    --output-dir DIR  # guidance, states
     python pipelines/check_embedded_base.py --mode ladder  --output-dir DIR  # four hosts by steps
     python pipelines/check_embedded_base.py --mode adapter --output-dir DIR  # against bare base

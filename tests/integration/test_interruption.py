@@ -53,4 +53,4 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, command: subprocess.Popen
     assert "--resume" in rest
     assert "Traceback" not in said
     checkpoint = CheckpointFolder(Folder(str(tmp_path / "out" / "checkpoints"))).newest()
-    assert checkpoint is not None and 0 < checkpoint.step < 100_000
+    assert checkpoint is not None and 0 < checkpoint.step < 100_000, said

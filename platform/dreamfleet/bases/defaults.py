@@ -89,7 +89,7 @@ def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
     Raises:
         ConfigError: a value that does not fit this base (resolution, rank), naming the key.
     """
-    files: BaseFiles = getattr(base, "files", base)
+    files: BaseFiles = base.files if hasattr(base, "files") else base
     defaults = defaults_for(files)
     train, prior = config.train, config.prior
     full = train.mode == "full"

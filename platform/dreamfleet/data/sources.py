@@ -182,9 +182,7 @@ def _find_files(entries: Sequence[str]) -> FoundPhotos:
         reason = _why_not(path.name, frozenset()) or _unsafe(path, None)
         sidecar = f"{path.stem}.txt"
         names = [path.name] + ([sidecar] if (path.parent / sidecar).is_file() else [])
-        captions = captions_of(
-            names, functools.partial(_read_text, path.parent), found.warnings
-        )
+        captions = captions_of(names, functools.partial(_read_text, path.parent), found.warnings)
         if reason is None:
             found.photos.append(
                 PhotoSource(entry, str(path.absolute()), None, captions.texts.get(path.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.tracking.base import resolve_uri, sqlite_path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_METRICS = 3
+WIDE = 110  # columns
 # Shown first where a run has them; per-step losses say little about an adapter.
 KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
 PAGE = 500
@@ -135,7 +136,7 @@ def show_runs(
         return
     rows = list_runs(tracking_uri, experiment, limit)
     if rows:
-        screen.print(runs_table(rows))
+        screen.print(runs_table(rows, screen.width))
     else:
         screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
 
@@ -155,25 +156,29 @@ def flush_and_tell(console: Console | None = None) -> None:
         raise DreamfleetError("; ".join(result.problems) + f"; records stay in {spool_folder()}")
 
 
-def runs_table(rows: Sequence[RunRow]) -> Table:
-    """Runs as a table for the terminal."""
+def runs_table(rows: Sequence[RunRow], width: int = WIDE) -> Table:
+    """Runs as a table for a terminal of `width` columns; a narrow one leaves out the start."""
     from rich.table import Table
     from rich.text import Text
 
     metrics = key_metrics(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "subject", "method", "steps", *metrics, "status", "started", "time"):
+    titles = ["run", "subject", "method", "steps", *metrics, "status", "time"]
+    titles += ["started"] if width >= WIDE else []
+    for title in titles:
         right = title in ("steps", "time", *metrics)
-        words = title in ("subject", "method", *metrics)
-        table.add_column(
-            title, justify="right" if right else "left", overflow="fold", no_wrap=not words
-        )
+        words = title in ("subject", "method")
+        justify: Literal["right", "left"] = "right" if right else "left"
+        table.add_column(title, justify=justify, overflow="fold", no_wrap=not words)
     for row in rows:
-        figures = [_figure(row.metrics.get(name)) for name in metrics]
-        started = row.started.strftime("%m-%d %H:%M") if row.started else ""
-        cells = [row.run_id[:8], row.subject, row.method, row.steps, *figures]
-        status = Text(row.status.lower(), style=_STYLES.get(row.status, ""))
-        table.add_row(*map(Text, cells), status, started, _duration(row.seconds))
+        figures = [_figure(row.metrics.get(name), 3) for name in metrics]
+        cells = [Text(text) for text in (row.run_id[:8], row.subject, row.method, row.steps)]
+        cells += [Text(figure) for figure in figures]
+        cells.append(Text(row.status.lower(), style=_STYLES.get(row.status, "")))
+        cells.append(Text(_duration(row.seconds)))
+        if width >= WIDE:
+            cells.append(Text(row.started.strftime("%Y-%m-%d %H:%M") if row.started else ""))
+        table.add_row(*cells)
     return table
 
 
@@ -205,8 +210,7 @@ def key_metrics(rows: Sequence[RunRow], count: int = SHOWN_METRICS) -> list[str]
     for row in rows:
         for name in row.metrics:
             frequency[name] = frequency.get(name, 0) + 1
-    known = [name for wanted in KEY_METRICS for name in sorted(frequency)
-             if name == wanted or name.startswith(f"{wanted}.")]  # fmt: skip
+    known = [name for name in KEY_METRICS if name in frequency]
     others = sorted(frequency, key=lambda name: (-frequency[name], name))
     return list(dict.fromkeys([*known, *others]))[:count]
 
@@ -282,8 +286,8 @@ def _names(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return sorted({*first, *second})
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _figure(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
 
 
 def _change(item: Difference) -> str:

@@ -114,7 +114,7 @@ def train_fleet(
             hand_over(relay, on_event)
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
-            ray.get(relay.request_stop.remote(), timeout=10.0)
+            relay.request_stop.remote()
             queue.wait(STOP_WITHIN_S)
             hand_over(relay, on_event)
         raise

@@ -65,7 +65,8 @@ def test_round_trip_through_plain_diffusers(
     plain.set_progress_bar_config(disable=True)
     before = picture(plain)
     plain.load_lora_weights(tmp_path)
-    ours, theirs = lora_state(base), {}
+    ours = lora_state(base)
+    theirs: State = {}
     for prefix in ("unet", "text_encoder")[: 1 + text]:
         module = getattr(plain, prefix)
         name = next(iter(module.peft_config))
@@ -156,11 +157,17 @@ def _foreign_name(state: State) -> None:
 
 
 def _header(size: int) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:]) and None  # type: ignore[func-returns-value]
+    def spoil(path: Path) -> None:
+        path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
+
+    return spoil
 
 
 def _raw(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content) and None  # type: ignore[func-returns-value]
+    def spoil(path: Path) -> None:
+        path.write_bytes(content)
+
+    return spoil
 
 
 def _crafted(header: str, data: bytes = b"\0" * 8) -> Callable[[Path], None]:

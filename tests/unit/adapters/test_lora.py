@@ -38,7 +38,7 @@ def perturb(base: Base) -> None:
 
 
 def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(tiny_base_folder: Path) -> None:
-    states = []
+    states: list[dict[str, torch.Tensor]] = []
     for seed, layers in ((1, "attention"), (1, "all"), (2, "attention")):
         base = load_base(tiny_base_folder)
         torch.manual_seed(len(states))  # global state plays no part

@@ -159,7 +159,8 @@ def test_v_prediction_shifts_the_same_noise_target() -> None:
     w, w_s = sude_weight(t, plan, "code"), 0.4
     for gamma in (None, 5.0):
         host = plan.min_snr_weight(t, gamma)
-        terms = sude_terms(*e, w, None, host_weight=plan.epsilon_weight(t, gamma))
+        host_weight = plan.epsilon_weight(t, gamma)
+        terms = sude_terms(e[0], e[1], e[2], w, None, host_weight=host_weight)
         total = mse_per_sample(v_s, plan.target(x0, eps, t), weight=host) + w_s * terms.loss
         target = eps + w_s * w.view(-1, 1, 1, 1) * (e[1] - e[2])
         expected = plan.epsilon_weight(t, gamma) * mean((e[0] - target.detach()) ** 2)

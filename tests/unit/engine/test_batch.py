@@ -14,7 +14,7 @@ SUBJECT, PRIOR = latent_set(PROMPT), latent_set(CLASS_PROMPT, seed=1)
 
 def draws(indices: list[int], seed: int = 0, **options: object) -> dict[str, Tensor]:
     batch = make_batch(seed, indices, SUBJECT, [CLASS_PROMPT] * 3, PRIOR, **options)  # type: ignore[arg-type]
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for name, part in (("subject", batch.subject), ("prior", batch.prior)):
         assert part is not None
         rows |= {f"{name}.{key}": getattr(part, key) for key in ("latents", "noise", "t")}

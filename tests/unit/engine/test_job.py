@@ -136,14 +136,14 @@ def trained(
 
 
 def test_accumulation_equals_a_bigger_batch(tiny_base_folder: Path) -> None:
-    options = {**ALL, "train__adam_epsilon": 1e-4}
+    options: dict[str, Any] = {**ALL, "train__adam_epsilon": 1e-4}
     start, one = trained(tiny_base_folder, train__train_batch_size=4, **options)
     _, two = trained(tiny_base_folder, train__gradient_accumulation_steps=4, **options)
     assert difference(one, two, start) < 1e-4
 
 
 def test_two_workers_equal_one_with_twice_the_batch(tiny_base_folder: Path) -> None:
-    options = {**ALL, "train__adam_epsilon": 1e-4}
+    options: dict[str, Any] = {**ALL, "train__adam_epsilon": 1e-4}
     start, one = trained(tiny_base_folder, steps=3, train__train_batch_size=2, **options)
     spec = tiny_spec(tiny_base_folder, **options)
     jobs = [

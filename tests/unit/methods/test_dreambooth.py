@@ -24,7 +24,11 @@ from tests.tiny_jobs import CLASS_PROMPT, PROMPT, latent_set, tiny_config
 from tests.unit.adapters.test_lora import perturb
 
 INDICES = [3, 4, 5, 6]
-FULL = {"prior__with_prior_preservation": True, "prior__weight": 0.7, "sude__weight": 0.4}
+FULL: dict[str, Any] = {
+    "prior__with_prior_preservation": True,
+    "prior__weight": 0.7,
+    "sude__weight": 0.4,
+}
 
 
 def batch(indices: list[int] | None = None, seed: int = 0) -> Batch:
@@ -170,7 +174,7 @@ def test_loss_equals_an_independent_computation(
     for teacher in ("pretrained", "current"):
         for form in ("images", "teacher"):
             point = 1.0 if form == "images" else 200.0  # far enough out to be on
-            options = {
+            options: dict[str, Any] = {
                 **FULL,
                 "train__snr_gamma": gamma,
                 "sude__teacher": teacher,
@@ -209,7 +213,11 @@ def gradients(made: DreamBooth, terms: LossTerms) -> dict[str, Tensor]:
 def test_pretrained_teacher_is_the_base_before_training(
     tiny_base_folder: Path, mode: str, text: bool
 ) -> None:
-    options = {"train__mode": mode, "train__train_text_encoder": text, "sude__weight": 1.0}
+    options: dict[str, Any] = {
+        "train__mode": mode,
+        "train__train_text_encoder": text,
+        "sude__weight": 1.0,
+    }
     made = method(tiny_base_folder, **options)
     fresh = load_base(tiny_base_folder)
     x, t = batch().subject.noise, batch().subject.t

@@ -29,7 +29,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "ray_session", started)
 
 
-def refused(config: Any, **flags: bool) -> str:
+def refused(config: Any, **flags: Any) -> str:
     with pytest.raises(BadInputError) as error:
         personalize(config, **flags)
     assert error.value.exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_checkpoints_may_lie_in_shared_storage(tmp_path: Path) -> None:
     assert folder.checkpoints.location == "s3://bucket/fleet/rex"
 
 
-def fingerprint(world_size: int = 1, **values: object) -> dict[str, object]:
+def fingerprint(world_size: int = 1, **values: Any) -> dict[str, Any]:
     config = RunConfig.model_validate({"train": {"max_train_steps": 10, **values}})
     return run_fingerprint(
         config, world_size=world_size, subject_key="s", prior_key="", base_hash="b"
@@ -72,6 +73,6 @@ def test_fingerprint_ignores_what_does_not_change_the_adapter() -> None:
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"rank": 8}, {"train_batch_size": 2}, {"lr_scheduler": "cosine"}]
 )
-def test_fingerprint_names_what_does(change: dict[str, object]) -> None:
+def test_fingerprint_names_what_does(change: dict[str, Any]) -> None:
     with pytest.raises(ResumeError, match="began under other settings"):
         check_same_run(fingerprint(), fingerprint(**change), "OUT")

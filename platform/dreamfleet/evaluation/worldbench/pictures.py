@@ -16,7 +16,7 @@ from dreamfleet.world.splits import Subject, benchmark_photo
 
 CELL_PX = 96
 MARGIN_PX = 84  # left of the rows, for their names
-HEAD_PX = 36
+HEAD_PX = 52
 FONT_PX = 11
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
@@ -62,12 +62,11 @@ def ladder_sheet(output_dir: Path, rows: Sequence[Row], subject: Subject, host: 
     for steps in sorted({int(row["steps"]) for row in mine}):
         found = {row["prompt"]: row for row in mine if row["steps"] == steps}
         pictures = [_open(output_dir, found[prompt]) for prompt in prompts]
-        lines.append((f"{steps} steps" if steps else "bare base", pictures))
+        lines.append((f"{host}, {steps} steps" if steps else "bare base", pictures))
     shown = photo_image(photo, 64)
-    label = f"{subject.subject_id} {host}"
     table = [(name, [shown, *pictures]) for name, pictures in lines]
     short = [_short(prompt, subject.class_name) for prompt in prompts]
-    return grid([f"photo: {label}", *short], table)
+    return grid([f"photo of {subject.subject_id}", *short], table)
 
 
 def scenes_sheet(

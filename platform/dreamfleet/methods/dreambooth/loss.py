@@ -101,12 +101,14 @@ class DreamBoothLoss:
         self, batch: Batch, x_t: Tensor, output: Tensor, class_output: Tensor, empty_output: Tensor
     ) -> SudeTerms:
         schedule, settings, t = self.base.schedule, self.settings, batch.subject.t
-        eps = [
+        eps_s, eps_c, eps_u = (
             schedule.to_epsilon(o.float(), x_t.float(), t)
             for o in (output, class_output, empty_output)
-        ]
+        )
         return sude_terms(
-            *eps,
+            eps_s,
+            eps_c,
+            eps_u,
             sude_weight(t, schedule, settings.sude_weighting),
             settings.truncation_point,
             host_weight=schedule.epsilon_weight(t, settings.snr_gamma),
