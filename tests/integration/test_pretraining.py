@@ -118,7 +118,7 @@ def test_script_refuses_bad_input_in_a_line(repository: Path, tmp_path: Path) ->
     cases = [
         (("--config", recipe, "--stage", "paint"), "'paint' is none of"),
         (("--config", wrong), "colour"),
-        (("--config", recipe, "--stage", "denoiser"), "run stage text"),
+        (("--config", recipe, "--stage", "denoiser"), "run stage latents"),
     ]
     for arguments, message in cases:
         result = run_script(repository, *arguments, "--work-dir", tmp_path / "work", "--no-ray")

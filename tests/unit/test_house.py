@@ -136,6 +136,9 @@ class TestDocuments:
         for command in cli.commands.values():
             for parameter in command.get_params(context):
                 known |= {*parameter.opts, *parameter.secondary_opts}
+        for script in (ROOT / "pipelines").glob("*.py"):
+            source = script.read_text(encoding="utf-8")
+            known |= set(re.findall(r"click\.option\(\s*\"(--[a-z-]+)\"", source))
         blocks = re.findall(
             r"^```\w*\n(.*?)^```", document.read_text(encoding="utf-8"), re.S | re.M
         )

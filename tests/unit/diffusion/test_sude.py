@@ -155,15 +155,15 @@ def test_v_prediction_shifts_the_same_noise_target() -> None:
     t = torch.tensor([1, 300, 700, 990])
     x_t = plan.add_noise(x0, eps, t)
     v_s.requires_grad_(True)
-    e = [plan.to_epsilon(v, x_t, t) for v in (v_s, v_c, v_u)]
+    e_s, e_c, e_u = (plan.to_epsilon(v, x_t, t) for v in (v_s, v_c, v_u))
     w, w_s = sude_weight(t, plan, "code"), 0.4
     for gamma in (None, 5.0):
         host = plan.min_snr_weight(t, gamma)
         host_weight = plan.epsilon_weight(t, gamma)
-        terms = sude_terms(e[0], e[1], e[2], w, None, host_weight=host_weight)
+        terms = sude_terms(e_s, e_c, e_u, w, None, host_weight=host_weight)
         total = mse_per_sample(v_s, plan.target(x0, eps, t), weight=host) + w_s * terms.loss
-        target = eps + w_s * w.view(-1, 1, 1, 1) * (e[1] - e[2])
-        expected = plan.epsilon_weight(t, gamma) * mean((e[0] - target.detach()) ** 2)
+        target = eps + w_s * w.view(-1, 1, 1, 1) * (e_c - e_u)
+        expected = plan.epsilon_weight(t, gamma) * mean((e_s - target.detach()) ** 2)
         torch.testing.assert_close(
             gradient(total, v_s), gradient(expected, v_s), rtol=2e-4, atol=1e-6
         )

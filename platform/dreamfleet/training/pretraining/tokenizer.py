@@ -17,7 +17,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # Ties between merges fall by the numbers of the letters that end words, which the trainer numbers
 # in the order of a hash map: another one in every process. So they are given in a fixed order; any
 # would do, but changing it would give the shipped weights' words other numbers.
-LAST_LETTERS = "abcdefghijkmnloqstpruvwxyz"
+LAST_LETTERS = "abcdehijkmoqsuvwxyzglnfrtp"
 
 
 def build_tokenizer(words: Sequence[str], context_tokens: int = CONTEXT_TOKENS) -> CLIPTokenizer:
