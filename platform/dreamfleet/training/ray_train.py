@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STOP_WITHIN_S = 60.0
 RAY_FOLDER = "ray"
+SMALL_PICTURE = 128  # pixels; bases up to this size are small nets
 
 
 def train_with_ray(
@@ -125,13 +126,19 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
 def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
     """What a worker reserves: the user's wish, else one GPU, or on a private Ray its share of the
     cores.
+
+    Ray gives a worker as many torch threads as it reserves CPUs. Small nets get one: they gain
+    little from a second, and beside other busy processes threads that wait for each other in every
+    layer make a step up to a hundred times slower.
     """
     cluster = task.config.cluster
     if cluster.resources_per_worker:
         return dict(cluster.resources_per_worker)
     if task.device == "cuda":
         return {"CPU": 1, "GPU": 1}
-    return {"CPU": max(1, int(session.num_cpus) // cluster.num_workers) if session.local else 1}
+    if not session.local or (task.config.data.resolution or 0) <= SMALL_PICTURE:
+        return {"CPU": 1}
+    return {"CPU": max(1, int(session.num_cpus) // cluster.num_workers)}
 
 
 def _train_worker(config: dict[str, Any]) -> TrainOutcome:
