@@ -89,7 +89,7 @@ def test_main_job_with_prior_and_sude(tmp_path: Path, tiny_base: Path) -> None:
 
 
 def test_interrupted_then_resumed_equals_uninterrupted(tmp_path: Path, tiny_base: Path) -> None:
-    config = recipe(tmp_path, tiny_base)
+    config = recipe(tmp_path, tiny_base, train={"max_train_steps": 240, "checkpointing_steps": 80})
 
     def interrupt(step: int) -> None:
         if step >= 3:

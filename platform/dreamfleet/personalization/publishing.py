@@ -162,17 +162,10 @@ class Publication:
             self.folder.checkpoints.delete_folder(ADAPTER)
 
     def _announce(self, data: ReportData, progress: Progress) -> None:
-        seconds = self.outcome.train_seconds
-        progress.info(f"{data.subject}: {data.steps} steps in {seconds:.0f} s of training")
+        progress.info(f"{data.subject}: written to {self.folder.path}")
         for metric in data.metrics:
             bare = "" if metric.baseline is None else f" (bare base {metric.baseline:.3f})"
             progress.info(f"  {metric.title}: {metric.value:.3f}{bare}")
-        progress.info(f"  adapter  {self.folder.path}")
-        progress.info(f"  report   {self.folder.path / 'report.html'}")
-        if data.grids:
-            progress.info(f"  pictures {self.folder.path / 'samples'}")
-        if data.tracking_ui:
-            progress.info(f"  MLflow   {data.tracking_ui}")
 
 
 def _index(adapter: Checkpoint) -> list[dict[str, Any]]:

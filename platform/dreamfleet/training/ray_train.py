@@ -49,8 +49,7 @@ def train_with_ray(
     fit = _Fit(_trainer(ray.put(task), task, session, relay))
     fit.start()
     try:
-        while fit.is_alive():
-            fit.join(DRIVER_POLL_S)
+        while not fit.ended.wait(DRIVER_POLL_S):
             hand_over(relay, on_event)
     except KeyboardInterrupt:
         _stop(relay, fit, on_event)
@@ -63,11 +62,16 @@ def train_with_ray(
 
 
 class _Fit(threading.Thread):
-    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself.
+
+    `ended` is what to wait for: a Ctrl-C inside `Thread.join` makes Python 3.11 take the thread for
+    ended.
+    """
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(name="ray-train-fit", daemon=True)
         self._trainer = trainer
+        self.ended = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -76,6 +80,8 @@ class _Fit(threading.Thread):
             self._result = self._trainer.fit()
         except BaseException as error:
             self._error = error
+        finally:
+            self.ended.set()
 
     def outcome(self, task: TrainTask) -> TrainOutcome:
         if self._error is not None:
@@ -183,8 +189,7 @@ def _stop(relay: Any, fit: _Fit, on_event: Callable[[TrainEvent], None]) -> None
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
         relay.request_stop.remote()  # not waited for: on a busy machine that alone can take long
         deadline = time.monotonic() + STOP_WITHIN_S
-        while fit.is_alive() and time.monotonic() < deadline:
-            fit.join(DRIVER_POLL_S)
+        while not fit.ended.wait(DRIVER_POLL_S) and time.monotonic() < deadline:
             hand_over(relay, on_event)
 
 
