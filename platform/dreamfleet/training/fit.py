@@ -14,11 +14,16 @@ STOP_WITHIN_S = 60.0
 
 
 class Fit(threading.Thread):
-    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself.
+
+    `ended` is what to wait for: a Ctrl-C inside `Thread.join` makes Python 3.11 take the thread for
+    ended.
+    """
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(name="ray-train-fit", daemon=True)
         self._trainer = trainer
+        self.ended = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -28,6 +33,8 @@ class Fit(threading.Thread):
             self._result = self._trainer.fit()
         except BaseException as error:
             self._error = error
+        finally:
+            self.ended.set()
 
     def returned(self) -> Any:
         """What rank 0 returned; raises what ended the fit otherwise."""
@@ -44,8 +51,7 @@ def follow(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
     """
     fit.start()
     try:
-        while fit.is_alive():
-            fit.join(DRIVER_POLL_S)
+        while not fit.ended.wait(DRIVER_POLL_S):
             hand_over(relay, on_event)
     except KeyboardInterrupt:
         _stop(fit, relay, on_event)
@@ -57,8 +63,7 @@ def _stop(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
     import ray
 
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
-        ray.get(relay.request_stop.remote(), timeout=10.0)
+        relay.request_stop.remote()  # not waited for: on a busy machine that alone can take long
         deadline = time.monotonic() + STOP_WITHIN_S
-        while fit.is_alive() and time.monotonic() < deadline:
-            fit.join(DRIVER_POLL_S)
+        while not fit.ended.wait(DRIVER_POLL_S) and time.monotonic() < deadline:
             hand_over(relay, on_event)

@@ -7,10 +7,8 @@ again, and every rank goes on from the newest whole checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.errors import TrainingError
-from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
+from dreamfleet.runtime.relay import RelayClient, start_relay
 from dreamfleet.runtime.storage import Folder
+from dreamfleet.training.fit import Fit, follow
 from dreamfleet.training.group import Group
 from dreamfleet.training.task import TrainEvent, TrainOutcome, TrainTask
 from dreamfleet.training.worker import train_in_process
@@ -27,7 +26,6 @@ from dreamfleet.training.worker import train_in_process
 if TYPE_CHECKING:
     from dreamfleet.runtime.session import RaySession
 
-STOP_WITHIN_S = 60.0
 RAY_FOLDER = "ray"
 SMALL_PICTURE = 128  # pixels; bases up to this size are small nets
 
@@ -38,7 +36,7 @@ def train_with_ray(
     """Train one subject on `cluster.num_workers` workers.
 
     `on_event` is called in this thread. A KeyboardInterrupt here lets the workers write a
-    checkpoint (at most STOP_WITHIN_S), then is raised again.
+    checkpoint (at most fit.STOP_WITHIN_S), then is raised again.
 
     Raises:
         TrainingError: workers were lost more often than `cluster.max_failures`, or could not start.
@@ -46,57 +44,29 @@ def train_with_ray(
     import ray
 
     relay = start_relay()
-    fit = _Fit(_trainer(ray.put(task), task, session, relay))
-    fit.start()
-    try:
-        while not fit.ended.wait(DRIVER_POLL_S):
-            hand_over(relay, on_event)
-    except KeyboardInterrupt:
-        _stop(relay, fit, on_event)
-        raise
-    hand_over(relay, on_event)
+    fit = Fit(_trainer(ray.put(task), task, session, relay))
+    follow(fit, relay, on_event)
     ray.kill(relay)
-    outcome = fit.outcome(task)
+    outcome = _outcome(fit, task)
     Folder(task.checkpoints).delete_folder(RAY_FOLDER)
     return outcome
 
 
-class _Fit(threading.Thread):
-    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself.
-
-    `ended` is what to wait for: a Ctrl-C inside `Thread.join` makes Python 3.11 take the thread for
-    ended.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        super().__init__(name="ray-train-fit", daemon=True)
-        self._trainer = trainer
-        self.ended = threading.Event()
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._result = self._trainer.fit()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self.ended.set()
-
-    def outcome(self, task: TrainTask) -> TrainOutcome:
-        if self._error is not None:
-            raise TrainingError(
-                f"{task.subject.id}: training did not end ({_last_line(self._error)}); "
-                "worker losses survived: "
-                f"cluster.max_failures = {task.config.cluster.max_failures}; what is done "
-                "is kept, go on with --resume"
-            ) from self._error
-        outcome = self._result.return_value
-        if not isinstance(outcome, TrainOutcome):
-            raise TrainingError(
-                f"{task.subject.id}: the training worker returned nothing; go on with --resume"
-            )
-        return outcome
+def _outcome(fit: Fit, task: TrainTask) -> TrainOutcome:
+    try:
+        outcome = fit.returned()
+    except BaseException as error:
+        raise TrainingError(
+            f"{task.subject.id}: training did not end ({_last_line(error)}); "
+            "worker losses survived: "
+            f"cluster.max_failures = {task.config.cluster.max_failures}; what is done "
+            "is kept, go on with --resume"
+        ) from error
+    if not isinstance(outcome, TrainOutcome):
+        raise TrainingError(
+            f"{task.subject.id}: the training worker returned nothing; go on with --resume"
+        )
+    return outcome
 
 
 def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) -> Any:
@@ -180,17 +150,6 @@ def _report(task: TrainTask, group: Group, step: int, metrics: Mapping[str, floa
         pointer = {"location": task.checkpoints, "step": step}
         (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _stop(relay: Any, fit: _Fit, on_event: Callable[[TrainEvent], None]) -> None:
-    """Ask the workers to write a checkpoint and end; a second Ctrl-C ends the waiting."""
-    import ray
-
-    with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
-        relay.request_stop.remote()  # not waited for: on a busy machine that alone can take long
-        deadline = time.monotonic() + STOP_WITHIN_S
-        while not fit.ended.wait(DRIVER_POLL_S) and time.monotonic() < deadline:
-            hand_over(relay, on_event)
 
 
 def _last_line(error: BaseException) -> str:
