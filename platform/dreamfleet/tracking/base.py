@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +214,17 @@ def ui_command(uri: str) -> str:
     """What to type, or open, to see the runs."""
     if uri.startswith(("http://", "https://")):
         return uri
-    return f"mlflow ui --backend-store-uri {uri}"
+    return f"{_mlflow_program()} ui --backend-store-uri {uri}"
+
+
+def _mlflow_program() -> str:
+    """`mlflow`, with its folder where the environment it belongs to is not activated."""
+    beside = Path(sys.executable).with_name("mlflow")
+    if shutil.which("mlflow") or not beside.exists():
+        return "mlflow"
+    return shlex.quote(
+        os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

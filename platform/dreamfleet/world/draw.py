@@ -4,6 +4,7 @@ Blocks may be drawn in other processes (`map_blocks`); they are written here in 
 are the same.
 
     images.npy      uint8 [count, size, size, 3], memory-mappable
+    masks.npy       uint8 [count, size, size], 1 where the subject is
     captions.jsonl  one JSON object a picture: "index", "caption"
     labels.npz      "labels" int64 [count, 7] with columns LABEL_COLUMNS, and the names they index
     progress.json   what is being drawn and how many pictures are done
@@ -41,6 +42,7 @@ class Block:
     """Pictures of consecutive indices."""
 
     images: npt.NDArray[np.uint8]  # [n, size, size, 3]
+    masks: npt.NDArray[np.uint8]  # [n, size, size]
     labels: npt.NDArray[np.int64]  # [n, len(LABEL_COLUMNS)]
     captions: list[str]
 
@@ -54,6 +56,7 @@ def draw_block(seed: int, size_px: int, indices: range) -> Block:
     examples = [training_example(seed, index, size_px) for index in indices]
     return Block(
         images=np.stack([np.asarray(rendered.image) for rendered, _ in examples]),
+        masks=np.stack([rendered.subject_mask for rendered, _ in examples]).astype(np.uint8),
         labels=np.array([label_indices(rendered.spec) for rendered, _ in examples]),
         captions=[text for _, text in examples],
     )
@@ -77,6 +80,7 @@ def draw_dataset(
     request = {"count": count, "seed": seed, "size_px": size_px, "start": start}
     done = _done_before(folder, request)
     images = _opened(folder / "images.npy", (count, size_px, size_px, 3), np.uint8, done)
+    masks = _opened(folder / "masks.npy", (count, size_px, size_px), np.uint8, done)
     labels = _opened(folder / "labels.partial.npy", (count, len(LABEL_COLUMNS)), np.int64, done)
     _keep_lines(folder / "captions.jsonl", done)
     ranges = [
@@ -85,9 +89,10 @@ def draw_dataset(
     ]
     for block in map_blocks(functools.partial(draw_block, seed, size_px), ranges):
         stop = done + len(block.images)
-        images[done:stop], labels[done:stop] = block.images, block.labels
-        images.flush()
-        labels.flush()
+        images[done:stop], masks[done:stop] = block.images, block.masks
+        labels[done:stop] = block.labels
+        for file in (images, masks, labels):
+            file.flush()
         _append_captions(folder / "captions.jsonl", start + done, block.captions)
         done = stop
         _write_progress(folder, {**request, "done": done})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_relative_sqlite_paths_become_absolute(
     assert resolve_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path / 'a' / 'b.db'}"
     assert sqlite_path("postgresql://u@h/db") is None
     assert sqlite_path("/some/folder") is None
+
+
+def test_ui_command_works_without_activating_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    program = Path(ui_command("sqlite:////x/mlflow.db").split()[0])
+    assert program.resolve() == Path(sys.executable).with_name("mlflow").resolve()
 
 
 def test_ui_command_names_the_store() -> None:

@@ -87,7 +87,9 @@ def fit_basis(corpus: Corpus, channels: int, num_images: int = 3000) -> PatchBas
     values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
     deviation = values[-channels:].flip(0).clamp(min=1e-12).sqrt()  # [C], largest first
     scale = deviation.rsqrt() / deviation.mean().sqrt()
-    matrix = vectors[:, -channels:].flip(1).T * scale[:, None]
+    leading = vectors[:, -channels:].flip(1).T  # [C, 48]
+    largest = leading.gather(1, leading.abs().argmax(dim=1, keepdim=True))
+    matrix = leading * largest.sign() * scale[:, None]  # a component's sign is the solver's whim
     return PatchBasis(matrix.float(), mean.float())
 
 

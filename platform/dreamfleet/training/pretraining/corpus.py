@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from dreamfleet.seeding import numpy_generator
 from dreamfleet.world.captions import caption
@@ -66,6 +67,16 @@ class Corpus:
         batch = torch.from_numpy(np.asarray(self.images[np.sort(indices)]))
         order = torch.from_numpy(np.argsort(np.argsort(indices)))
         return batch[order].permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """uint8 [count, 64, 64], 1 where the subject is; memory-mapped."""
+        return np.load(self.folder / "masks.npy", mmap_mode="r")
+
+    def subject_shares(self, indices: np.ndarray, size: int) -> torch.Tensor:
+        """Float [B, 1, size, size]: the subject's share of each cell, on the CPU."""
+        masks = torch.from_numpy(np.stack([self.masks[index] for index in indices]))
+        return F.adaptive_avg_pool2d(masks[:, None].float(), size)
 
     @cached_property
     def labels(self) -> dict[str, torch.Tensor]:

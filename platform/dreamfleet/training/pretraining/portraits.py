@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from torch import Tensor
 from dreamfleet.seeding import numpy_generator
 from dreamfleet.training.pretraining.parallel import OrderedMap
 from dreamfleet.world.classes import CLASSES
-from dreamfleet.world.render import render
+from dreamfleet.world.render import identity_traits, render
 from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import identity_seed
 
 BLOCK = 500
+MOST_NAMES = 8  # of one trait that become numbers
+NO_COLOUR = (128, 128, 128)
+WITHOUT_MEANING = ("layout", "colour_name")  # where marks lie, and a word for another trait
 
 
 @dataclass
@@ -56,13 +60,40 @@ class Portraits:
         turned = shared.random() < 0.1 and len(views) > 1
         return ImageSpec(
             class_name=world_class.name,
-            identity_seed=identity_seed("train", self.first + identity),
+            identity_seed=self._identity(identity),
             state=state,
             scene=list(SCENES)[int(shared.integers(len(SCENES)))],
             view=str(shared.choice(views[1:])) if turned else "side",
             prop=bool(world_class.prop) and bool(own.random() < 0.3),
             layout_seed=int(own.integers(2**31)),
         )
+
+    @cached_property
+    def traits(self) -> tuple[Tensor, Tensor]:
+        """What the renderer knows of every identity, as numbers.
+
+        Float [classes, identities, D] of zero mean and unit deviation over a class's identities,
+        and [classes, D]: 1 where a class has that number. A colour is three numbers, a name one.
+        """
+        columns = [
+            _columns([identity_traits(name, self._identity(i)) for i in range(self.identities)])
+            for name in CLASSES
+        ]
+        width = max(len(of_class) for of_class in columns)
+        values = torch.zeros(len(columns), self.identities, width)
+        known = torch.zeros(len(columns), width)
+        for at, of_class in enumerate(columns):
+            values[at, :, : len(of_class)] = torch.tensor(np.array(of_class)).T.float()
+            known[at, : len(of_class)] = 1.0
+        return values, known
+
+    def place(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Class and identity numbers of `rows`."""
+        class_index, rest = np.divmod(rows, self.identities * self.per_identity)
+        return torch.from_numpy(class_index), torch.from_numpy(rest // self.per_identity)
+
+    def _identity(self, number: int) -> int:
+        return identity_seed("train", self.first + number)
 
     def draw_rows(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """uint8 pictures [n, 64, 64, 3] and masks [n, 64, 64] of `rows`."""
@@ -113,3 +144,23 @@ class Portraits:
         images = torch.from_numpy(np.stack([self.images[row] for row in rows]))
         masks = torch.from_numpy(np.stack([self.masks[row] for row in rows]))
         return images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0), masks[:, None].float()
+
+
+def _columns(traits: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Standardised columns of one class's traits; those that never vary are left out."""
+    found: list[np.ndarray] = []
+    for key in traits[0]:
+        if key not in WITHOUT_MEANING:
+            found += _as_numbers([of_one[key] for of_one in traits])
+    columns = [np.asarray(column, dtype=np.float64) for column in found]
+    return [(c - c.mean()) / c.std() for c in columns if c.std() > 1e-6]
+
+
+def _as_numbers(values: list[Any]) -> list[Any]:
+    if all(isinstance(value, bool | int | float) for value in values):
+        return [values]
+    if any(isinstance(value, tuple) for value in values):  # a colour, or none
+        colours = [value or NO_COLOUR for value in values]
+        return [[c[k] for c in colours] for k in range(3)] + [[v is None for v in values]]
+    names = sorted({str(value) for value in values})[:MOST_NAMES]
+    return [[str(value) == name for value in values] for name in names]

@@ -52,6 +52,7 @@ from dreamfleet.world.evaluators.models import OracleA, OracleB
 DRAWINGS = ("corpus", "corpus_b", "portraits")
 EVALUATORS = ("oracle_a", "oracle_b", "segmenter", "identity", "clip")
 STAGES = ("latents", "decoder", "text", "denoiser", *EVALUATORS)
+FULL_PRECISION = ("decoder", "text")  # whatever the recipe's `autocast`
 ROUND_TRIP_NOISE = 0.35  # at most, in units of the latents' mean deviation
 
 
@@ -65,7 +66,7 @@ class PretrainRecipe:
     portrait_identities: int = 300
     portraits_per_identity: int = 4
     latent_channels: int = 16
-    autocast: bool = False  # bf16 matrix products in the denoiser
+    autocast: bool = False  # bf16 products in the denoiser and the evaluators
     stages: dict[str, StageSettings] = field(default_factory=dict)
 
 
@@ -222,7 +223,6 @@ class Pretraining:
                 self.tokenizer,
                 settings,
                 recipe.seed,
-                recipe.autocast,
                 self._warm_text_encoder(),
             ),
             "oracle_a": lambda: OracleStage(
@@ -233,10 +233,14 @@ class Pretraining:
             ),
             "segmenter": lambda: SegmenterStage(self.portraits, settings, recipe.seed),
             "identity": lambda: IdentityStage(self.portraits, settings, recipe.seed),
-            "clip": lambda: ClipStage(self.corpus, self.tokenizer, settings, recipe.seed),
+            "clip": lambda: ClipStage(
+                self.corpus, self.tokenizer, settings, recipe.seed, self._warm_text_encoder()
+            ),
         }
         torch.manual_seed(recipe.seed)  # initial weights
-        return builders[name]().to(self.device)
+        stage = builders[name]().to(self.device)
+        stage.autocast = recipe.autocast and name not in FULL_PRECISION
+        return stage
 
     def trained_modules(self, name: str) -> dict[str, nn.Module]:
         """A stage's modules as its folder has them, averaged weights where it keeps them."""
@@ -274,8 +278,10 @@ class Pretraining:
         z = self.basis.encode(pixels)
         strength = ROUND_TRIP_NOISE * torch.rand((len(z), 1, 1, 1), generator=generator)
         z = z + strength * torch.randn(z.shape, generator=generator)
-        decoded: Tensor = self.vae.decode(z.to(self.device)).sample
-        return decoded.clamp(-1, 1).cpu()
+        vae = self.vae.to(memory_format=torch.channels_last)  # with bf16 three times as fast
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.recipe.autocast):
+            decoded: Tensor = vae.decode(z.to(self.device)).sample
+        return decoded.float().clamp(-1, 1).cpu()
 
 
 def _save(content: object, path: Path) -> None:

@@ -51,6 +51,7 @@ class Stage(ABC):
     settings: StageSettings
     modules: dict[str, nn.Module]
     device = torch.device("cpu")
+    autocast = False
 
     @abstractmethod
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -62,6 +63,10 @@ class Stage(ABC):
         for module in self.modules.values():
             module.to(self.device)
         return self
+
+    def mixed(self) -> torch.autocast:
+        """The precision of the networks' own work: bf16 products where `autocast` is on."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that learns."""

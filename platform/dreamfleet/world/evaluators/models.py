@@ -98,17 +98,40 @@ class OracleB(nn.Module):
         return {name: head(h) for name, head in self.heads.items()}
 
 
-class IdentityEncoder(nn.Module):
-    """A small ViT on convolutional patches; class token and mean token give the embedding."""
+class _PreNormResidual(nn.Module):
+    """A residual block of 3x3 convolutions after group norm and GELU (He et al. 2016, v2)."""
 
-    def __init__(self, width: int = 128, depth: int = 4, heads: int = 4, dim: int = 128) -> None:
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
+        self.norm1 = nn.GroupNorm(8, width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1)
+        self.norm2 = nn.GroupNorm(8, width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width_out:
+            self.skip = nn.Conv2d(width_in, width_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.gelu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.gelu(self.norm2(h)))
+
+
+class IdentityEncoder(nn.Module):
+    """A small ViT on convolutional patches; class token and mean token give the embedding.
+
+    `features` is what the embedding is projected from.
+    """
+
+    def __init__(self, width: int = 128, depth: int = 2, heads: int = 4, dim: int = 128) -> None:
+        super().__init__()
+        self.features = 2 * width
         self.patches = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 2, 1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, 2, 1),
-            nn.GELU(),
-            nn.Conv2d(64, width, 3, 2, 1),  # [B, width, 8, 8]
+            nn.Conv2d(3, 32, 3, 2, 1),  # [B, 32, 32, 32]
+            _PreNormResidual(32, 32, 1),
+            _PreNormResidual(32, 64, 2),
+            _PreNormResidual(64, 64, 1),
+            _PreNormResidual(64, width, 2),  # [B, width, 8, 8]
+            nn.GroupNorm(8, width),
         )
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.randn(1, 65, width) * 0.02)
@@ -116,15 +139,18 @@ class IdentityEncoder(nn.Module):
             width, heads, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.projection = nn.Linear(2 * width, dim)
+        self.projection = nn.Linear(self.features, dim)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [B, dim]."""
+    def describe(self, pixels: Tensor) -> Tensor:
+        """[B, features], before the projection."""
         tokens = self.patches(pixels).flatten(2).transpose(1, 2)  # [B, 64, width]
         first = self.class_token.expand(len(tokens), -1, -1)
         h = self.blocks(torch.cat([first, tokens], dim=1) + self.positions)
-        h = torch.cat([h[:, 0], h[:, 1:].mean(dim=1)], dim=1)
-        return F.normalize(self.projection(h), dim=1)
+        return torch.cat([h[:, 0], h[:, 1:].mean(dim=1)], dim=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Unit vectors [B, dim]."""
+        return F.normalize(self.projection(self.describe(pixels)), dim=1)
 
 
 class Segmenter(nn.Module):
