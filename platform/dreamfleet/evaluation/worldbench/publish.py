@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.world_metrics import WorldScorer
 from dreamfleet.evaluation.worldbench.pictures import scenes_sheet, write_sheets
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings
@@ -46,9 +45,8 @@ def publish(
     summary = summarise(rows, rungs, scored_states)
     summary |= {"settings": settings.as_dict(), "scored_states": _plain_states(scored_states)}
     summary["adapter_check"] = adapter_check(summary)
-    _write_parquet(output_dir / "results.parquet", rows)
-    text = json.dumps(_json_ready(summary), indent=1, default=str)
-    (output_dir / "summary.json").write_text(text, encoding="utf-8")
+    write_rows(output_dir / RESULTS, rows)
+    write_summary(output_dir / SUMMARY, summary)
     (output_dir / "table.md").write_text(markdown_table(summary), encoding="utf-8")
     write_sheets(output_dir, rows, chosen, hosts)
     for host in hosts:
@@ -125,28 +123,10 @@ def _write_scenes(
         sheet.save(output_dir / "grids" / f"scenes-{host}-{steps:05d}.png")
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
-
-
 def _plain_states(scored_states: ScoredStates | None) -> dict[str, list[str]] | None:
     if scored_states is None:
         return None
     return {name: sorted(states) for name, states in scored_states.items()}
-
-
-def _json_ready(value: Any) -> Any:
-    """NaN is no JSON: it becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _mean_text(values: Sequence[float]) -> str:
