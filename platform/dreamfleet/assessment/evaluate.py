@@ -26,7 +26,6 @@ from dreamfleet.evaluation.scores import summarise_scores
 from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
-from dreamfleet.seeding import key_to_int
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
@@ -63,7 +62,7 @@ def evaluate(
     """
     say = progress or SilentProgress()
     place = Path(adapter).expanduser()
-    config, files, steps = _complete(place, overrides)
+    config, files, steps = _complete(place, protocol, overrides)
     names = judges or JudgeNames()
     asks = [
         *asks_for(protocol, config.subject.class_word, world=config.base_model == EMBEDDED),
@@ -103,7 +102,9 @@ def evaluate(
         return assessment.publish(drawn, summarise_scores(drawn.rows), say)
 
 
-def _complete(place: Path, overrides: Mapping[str, Any]) -> tuple[RunConfig, BaseFiles, int]:
+def _complete(
+    place: Path, protocol: str, overrides: Mapping[str, Any]
+) -> tuple[RunConfig, BaseFiles, int]:
     """The adapter's configuration without gaps, its base, and its training steps."""
     from dreamfleet.bases import inspect_base, resolved_config
 
@@ -120,16 +121,15 @@ def _complete(place: Path, overrides: Mapping[str, Any]) -> tuple[RunConfig, Bas
             "and --images (the photos)"
         )
     if "output_dir" not in overrides:
-        mark = key_to_int(str(place.absolute())) % 10**6
-        config.output_dir = f"runs/evaluation-{beside.name}-{mark:06d}"
+        config.output_dir = f"runs/{beside.name}-{protocol}"
     files = inspect_base(config.base_model)
     info = read_adapter_json(beside) if (beside / ADAPTER_JSON).is_file() else None
     return resolved_config(config, files), files, info.steps if info else 0
 
 
 def _unknown_to_world(config: RunConfig, protocol: str) -> bool:
-    """Photographs, or prompts for photographs, on the embedded base."""
+    """A class or prompts of photographs on the embedded base."""
     from dreamfleet.world import CLASSES
 
     known = config.subject.class_word.strip().lower() in CLASSES
-    return config.base_model == EMBEDDED and not known
+    return config.base_model == EMBEDDED and (not known or protocol == "dreambench")

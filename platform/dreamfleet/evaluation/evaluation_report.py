@@ -32,7 +32,7 @@ from dreamfleet.evaluation.scores import (
 
 MAX_SUBJECTS = 8  # with pictures; the table holds all
 PROMPTS_ALONE, PICTURES_ALONE = 30, 4  # of one subject
-PROMPTS_EACH, PICTURES_EACH = 6, 2  # of several
+PROMPTS_EACH, PICTURES_EACH = 4, 2  # of several
 CARDS = 6
 MAX_PHOTOS = 4
 LEFT_OUT_KINDS = ("class", "subject")  # of the grids
@@ -155,7 +155,7 @@ def _card(
     base: Mapping[str, Any] | None,
     name: str,
 ) -> dict[str, Any]:
-    differences = next(
+    differences: Mapping[str, Any] = next(
         (
             entry["differences"]
             for entry in summary["against_base"]
@@ -255,7 +255,8 @@ def _with_pictures(
     alone = len(names) == 1
     out = []
     for name in names:
-        photos = [Image.open(io.BytesIO(p)) for p in page.photos.get(name, ())][:MAX_PHOTOS]
+        encoded = list(page.photos.get(name, ()))[:MAX_PHOTOS]
+        photos = [Image.open(io.BytesIO(photo)).convert("RGB") for photo in encoded]
         out.append((name, photos, _comparisons(page, arm, name, alone)))
     return out
 

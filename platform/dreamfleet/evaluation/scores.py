@@ -91,9 +91,10 @@ def summarise_world(
             own = {renamed[n]: v[subject] for n, v in figures.items() if subject in v}
             rungs.append({"subject": subject, "host": host, "steps": steps, **own})
     summary = summarise(rows, rungs, scored_states)
-    published = summarise_scores(rows)
-    for entry, other in zip(summary["table"], published["table"], strict=True):
-        extra = {n: v for n, v in other["subjects"].items() if n.startswith(("clip_", "dino_"))}
+    published = {(e["host"], e["steps"]): e for e in summarise_scores(rows)["table"]}
+    for entry in summary["table"]:
+        figures = published[entry["host"], entry["steps"]]["subjects"]
+        extra = {n: v for n, v in figures.items() if n.startswith(("clip_", "dino_"))}
         entry["subjects"] |= extra
         entry["means"] |= {name: mean_of(values.values()) for name, values in extra.items()}
     return {**summary, "against_base": against_base(summary["table"])}

@@ -15,6 +15,7 @@ from PIL import Image
 from dreamfleet.adapters.files import save_adapter
 from dreamfleet.adapters.lora import add_lora, lora_parameters
 from dreamfleet.bases import load_base
+from dreamfleet.data.photos import to_png
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
@@ -26,7 +27,6 @@ from dreamfleet.evaluation.scores import summarise_scores, summarise_world
 from dreamfleet.evaluation.worldbench.plan import picture_seed, requests_for
 from dreamfleet.evaluation.worldbench.summary import DIVERSITY, DRIFT, SELECTION
 from dreamfleet.runtime.progress import SilentProgress
-from dreamfleet.training.samples import to_png
 from dreamfleet.world.evaluators import load_identity_encoder
 from dreamfleet.world.splits import benchmark_photo, subjects
 from tests.tiny_bases import make_tiny_sd1

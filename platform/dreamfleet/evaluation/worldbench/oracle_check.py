@@ -76,7 +76,7 @@ def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, see
         key.append({**{column: row.get(column) for column in KEY_COLUMNS}, "id": name})
     _write_csv(output_dir / KEY, KEY_COLUMNS, key)
     _write_csv(output_dir / LABELS, LABEL_COLUMNS, [{"id": row["id"]} for row in key])
-    _write_sheets(output_dir, [row["id"] for row in key])
+    _write_sheets(output_dir, [str(row["id"]) for row in key])
     return len(key)
 
 
