@@ -4,10 +4,10 @@ adapter, or a recipe trained on a benchmark's subjects → pictures, drawn and s
 → results.parquet, summary.json, report.html, an MLflow run → paired differences
 """
 
-from dreamfleet.assessment.benchmark import BenchmarkPlan, benchmark
+from dreamfleet.assessment.benchmarks import BenchmarkPlan, benchmark
 from dreamfleet.assessment.common import AssessmentResult, JudgeNames
-from dreamfleet.assessment.compare import compare, comparison_lines
-from dreamfleet.assessment.evaluate import evaluate
+from dreamfleet.assessment.comparisons import compare, comparison_lines
+from dreamfleet.assessment.evaluations import evaluate
 
 __all__ = [
     "AssessmentResult",
