@@ -69,7 +69,7 @@ def test_worldbench_then_again_then_evaluate_and_compare(
     before = picture.stat().st_mtime_ns
     code, _, err = run(capsys, *arguments)
     assert code == 0, err
-    assert "68 of 68 prompts" in err  # nothing is drawn twice
+    assert "72 of 72 prompts" in err  # nothing is drawn twice
     assert picture.stat().st_mtime_ns == before
 
     adapters = sorted((output / "adapters" / "seed-0").glob("*/adapter.json"))
@@ -82,7 +82,7 @@ def test_worldbench_then_again_then_evaluate_and_compare(
             "--blip", "", "--no-tracking",
         )  # fmt: skip
         assert code == 0, err
-        assert "identity is left out" in err  # no DINO was named
+        assert "DINO is left out" in err  # no DINO was named
         rows = pq.read_table(tmp_path / f"e{number}" / "results.parquet").to_pylist()
         assert len(rows) == 2 * (25 + 8)
         assert "clip_t[clip]" in rows[0]

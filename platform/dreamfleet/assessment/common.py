@@ -160,8 +160,10 @@ class Assessment:
                 history=self.history,
             )
         )
-        for line in [*self.warnings, *notes]:
+        for line in self.warnings:
             progress.warn(line)
+        for line in notes:
+            progress.info(line)
         return AssessmentResult(
             self.output_dir, complete, self._record(complete, settings, progress)
         )

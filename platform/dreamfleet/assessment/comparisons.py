@@ -58,9 +58,8 @@ def comparison_lines(
         own = [row for row in differences if row["other"] == other.name]
         for row in own:
             yield f"  {title(row['figure']):<44} {_difference(row)}"
-        few = min((row["num_subjects"] for row in own), default=0)
         if own and all(row["interval"] is None for row in own):
-            yield f"  ({few} subjects: no interval below 8)"
+            yield "  (fewer than 8 subjects: no interval)"
 
 
 def _difference(row: Mapping[str, Any]) -> str:

@@ -106,7 +106,9 @@ class Judges:
         self._spec, self._references, self._device = spec, references, device
         self._root = Path(spec.evaluators) if spec.evaluators else None
         self._clip = self._loaded("CLIP", self._load_clip)
-        self._identity = self._loaded("identity", self._load_identity)
+        self._identity = self._loaded(
+            "identity encoder" if spec.world else "DINO", self._load_identity
+        )
         self._blip = self._loaded("BLIP", self._load_blip) if spec.blip else None
         self._distance = self._loaded("DIV", self._load_distance)
         self._oracle = self._loaded("oracle", self._load_oracle) if spec.oracle else None

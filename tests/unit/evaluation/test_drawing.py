@@ -213,7 +213,7 @@ class TestDrawing:
 class TestJudges:
     def test_what_is_missing_is_left_out_and_said(self, tmp_path: Path) -> None:
         judges = Judges(JudgeSpec(world=True, oracle="A", evaluators=str(tmp_path)), {})
-        assert set(judges.left_out) == {"CLIP", "identity", "oracle"}
+        assert set(judges.left_out) == {"CLIP", "identity encoder", "oracle"}
         assert "no model.safetensors" in judges.left_out["oracle"]
 
     def test_a_benchmark_refuses_to_go_without(self, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class TestCompare:
         compared, found = compare([str(tmp_path / "one"), str(tmp_path / "two")])
         text = "\n".join(comparison_lines(compared, found))
         assert "one minus two" in text and "+0.250" in text and "(better)" in text
-        assert "no interval below 8" in text
+        assert "fewer than 8 subjects" in text
         with pytest.raises(BadInputError, match="two or more"):
             compare([str(tmp_path / "one")])
         (tmp_path / "empty").mkdir()
