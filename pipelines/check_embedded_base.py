@@ -4,6 +4,8 @@
     python pipelines/check_embedded_base.py --mode base    --output-dir DIR  # guidance, states
     python pipelines/check_embedded_base.py --mode ladder  --output-dir DIR  # four hosts by steps
     python pipelines/check_embedded_base.py --mode adapter --output-dir DIR  # against bare base
+    python pipelines/check_embedded_base.py --mode evidence --output-dir LADDER \\
+        --base-report base.json --docs docs/evidence.md
 
 Resumable: run it again on the same folder. A small ladder for a look (minutes on one core):
 --subjects 1 --hosts lora --steps 100,300 --images-per-prompt 1 --num-inference-steps 10.
@@ -21,6 +23,7 @@ from dreamfleet.errors import DreamfleetError
 # Settings were chosen on the first eight development subjects; the adapter is judged on the next.
 MODES: dict[str, dict[str, Any]] = {
     "base": {},
+    "evidence": {},
     "ladder": {"subjects": 4, "first": 0, "hosts": "lora,lora-prior,full,full-prior",
                "steps": "200,400,800,1600"},
     "adapter": {"subjects": 6, "first": 8, "hosts": "lora-prior", "steps": "400"},
@@ -42,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
 @click.option("--num-inference-steps", type=int, default=25, show_default=True)
 @click.option("--guidance", type=float, help="default: --base-report's, else the base's own")
 @click.option("--base-report", type=click.Path(dir_okay=False), help="base.json of --mode base")
+@click.option("--docs", type=click.Path(dir_okay=False), help="page of --mode evidence")
 @click.option("--seed", type=int, default=0, show_default=True, help="of the training runs")
 @click.option("--threads", type=int, default=1, show_default=True, help="torch threads")
 @click.option("--device", default="cpu", show_default=True)
@@ -56,10 +60,8 @@ def main(**options: Any) -> None:
     defaults = {**MODES[options["mode"]], **defaults}
     folder = Path(options["output_dir"])
     try:
-        if options["mode"] == "base":
-            command.check_base(folder, defaults, click.echo)
-        else:
-            command.check_hosts(folder, defaults, click.echo)
+        steps = {"base": command.check_base, "evidence": command.write_evidence}
+        steps.get(options["mode"], command.check_hosts)(folder, defaults, click.echo)
     except DreamfleetError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from error

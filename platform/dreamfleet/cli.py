@@ -20,6 +20,7 @@ from dreamfleet import __version__
 from dreamfleet.errors import BadInputError, DreamfleetError
 
 if TYPE_CHECKING:
+    from dreamfleet.assessment import JudgeNames
     from dreamfleet.config import RunConfig
     from dreamfleet.personalization import PersonalizeResult
 
@@ -208,6 +209,203 @@ def generate(output_dir: str, **settings: Any) -> None:
     progress.info(f"{settings['num_images']} pictures in {folder}")
 
 
+def judge_options(command: Command) -> Command:
+    """Which checkpoints judge pictures of a real base."""
+    kinds = (
+        ("evaluators", "Folder of other evaluators of the drawn world than the shipped ones."),
+        (
+            "blip",
+            "BLIP-T: hub id or folder; empty: left out. Default: Salesforce/blip-itm-base-coco.",
+        ),
+        ("dino", "DINO-I, PRES: hub id or folder. Default: facebook/dino-vits16."),
+        ("clip", "CLIP-I, CLIP-T: hub id or folder. Default: openai/clip-vit-base-patch32."),
+    )
+    for name, text in kinds:
+        command = click.option(f"--{name}", metavar="TEXT", help=text)(command)
+    return command
+
+
+IMAGES_OPTION = click.option(
+    "--images-per-prompt",
+    type=click.IntRange(1, 1000),
+    help="Pictures of each prompt; default: the protocol's.",
+)
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.option("--adapter", required=True, metavar="DIR", help="Output folder of personalize.")
+@click.option(
+    "--protocol",
+    default="attributes",
+    show_default=True,
+    type=click.Choice(["attributes", "dreambench", "applications"]),
+    help="Which prompts.",
+)
+@IMAGES_OPTION
+@judge_options
+@debug_option
+def evaluate(
+    adapter: str,
+    protocol: str,
+    images_per_prompt: int | None,
+    clip: str | None,
+    dino: str | None,
+    blip: str | None,
+    evaluators: str | None,
+    **given: Any,
+) -> None:
+    """Score an adapter, and the bare base beside it, by a published protocol.
+
+    The other options lay over the adapter's own configuration, e.g. --output-dir, --images (photos
+    that have moved), --num-inference-steps.
+    """
+    from dreamfleet import flags
+
+    overrides = flags.overrides(given)
+    from dreamfleet.assessment import evaluate as run
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    result = run(
+        adapter,
+        protocol,
+        overrides,
+        num_images=images_per_prompt,
+        judges=_judges(clip=clip, dino=dino, blip=blip, evaluators=evaluators),
+        progress=ConsoleProgress(),
+    )
+    for line in result.lines():
+        click.echo(line)
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.argument("name", type=click.Choice(["worldbench", "dreambench"]))
+@config_option
+@click.option(
+    "--split",
+    default="D",
+    show_default=True,
+    type=click.Choice(["D", "C", "T", "R"]),
+    help="WorldBench: development, confirmation, tuning, reserve.",
+)
+@click.option("--data-dir", metavar="DIR", help="DreamBench: the folder with its photographs.")
+@click.option(
+    "--one-shot", is_flag=True, help="DreamBench: train on 00.jpg alone, not on all photos."
+)
+@click.option(
+    "--subjects", type=click.IntRange(1, 1000), help="How many; default: all that there are."
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Training seeds: the recipe's and those after it.",
+)
+@click.option(
+    "--base-report", metavar="FILE", help="WorldBench: base.json with guidance and scored states."
+)
+@IMAGES_OPTION
+@judge_options
+@debug_option
+def benchmark(
+    name: str,
+    config_file: str | None,
+    split: str,
+    data_dir: str | None,
+    one_shot: bool,
+    subjects: int | None,
+    seeds: int,
+    base_report: str | None,
+    images_per_prompt: int | None,
+    clip: str | None,
+    dino: str | None,
+    blip: str | None,
+    evaluators: str | None,
+    **given: Any,
+) -> None:
+    """Train a recipe on a benchmark's subjects and score the adapters.
+
+    NAME: worldbench (individuals of the drawn world) or dreambench (photographs, yours to bring).
+    Run the same command again to go on where it stopped.
+    """
+    config = _config((), config_file, given)
+    from dreamfleet import flags
+    from dreamfleet.assessment import BenchmarkPlan
+    from dreamfleet.assessment import benchmark as run
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    own_workers = "cluster.num_workers" in flags.overrides(given)
+    plan = BenchmarkPlan(
+        benchmark="worldbench" if name == "worldbench" else "dreambench",
+        config=config,
+        split=split,
+        num_subjects=subjects,
+        num_seeds=seeds,
+        num_images=images_per_prompt,
+        data_dir=data_dir,
+        one_shot=one_shot,
+        arm=Path(config_file).stem if config_file else "defaults",
+        own_num_workers=config.cluster.num_workers if own_workers else None,
+        judges=_judges(clip=clip, dino=dino, blip=blip, evaluators=evaluators),
+    ).with_base_report(base_report)
+    for line in run(plan, ConsoleProgress()).lines():
+        click.echo(line)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("places", nargs=-1, metavar="A B [C …]")
+@click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
+@click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
+@debug_option
+def compare(places: tuple[str, ...], tracking_uri: str | None, experiment: str) -> None:
+    """Paired differences of A minus each of the others, over the subjects that they share.
+
+    Each is an output folder of evaluate, benchmark or personalize, or an MLflow run id.
+    """
+    if len(places) < 2:
+        raise click.UsageError(f"give two or more to compare; got {len(places)}")
+    from dreamfleet.assessment import compare as run
+    from dreamfleet.assessment import comparison_lines
+
+    for line in comparison_lines(*run(places, tracking_uri=tracking_uri, experiment=experiment)):
+        click.echo(line)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("a")
+@click.argument("b")
+@click.option("--votes", metavar="FILE", help="SQLite file; default: votes.db in A.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8780, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--comparisons",
+    default=25,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Pages per person.",
+)
+@click.option("--results", is_flag=True, help="Show the shares so far, and serve nothing.")
+@debug_option
+def preference(
+    a: str, b: str, votes: str | None, host: str, port: int, comparisons: int, results: bool
+) -> None:
+    """Serve a page on which people compare A's and B's pictures, blind to which is whose.
+
+    A and B are output folders of evaluate or benchmark (the same protocol), or of personalize.
+    """
+    from dreamfleet.evaluation import preference as study
+
+    names = Path(a).expanduser().absolute(), Path(b).expanduser().absolute()
+    kept = study.Votes(votes or names[0] / "votes.db", *map(str, names))
+    if results:
+        for line in study.share_lines(study.preference_shares(kept.all()), a, b):
+            click.echo(line)
+        return
+    app = study.preference_app(study.load_pairs(*names), kept, comparisons=comparisons)
+    click.echo(f"http://{host}:{port}  (votes: {kept.path}; Ctrl-C ends)", err=True)
+    study.serve(app, host, port)
+
+
 @cli.command(context_settings=CONTEXT)
 @click.argument("run_ids", nargs=-1, metavar="[RUN RUN]")
 @click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
@@ -335,6 +533,12 @@ def _calm_libraries() -> None:
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def _judges(**given: str | None) -> JudgeNames:
+    from dreamfleet.assessment import JudgeNames
+
+    return JudgeNames(**{name: value for name, value in given.items() if value is not None})
 
 
 def _config(photos: Sequence[str], config_file: str | None, given: dict[str, Any]) -> RunConfig:

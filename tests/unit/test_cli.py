@@ -16,7 +16,10 @@ from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 Captured = pytest.CaptureFixture[str]
-COMMANDS = ("personalize", "prepare", "generate", "runs", "doctor", "world", "cache")
+COMMANDS = (
+    "personalize", "prepare", "generate", "evaluate", "benchmark", "compare", "preference", "runs",
+    "doctor", "world", "cache",
+)  # fmt: skip
 
 
 def run(capsys: Captured, *arguments: str) -> tuple[int, str, str]:
@@ -59,7 +62,9 @@ class TestHelp:
             assert f"--{flags.flag_name(key)}" in option.opts
             assert all("_" not in name for name in option.opts + option.secondary_opts)
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["personalize", "--help"]])
+    @pytest.mark.parametrize(
+        "arguments", [["--help"], ["personalize", "--help"], ["benchmark", "--help"]]
+    )
     def test_imports_nothing_heavy(self, arguments: list[str]) -> None:
         program = (
             "import sys\nfrom dreamfleet.cli import main\n"

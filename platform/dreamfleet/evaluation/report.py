@@ -131,16 +131,8 @@ def write_report(out_dir: str | Path, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The report as one HTML page of less than 6 MB."""
-    environment = Environment(
-        loader=PackageLoader("dreamfleet.evaluation"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = number
-    environment.filters["duration"] = duration
-    encoder = _Encoder.fitting(_pictures(data))
+    environment = page_environment()
+    encoder = PictureEncoder.fitting(_pictures(data))
     return environment.get_template("report.html.j2").render(
         data=data,
         subject_prompt=_filled(data.config.subject.instance_prompt, data),
@@ -157,6 +149,20 @@ def render_report(data: ReportData) -> str:
         generate_command=generate_command(data),
         created=(data.created or datetime.now()).strftime("%d %B %Y, %H:%M"),
     )
+
+
+def page_environment() -> Environment:
+    """Templates of this package: escaped, strict, with figures and durations as filters."""
+    environment = Environment(
+        loader=PackageLoader("dreamfleet.evaluation"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = number
+    environment.filters["duration"] = duration
+    return environment
 
 
 def prompt_group(prompt: str, instance_prompt: str) -> str:
@@ -300,15 +306,15 @@ def _pictures(data: ReportData) -> list[Image.Image]:
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """Pictures as attributes of an <img>, all in the same quality."""
+class PictureEncoder:
+    """Pictures as attributes of an <img>, all in the same quality; within one page's budget."""
 
     urls: dict[
         int, str
     ]  # id of a picture -> data URI; pictures live as long as the report is written
 
     @classmethod
-    def fitting(cls, pictures: Sequence[Image.Image]) -> _Encoder:
+    def fitting(cls, pictures: Sequence[Image.Image]) -> PictureEncoder:
         """The best quality at which all pictures fit the budget."""
         unique = list({id(picture): picture for picture in pictures}.values())
         uses = [sum(other is picture for other in pictures) for picture in unique]

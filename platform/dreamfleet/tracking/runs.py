@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import BadInputError, DreamfleetError
@@ -116,6 +117,31 @@ def compare_runs(
         if one.metrics.get(name) != two.metrics.get(name)
     ]
     return Comparison(one, two, tuple(differences))
+
+
+def fetch_run(
+    run_id: str, artifact: str, uri: str | None = None, experiment: str = "dreamfleet"
+) -> tuple[RunRow, str | None]:
+    """A run, by its id or a unique beginning, and the text of one of its artifacts (None: it has
+    no such).
+
+    Raises:
+        BadInputError: no run, or several, have such an id.
+        DreamfleetError: the tracking server does not answer.
+    """
+    import tempfile
+
+    row = _by_id(list_runs(uri, experiment, limit=10_000), run_id, experiment)
+    client = _client(uri)
+    assert client is not None  # the run was found there
+    try:
+        if artifact not in {item.path for item in client.list_artifacts(row.run_id)}:
+            return row, None
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(row.run_id, artifact, folder)
+            return row, Path(path).read_text(encoding="utf-8")
+    except Exception as error:
+        raise _no_answer(uri, error) from error
 
 
 def show_runs(

@@ -67,6 +67,21 @@ def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) ->
     report(f"results, table and pictures: {output_dir}")
 
 
+def write_evidence(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
+    """Put a finished ladder and the base's measurement into a page of the docs."""
+    from dreamfleet.evaluation.worldbench.evidence import fill_page
+
+    for name in ("base_report", "docs"):
+        if not options.get(name):
+            raise BadInputError(
+                f"--mode evidence: --{name.replace('_', '-')} is missing; expected "
+                "--base-report base.json --docs docs/evidence.md --output-dir LADDER"
+            )
+    page = Path(options["docs"])
+    fill_page(page, Path(options["base_report"]), output_dir)
+    report(f"{page}: measured block written")
+
+
 def parse_steps(text: str) -> tuple[int, ...]:
     """ "200,400" -> (200, 400).
 

@@ -12,11 +12,9 @@ from typing import Any
 
 from dreamfleet.config import RunConfig, load_config
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.protocols.protocol import protocol_file
 from dreamfleet.evaluation.world_metrics import Request
 from dreamfleet.seeding import key_to_int
-from dreamfleet.world.captions import prompt
-from dreamfleet.world.classes import CLASSES
-from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import Subject, subjects
 
@@ -117,15 +115,22 @@ def named_hosts(names: Sequence[str]) -> list[Host]:
 
 
 def requests_for(subject: Subject, photo: ImageSpec, token: str) -> list[Request]:
-    """The prompts of a subject: itself, every other state, every other scene, and its class."""
-    name = subject.class_name
-    states = [state.name for state in CLASSES[name].states if state.name != photo.state]
-    scenes = [scene for scene in SCENES if scene != photo.scene]
+    """The prompts of a subject: itself, every other state, every other scene, and its class.
+
+    The words come from the protocol's file, which is frozen, and not from today's captions.
+    """
+    table, name = protocol_file("worldbench"), subject.class_name
+
+    def filled(template: str) -> str:
+        return template.replace("{token}", token).replace("{class}", name)
+
+    states = [(s, text) for s, text in table["states"][name].items() if s != photo.state]
+    scenes = [(s, text) for s, text in table["scenes"].items() if s != photo.scene]
     return [
-        Request(prompt(name, token=token), "subject"),
-        *(Request(prompt(name, token=token, state=s), "state", state=s) for s in states),
-        *(Request(prompt(name, token=token, scene=s), "scene", scene=s) for s in scenes),
-        Request(prompt(name, template="photo of {}"), "class"),
+        Request(filled(table["subject_prompt"]), "subject"),
+        *(Request(filled(text), "state", state=state) for state, text in states),
+        *(Request(filled(text), "scene", scene=scene) for scene, text in scenes),
+        Request(filled(table["class_prompt"]), "class"),
     ]
 
 
@@ -138,6 +143,10 @@ def jobs_for(subject: Subject, photo: ImageSpec, settings: BenchSettings) -> lis
         is_class = request.kind == "class"
         count = settings.class_images if is_class else settings.images_per_prompt
         for index in range(count):
-            key = ("worldbench", subject.subject_id, request.prompt, index)
-            jobs.append(Job(request, key_to_int(*key) % SEED_LIMIT, index))
+            jobs.append(Job(request, picture_seed(subject, request, index), index))
     return jobs
+
+
+def picture_seed(subject: Subject, request: Request, index: int) -> int:
+    """The starting noise of a picture: the same in all arms, rungs and training seeds."""
+    return key_to_int("worldbench", subject.subject_id, request.prompt, index) % SEED_LIMIT

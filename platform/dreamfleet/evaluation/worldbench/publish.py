@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamfleet.data.photos import to_png
+from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.world_metrics import WorldScorer
+from dreamfleet.evaluation.worldbench.ladder import photo_image
 from dreamfleet.evaluation.worldbench.pictures import scenes_sheet, write_sheets
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings
 from dreamfleet.evaluation.worldbench.run import read_results
@@ -20,7 +21,9 @@ from dreamfleet.evaluation.worldbench.summary import (
     summarise,
 )
 from dreamfleet.world.evaluators import load_identity_encoder, load_oracle, weights_path
+from dreamfleet.world.splits import Subject, benchmark_photo
 
+PHOTO_PX = 64
 VARIED_SHARE = 0.7  # of the bare base's variety: "photo of a dog" stayed varied
 
 
@@ -46,13 +49,13 @@ def publish(
     summary = summarise(rows, rungs, scored_states)
     summary |= {"settings": settings.as_dict(), "scored_states": _plain_states(scored_states)}
     summary["adapter_check"] = adapter_check(summary)
-    _write_parquet(output_dir / "results.parquet", rows)
-    text = json.dumps(_json_ready(summary), indent=1, default=str)
-    (output_dir / "summary.json").write_text(text, encoding="utf-8")
+    write_rows(output_dir / RESULTS, rows)
+    write_summary(output_dir / SUMMARY, summary)
     (output_dir / "table.md").write_text(markdown_table(summary), encoding="utf-8")
     write_sheets(output_dir, rows, chosen, hosts)
     for host in hosts:
         _write_scenes(output_dir, rows, settings, host)
+    _write_report(output_dir, rows, settings, summary)
     return summary
 
 
@@ -125,28 +128,45 @@ def _write_scenes(
         sheet.save(output_dir / "grids" / f"scenes-{host}-{steps:05d}.png")
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _write_report(
+    output_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    settings: BenchSettings,
+    summary: Mapping[str, Any],
+) -> None:
+    from dreamfleet.evaluation.evaluation_report import EvaluationPage, write_evaluation_report
 
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    photos = {s.subject_id: (_photo_png(s),) for s in settings.subjects()}
+    guidance = settings.guidance_scale
+    write_evaluation_report(
+        EvaluationPage(
+            heading=f"WorldBench, split {settings.split}",
+            kicker="hosts by training steps",
+            lead="Every host read at several steps of one run, beside the bare base.",
+            summary=summary,
+            rows=rows,
+            folder=output_dir,
+            photos=photos,
+            notes=[_ladder_text(host, ladder) for host, ladder in summary["ladders"].items()],
+            settings={
+                "sampler": f"{settings.scheduler}, {settings.num_inference_steps} steps, guidance "
+                f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
+                "pictures per prompt": str(settings.images_per_prompt),
+                "training seed": str(settings.training_seed),
+                "prior set": f"{settings.num_class_images} pictures",
+            },
+        )
+    )
+
+
+def _photo_png(subject: Subject) -> bytes:
+    return to_png(photo_image(benchmark_photo(subject), PHOTO_PX))
 
 
 def _plain_states(scored_states: ScoredStates | None) -> dict[str, list[str]] | None:
     if scored_states is None:
         return None
     return {name: sorted(states) for name, states in scored_states.items()}
-
-
-def _json_ready(value: Any) -> Any:
-    """NaN is no JSON: it becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _mean_text(values: Sequence[float]) -> str:

@@ -31,6 +31,7 @@ from dreamfleet.evaluation.worldbench.ladder import (
     train_ladder,
 )
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings, Host, Job, jobs_for
+from dreamfleet.evaluation.worldbench.summary import SELECTION
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import Subject, benchmark_photo
 
@@ -157,7 +158,7 @@ class WorldBench:
         judge: Any = self.scorer.identity
         backbone = WorldIdentityBackbone(judge)
         photos = [photo_image(photo, images[0].width)]
-        figures = {"selection_fidelity": selection_fidelity(by_kind["scene"], photos, judge)}
+        figures = {SELECTION: selection_fidelity(by_kind["scene"], photos, judge)}
         if "class" in by_kind:
             scores: list[Score] = [
                 div([by_kind["class"]], EncoderDistance(backbone)),

@@ -23,6 +23,7 @@ DISEASE_LOSS = 0.15
 DISEASE_FACTORS = (1, 2, 4)  # of N*
 DIVERSITY = "div[world-identity-distance]"
 DRIFT = "pres[world-identity]"
+SELECTION = "selection_fidelity[world-identity]"
 
 COLUMNS: Mapping[str, str] = {
     "alignment": "alignment (states)",
@@ -32,7 +33,7 @@ COLUMNS: Mapping[str, str] = {
     "identity_scenes": "identity (scenes)",
     "identity_subject": "identity (own prompt)",
     "joint": "joint",
-    "selection_fidelity": "selection fidelity",
+    SELECTION: "selection fidelity",
     DIVERSITY: "class variety",
     DRIFT: "class drift",
 }
@@ -63,13 +64,13 @@ def summarise(
         by_subject = _by_subject(mine, extra)
         table.append(
             {"host": host, "steps": steps, "num_subjects": len(by_subject["alignment"]),
-             "means": {name: _mean(values.values()) for name, values in by_subject.items()},
+             "means": {name: mean_of(values.values()) for name, values in by_subject.items()},
              "subjects": by_subject}
         )  # fmt: skip
     return {
         "subjects": subjects,
         "table": table,
-        "against_base": _against_base(table),
+        "against_base": against_base(table),
         "ladders": _ladders(table),
     }
 
@@ -165,7 +166,7 @@ def _by_subject(rows: Sequence[Row], rungs: Sequence[Row]) -> dict[str, dict[str
         "identity_scenes": _identities(rows, "scene"),
         "identity_subject": _identities(rows, "subject"),
     }
-    for name in ("selection_fidelity", DIVERSITY, DRIFT):
+    for name in (SELECTION, DIVERSITY, DRIFT):
         figures[name] = {str(rung["subject"]): rung[name] for rung in rungs if name in rung}
     return figures
 
@@ -183,7 +184,7 @@ def _identities(rows: Sequence[Row], *kinds: str) -> dict[str, float]:
     return {subject: identity_fidelity(own) for subject, own in by_subject.items()}
 
 
-def _against_base(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def against_base(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Host minus bare base over the subjects that both have, for every figure."""
     base = next(entry for entry in table if entry["host"] == BASE_HOST)
     out = []
@@ -226,7 +227,8 @@ def _curve(
     return {entry["steps"]: figure(entry["means"]) for entry in table if entry["host"] == host}
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of the finite values; NaN where there is none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else float("nan")
 

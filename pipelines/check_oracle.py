@@ -1,0 +1,61 @@
+"""Check the oracle against human eyes on generated pictures (docs/protocol.md, section 7).
+
+\b
+    python pipelines/check_oracle.py draw  --from RUN [--from RUN …] --output-dir DIR
+    python pipelines/check_oracle.py label --output-dir DIR   # a page; or fill in DIR/labels.csv
+    python pipelines/check_oracle.py score --output-dir DIR
+
+RUN is an output folder of `dreamfleet benchmark worldbench` or of check_embedded_base.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dreamfleet.errors import DreamfleetError
+
+
+@click.command(help=__doc__)
+@click.argument("step", type=click.Choice(["draw", "label", "score"]))
+@click.option("--output-dir", required=True, type=click.Path(file_okay=False))
+@click.option("--from", "folders", multiple=True, type=click.Path(file_okay=False), help="RUN")
+@click.option("--pictures", default=300, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--seed", default=0, show_default=True, help="of the drawing of lots")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8781, show_default=True, type=click.IntRange(1, 65535))
+def main(
+    step: str,
+    output_dir: str,
+    folders: tuple[str, ...],
+    pictures: int,
+    seed: int,
+    host: str,
+    port: int,
+) -> None:
+    from dreamfleet.evaluation.preference import serve
+    from dreamfleet.evaluation.worldbench import oracle_check
+
+    place = Path(output_dir)
+    try:
+        if step == "draw":
+            runs = [Path(folder) for folder in folders]
+            click.echo(f"{oracle_check.draw_sample(runs, place, pictures, seed)} pictures: {place}")
+        elif step == "label":
+            click.echo(f"http://{host}:{port}  (Ctrl-C ends)", err=True)
+            serve(oracle_check.label_app(place), host, port)
+        else:
+            result = oracle_check.score_labels(place)
+            click.echo(f"agreement {result['agreement']:.1%} of {result['num_pictures']} pictures")
+            for arm, rate in result["error_rate_by_arm"].items():
+                click.echo(f"  {arm}: {rate:.1%} wrong of {result['num_by_arm'][arm]}")
+            verdict = "passed" if result["passed"] else "NOT passed"
+            click.echo(f"arms differ by {result['spread']:.1%}; {verdict}")
+    except DreamfleetError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""What evaluating one adapter and running a benchmark have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.adapters.files import adapter_kind, adapter_path
+from dreamfleet.config import RunConfig, dreamfleet_home
+from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
+from dreamfleet.evaluation.evaluation_report import (
+    EvaluationPage,
+    base_entry,
+    main_arm,
+    write_evaluation_report,
+)
+from dreamfleet.evaluation.judges import JudgeSpec, Question
+from dreamfleet.evaluation.metrics import BLIP_NAME, CLIP_NAME, DINO_NAME
+from dreamfleet.evaluation.preference.pairs import write_references
+from dreamfleet.evaluation.protocols import Ask
+from dreamfleet.evaluation.report import REPORT
+from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
+from dreamfleet.evaluation.scores import headline, title
+from dreamfleet.seeding import key_to_int
+from dreamfleet.training.export import ADAPTER
+from dreamfleet.training.worker import HISTORY
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import BaseFiles
+    from dreamfleet.runtime.progress import Progress
+    from dreamfleet.runtime.session import RaySession
+
+SEED_LIMIT = 2**31
+CLASS_IMAGES = 8  # "photo of a {class}", for drift and variety of the class
+EMBEDDED = "embedded"
+WORLD_ONLY = (
+    "The embedded base knows a small drawn world and nothing of photographs: these figures show "
+    "that the pipeline runs, and say nothing about the method. Name a real base (--base-model) "
+    "for scores that mean something."
+)
+
+
+@dataclass(frozen=True)
+class JudgeNames:
+    """Checkpoints that judge pictures of real bases (hub ids or folders; empty: left out), and a
+    folder of other evaluators of the world than the shipped ones.
+    """
+
+    clip: str = CLIP_NAME
+    dino: str = DINO_NAME
+    blip: str = BLIP_NAME
+    evaluators: str | None = None
+
+    def spec(self, base_model: str) -> JudgeSpec:
+        """The judges that fit a base: the world's own for the embedded one."""
+        if base_model == EMBEDDED:
+            return JudgeSpec(world=True, oracle="A", evaluators=self.evaluators)
+        return JudgeSpec(world=False, clip=self.clip, dino=self.dino, blip=self.blip)
+
+
+@dataclass(frozen=True)
+class AssessmentResult:
+    """What an evaluation left."""
+
+    output_dir: Path
+    summary: Mapping[str, Any]
+    run_id: str | None = None
+
+    @property
+    def report(self) -> Path:
+        return self.output_dir / REPORT
+
+    def lines(self) -> Iterator[str]:
+        """Figures and places, for the command line."""
+        arm, base = main_arm(self.summary), base_entry(self.summary)
+        for name in headline(list(arm["means"])):
+            value = arm["means"][name]
+            bare = base["means"].get(name) if base else None
+            beside = "" if bare is None or bare != bare else f"  (bare base {bare:.3f})"
+            if value == value:
+                yield f"  {title(name):<44} {value:>7.3f}{beside}"
+        yield f"  report   {self.report}"
+        yield f"  figures  {self.output_dir / SUMMARY}, {self.output_dir / RESULTS}"
+        if self.run_id:
+            yield f"  MLflow   run {self.run_id}"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """One evaluation on its way to files and records.
+
+    Attributes:
+        config: complete; its sampling, device and tracking hold.
+        name: of the MLflow run; kind: its tag `dreamfleet.kind`.
+        heading, kicker, lead, warnings, notes: of the report.
+        facts: further lines of settings for report and record.
+    """
+
+    config: RunConfig
+    files: BaseFiles
+    output_dir: Path
+    judges: JudgeSpec
+    references: Mapping[str, tuple[bytes, ...]]
+    name: str
+    kind: str
+    heading: str
+    kicker: str
+    lead: str
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+
+    def draw(self, units: Sequence[Unit], session: RaySession | None, progress: Progress) -> Drawn:
+        """All pictures with their scores."""
+        from dreamfleet.runtime.devices import choose_device
+
+        sampling = self.config.sampling
+        plan = DrawingPlan(
+            base_model=self.config.base_model,
+            base_hash=self.files.hash,
+            judges=self.judges,
+            references=self.references,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            scheduler=sampling.scheduler,
+            device=choose_device(self.config, session),
+        )
+        return draw_and_judge(units, plan, self.output_dir, session, progress)
+
+    def publish(
+        self, drawn: Drawn, summary: dict[str, Any], progress: Progress
+    ) -> AssessmentResult:
+        """Write all files and record the run."""
+        notes = [*self.notes, *(f"{n} is left out: {why}" for n, why in drawn.left_out.items())]
+        notes += [f"{where or 'bare base'}: {why}" for where, why in drawn.failures.items()]
+        settings = {**self.facts, **self._settings(drawn)}
+        complete = {"protocol": self.kicker, **summary, "settings": settings,
+                    "warnings": list(self.warnings), "notes": notes}  # fmt: skip
+        write_rows(self.output_dir / RESULTS, drawn.rows)
+        write_summary(self.output_dir / SUMMARY, complete)
+        write_references(self.output_dir, self.references)
+        write_evaluation_report(
+            EvaluationPage(
+                heading=self.heading,
+                kicker=self.kicker,
+                lead=self.lead,
+                summary=summary,
+                rows=drawn.rows,
+                folder=self.output_dir,
+                photos=self.references,
+                warnings=self.warnings,
+                notes=notes,
+                settings=settings,
+                history=self.history,
+            )
+        )
+        for line in self.warnings:
+            progress.warn(line)
+        for line in notes:
+            progress.info(line)
+        return AssessmentResult(
+            self.output_dir, complete, self._record(complete, settings, progress)
+        )
+
+    def _settings(self, drawn: Drawn) -> dict[str, str]:
+        sampling = self.config.sampling
+        guidance = sampling.guidance_scale
+        return {
+            "base model": self.config.base_model,
+            "base hash": self.files.hash[:16],
+            "sampler": f"{sampling.scheduler}, {sampling.num_inference_steps} steps, guidance "
+            f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
+            "pictures": str(len(drawn.rows)),
+            "judges": self.judges.fingerprint()[:16],
+        }
+
+    def _record(
+        self, summary: Mapping[str, Any], settings: Mapping[str, str], progress: Progress
+    ) -> str | None:
+        """An MLflow run with the means of every arm and the files."""
+        from dreamfleet.tracking import open_tracker
+
+        spool = dreamfleet_home() / "spool"
+        tracker = open_tracker(self.config.tracking, spool, progress.warn)
+        tags = {"dreamfleet.kind": self.kind, "dreamfleet.output_dir": str(self.output_dir)}
+        run = tracker.start_run(self.name, dict(settings), tags)
+        for entry in summary["table"]:
+            prefix = "" if entry is main_arm(summary) else f"{entry['host']}."
+            means = {f"{prefix}{n}": v for n, v in entry["means"].items() if v == v}
+            run.log_metrics(means, int(entry["steps"]))
+        for name in (SUMMARY, REPORT, RESULTS):
+            run.log_artifact(self.output_dir / name)
+        run_id = run.wait_for_id()
+        run.finish()
+        tracker.close()
+        return run_id
+
+
+def adapter_arm(folder: Path, host: str, steps: int, seed: int) -> Arm:
+    """An adapter's folder as an arm; its hash is that of its weights.
+
+    Raises:
+        AdapterFileError: no adapter in it.
+    """
+    if folder.is_dir() and adapter_kind(folder) == "full":
+        from dreamfleet.bases import inspect_base
+
+        digest = inspect_base(str(folder)).hash
+    else:
+        digest = hashlib.sha256(adapter_path(folder).read_bytes()).hexdigest()
+    return Arm(host, str(folder.absolute()), digest, steps, seed)
+
+
+def units_of(
+    arm: Arm,
+    asks: Sequence[Ask],
+    config: RunConfig,
+    subject_id: str,
+    count: int,
+    protocol: str,
+) -> list[Unit]:
+    """Every ask of a subject for one arm. Noise depends on protocol, prompt and number only: it is
+    the same for all arms, adapters and training seeds.
+    """
+    subject = config.subject
+    units = []
+    for ask in asks:
+        prompt = ask.prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)
+        pictures = CLASS_IMAGES if ask.kind == "class" else count
+        seeds = tuple(
+            key_to_int("evaluation", protocol, prompt, i) % SEED_LIMIT for i in range(pictures)
+        )
+        question = Question(
+            subject_id=subject_id,
+            class_word=subject.class_word.strip().lower(),
+            token=subject.token,
+            prompt=prompt,
+            kind=ask.kind,
+            state=ask.state,
+            scene=ask.scene,
+        )
+        units.append(Unit(arm, question, seeds, {"asks": ask.name}))
+    return units
+
+
+def mean_history(folders: Sequence[Path]) -> list[dict[str, float]]:
+    """Training figures by step, averaged over adapters; empty where none are at hand."""
+    sums: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for folder in folders:
+        path = folder / "checkpoints" / ADAPTER / HISTORY
+        if not path.is_file():
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    sums[int(row.get("step", 0))][name].append(float(value))
+    return [
+        {name: sum(values) / len(values) for name, values in figures.items()}
+        for _, figures in sorted(sums.items())
+    ]

@@ -1,0 +1,118 @@
+"""Paired differences between adapters, benchmark folders and MLflow runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.cards import ADAPTER_JSON, read_adapter_json
+from dreamfleet.evaluation.evaluation_report import main_arm
+from dreamfleet.evaluation.results import SUMMARY, read_summary
+from dreamfleet.evaluation.scores import compare_entries, higher_is_better, title
+
+NO_FIGURES = (".without_adapter",)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the things compared: its name and its figures by subject."""
+
+    name: str
+    entry: Mapping[str, Any]
+
+
+def compare(
+    places: Sequence[str], *, tracking_uri: str | None = None, experiment: str = "dreamfleet"
+) -> tuple[list[Compared], list[dict[str, Any]]]:
+    """The first against each of the others, figure by figure, paired by subject.
+
+    Args:
+        places: output folders of `evaluate`, `benchmark` or `personalize`, or MLflow run ids (or
+            unique beginnings of them).
+
+    Returns:
+        What was compared, and one mapping per other and figure (see `scores.compare_entries`).
+
+    Raises:
+        BadInputError: fewer than two, or one that has no figures, or other subjects.
+    """
+    if len(places) < 2:
+        raise BadInputError(f"{len(places)} given to compare; expected two or more")
+    found = [_read(place, tracking_uri, experiment) for place in places]
+    if len({item.name for item in found}) < len(found):
+        found = [Compared(place, item.entry) for place, item in zip(places, found, strict=True)]
+    others = {item.name: item.entry for item in found[1:]}
+    return found, compare_entries(found[0].entry, others)
+
+
+def comparison_lines(
+    compared: Sequence[Compared], differences: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """The differences as a table for a terminal."""
+    first = compared[0].name
+    for other in compared[1:]:
+        yield f"{first} minus {other.name}"
+        own = [row for row in differences if row["other"] == other.name]
+        for row in own:
+            yield f"  {title(row['figure']):<44} {_difference(row)}"
+        if own and all(row["interval"] is None for row in own):
+            yield "  (fewer than 8 subjects: no interval)"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    mean = row["mean_difference"]
+    text = f"{mean:+.3f}"
+    if row["interval"] is not None:
+        low, high = row["interval"]
+        text += f"  [{low:+.3f}, {high:+.3f}]  p {_p(row['p_t'])}, Holm {_p(row['p_holm'])}"
+    if row["p_sign_flip"] is not None and row["interval"] is not None:
+        text += f", sign flip {_p(row['p_sign_flip'])}"
+    better = (mean > 0) == higher_is_better(row["figure"])
+    return text if abs(mean) < 5e-4 else f"{text}  ({'better' if better else 'worse'})"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 1e-3 else f"{value:.3f}"
+
+
+def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
+    folder = Path(place).expanduser()
+    if not folder.exists():
+        return _read_run(place, tracking_uri, experiment)
+    if (folder / SUMMARY).is_file():
+        summary = read_summary(folder / SUMMARY)
+        return Compared(folder.name, main_arm(summary))
+    if (folder / ADAPTER_JSON).is_file():
+        info = read_adapter_json(folder)
+        return Compared(folder.name, _single(info.name, info.metrics))
+    raise BadInputError(
+        f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; give an output folder of "
+        "`dreamfleet evaluate`, `benchmark` or `personalize`, or an MLflow run id"
+    )
+
+
+def _read_run(run_id: str, tracking_uri: str | None, experiment: str) -> Compared:
+    from dreamfleet.tracking.runs import fetch_run
+
+    row, text = fetch_run(run_id, SUMMARY, tracking_uri, experiment)
+    if text is not None:
+        import json
+
+        return Compared(row.name or run_id, main_arm(json.loads(text)))
+    return Compared(row.name or run_id, _single(row.subject or run_id, row.metrics))
+
+
+def _single(subject: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Figures of one subject, as an entry of a table."""
+    own = {name: value for name, value in metrics.items() if not name.endswith(NO_FIGURES)}
+    if not own:
+        raise BadInputError(
+            f"{subject}: no figures are recorded; run `dreamfleet evaluate` on the adapter first"
+        )
+    return {"host": subject, "steps": 0, "means": own,
+            "subjects": {name: {subject: value} for name, value in own.items()}}  # fmt: skip

@@ -1,0 +1,103 @@
+"""Pictures of two adapters that were drawn for the same subject and prompt from the same noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamfleet.config import load_config
+from dreamfleet.data.photos import to_png
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.drawing import BARE
+from dreamfleet.evaluation.references import reference_photos
+from dreamfleet.evaluation.results import RESULTS, read_rows
+from dreamfleet.training.samples import INDEX
+
+REFERENCES = "references"  # folder of photos in an evaluation's output
+LEFT_OUT_KINDS = ("class",)
+Key = tuple[str, str, int, int]  # subject, prompt, noise seed, training seed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison: two pictures and what they should show."""
+
+    pair_id: str
+    subject: str
+    prompt: str
+    a: Path
+    b: Path
+    references: tuple[bytes, ...]  # PNGs
+
+
+def load_pairs(a: str | Path, b: str | Path) -> list[Pair]:
+    """All pairs of two output folders of `evaluate`, `benchmark` or `personalize`.
+
+    Raises:
+        BadInputError: a folder without pictures, or no subject and prompt in common.
+    """
+    one, two = (Path(place).expanduser() for place in (a, b))
+    first, second = _pictures(one), _pictures(two)
+    common = [key for key in first if key in second]
+    if not common:
+        raise BadInputError(
+            f"{one} and {two} have no pictures of the same subject, prompt and noise; compare "
+            "outputs of the same protocol, or adapters of the same photos and seed"
+        )
+    references: dict[str, tuple[bytes, ...]] = {}
+    pairs = []
+    for key in common:
+        subject, prompt = key[:2]
+        if subject not in references:
+            references[subject] = _references(one, subject) or _references(two, subject)
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        pairs.append(Pair(digest, subject, prompt, first[key], second[key], references[subject]))
+    return pairs
+
+
+def _pictures(folder: Path) -> Mapping[Key, Path]:
+    if (folder / RESULTS).is_file():
+        rows = [
+            row
+            for row in read_rows(folder / RESULTS)
+            if row["host"] != BARE and row["kind"] not in LEFT_OUT_KINDS
+        ]
+        steps = max((row["steps"] for row in rows), default=0)  # of a ladder its end
+        return {
+            (row["subject"], row["prompt"], row["noise_seed"], row["seed"]): folder / row["picture"]
+            for row in rows
+            if row["steps"] == steps
+        }
+    if (folder / INDEX).is_file():
+        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return {("", e["prompt"], e["seed"], 0): folder / e["file"] for e in entries}
+    raise BadInputError(
+        f"{folder}: neither {RESULTS} nor {INDEX} in it; give an output folder of `dreamfleet "
+        "evaluate`, `benchmark` or `personalize`"
+    )
+
+
+def _references(folder: Path, subject: str) -> tuple[bytes, ...]:
+    kept = sorted((folder / REFERENCES / subject).glob("*.png")) if subject else []
+    if kept:
+        return tuple(path.read_bytes() for path in kept)
+    if (folder / "config.yaml").is_file():
+        config = load_config(folder / "config.yaml")
+        return reference_photos(config.subject.images, config.data)
+    return ()
+
+
+def write_references(folder: Path, photos: Mapping[str, tuple[bytes, ...]]) -> None:
+    """Keep the photos in an evaluation's output, for whoever compares pictures later."""
+    from dreamfleet.data.photos import from_png, shrink
+
+    for subject, pngs in photos.items():
+        place = folder / REFERENCES / subject
+        place.mkdir(parents=True, exist_ok=True)
+        for number, png in enumerate(pngs):
+            image = from_png(png)
+            small = shrink(image, 512) if min(image.size) > 512 else image
+            (place / f"{number:02d}.png").write_bytes(to_png(small))

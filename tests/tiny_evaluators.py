@@ -1,0 +1,53 @@
+"""Evaluators of the drawn world with random weights: their judgement is noise, their work real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+
+from dreamfleet.world.evaluators.models import IdentityEncoder, OracleA, OracleB, Segmenter
+from tests.tiny_bases import make_tiny_tokenizer
+
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def make_tiny_evaluators(folder: Path) -> Path:
+    """Write random weights of every evaluator as `load_oracle` and the others read them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = {
+            "oracle_a": OracleA(),
+            "oracle_b": OracleB(),
+            "identity": IdentityEncoder(),
+            "segmenter": Segmenter(),
+        }
+        for name, model in models.items():
+            (folder / name).mkdir(parents=True)
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, folder / name / "model.safetensors")
+        _write_clip(folder / "clip")
+    return folder
+
+
+def _write_clip(folder: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    text = {
+        **TOWER,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 24,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**TOWER, "image_size": 64, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

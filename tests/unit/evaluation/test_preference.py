@@ -1,0 +1,181 @@
+"""The preference study: pairs, votes, shares, pages."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.preference import (
+    Pair,
+    Votes,
+    load_pairs,
+    preference_app,
+    preference_shares,
+    share_lines,
+)
+from dreamfleet.evaluation.preference.pages import a_is_left, order_for
+from dreamfleet.evaluation.preference.votes import Vote
+from dreamfleet.evaluation.results import RESULTS, write_rows
+
+PROMPTS = ("a photo of sks dog in the snow", "a photo of <i>sks</i> dog")
+
+
+def results(folder: Path, colour: int, seeds: tuple[int, ...] = (1, 2)) -> Path:
+    """An evaluation's output: the bare base and an arm, pictures of one colour."""
+    rows = []
+    for host, steps in (("base", 0), ("recipe", 9)):
+        for prompt in PROMPTS:
+            for seed in seeds:
+                name = f"{host}-{PROMPTS.index(prompt)}-{seed}.png"
+                folder.mkdir(exist_ok=True)
+                pixels = np.full((8, 8, 3), colour if host != "base" else 0, np.uint8)
+                Image.fromarray(pixels).save(folder / name)
+                rows.append({"subject": "rex", "prompt": prompt, "host": host, "steps": steps,
+                             "seed": 0, "noise_seed": seed, "kind": "scene",
+                             "picture": name})  # fmt: skip
+    write_rows(folder / RESULTS, rows)
+    (folder / "references" / "rex").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "blue").save(folder / "references" / "rex" / "00.png")
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    return load_pairs(results(tmp_path / "a", 200), results(tmp_path / "b", 100))
+
+
+class TestPairs:
+    def test_same_subject_prompt_and_noise(self, pairs: list[Pair]) -> None:
+        assert len(pairs) == len({pair.pair_id for pair in pairs}) == 4
+        assert all(pair.a.name == pair.b.name for pair in pairs)
+        assert all(pair.a.name.startswith("recipe") for pair in pairs)  # never the bare base
+        assert all(len(pair.references) == 1 for pair in pairs)
+
+    def test_nothing_in_common_is_refused(self, tmp_path: Path) -> None:
+        a = results(tmp_path / "a", 1)
+        with pytest.raises(BadInputError, match="same subject, prompt and noise"):
+            load_pairs(a, results(tmp_path / "b", 1, seeds=(8,)))
+        (tmp_path / "c").mkdir()
+        with pytest.raises(BadInputError, match="output folder"):
+            load_pairs(a, tmp_path / "c")
+
+
+class TestVotes:
+    def test_a_second_answer_replaces_the_first(self, tmp_path: Path) -> None:
+        votes = Votes(tmp_path / "v.db", "A", "B")
+        votes.add([Vote("me", "p", "subject", "a"), Vote("me", "p", "text", "b")])
+        votes.add([Vote("me", "p", "subject", "neither")])
+        assert votes.all() == [Vote("me", "p", "subject", "neither"), Vote("me", "p", "text", "b")]
+        assert Votes(tmp_path / "v.db", "A", "B").answered("me") == {"p"}
+
+    def test_other_studies_and_other_files_are_refused(self, tmp_path: Path) -> None:
+        Votes(tmp_path / "v.db", "A", "B")
+        with pytest.raises(BadInputError, match="A against B"):
+            Votes(tmp_path / "v.db", "A", "C")
+        (tmp_path / "text.db").write_text("no database at all " * 100)
+        with pytest.raises(BadInputError, match="--votes"):
+            Votes(tmp_path / "text.db", "A", "B")
+
+    def test_the_file_itself_refuses_nonsense(self, tmp_path: Path) -> None:
+        votes = Votes(tmp_path / "v.db", "A", "B")
+        with pytest.raises(sqlite3.IntegrityError):
+            votes.add([Vote("me", "p", "taste", "a")])
+
+
+class TestShares:
+    def test_few_people_wilson_over_votes(self) -> None:
+        votes = [Vote("v", f"p{i}", "text", "a" if i < 8 else "b") for i in range(10)]
+        (share,) = preference_shares(votes)
+        assert (share.a, share.b, share.neither, share.unit) == (0.8, 0.2, 0.0, "votes")
+        # Wilson's interval of 8 of 10 at 95 %, from its formula (Wilson 1927).
+        z, p, n = 1.959964, 0.8, 10
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        assert share.interval == pytest.approx((middle - half, middle + half), abs=1e-5)
+
+    def test_from_eight_people_on_people_are_the_unit(self) -> None:
+        votes = [
+            Vote(f"v{v}", f"p{i}", "subject", "a" if v < 6 else "b")
+            for v in range(8)
+            for i in range(25)
+        ]
+        (share,) = preference_shares(votes)
+        assert share.unit == "people" and share.a == 0.75
+        # 200 votes of 8 people of one mind each are 8 answers: t with 7 degrees of freedom.
+        error = np.std([1.0] * 6 + [0.0] * 2, ddof=1) / 8**0.5
+        assert share.interval == pytest.approx((0.75 - 2.364624 * error, 1.0), abs=1e-4)
+
+    def test_lines(self) -> None:
+        lines = list(share_lines(preference_shares([Vote("v", "p", "text", "a")]), "mine", "yours"))
+        assert "mine 100.0%, yours 0.0%" in lines[1]
+        assert list(share_lines([], "a", "b")) == ["no votes yet"]
+
+
+class TestPages:
+    @pytest.fixture
+    def votes(self, tmp_path: Path) -> Votes:
+        return Votes(tmp_path / "votes.db", "A", "B")
+
+    def test_a_person_answers_all_pages(self, pairs: list[Pair], votes: Votes) -> None:
+        with TestClient(preference_app(pairs, votes, comparisons=3)) as client:
+            for number in range(1, 4):
+                page = client.get("/").text
+                assert f"{number} of 3" in page
+                pair_id = page.split('name="pair" value="')[1][:16]
+                answer = {"pair": pair_id, "subject": "left", "text": "right"}
+                assert client.post("/vote", data=answer).url.path == "/"
+            assert "Thank you" in client.get("/").text
+            voter = str(client.cookies["dreamfleet_voter"])
+        kept = {(vote.pair, vote.question): vote.choice for vote in votes.all()}
+        assert len(kept) == 6
+        for pair_id in {pair for pair, _ in kept}:
+            left, right = ("a", "b") if a_is_left(voter, pair_id) else ("b", "a")
+            assert (kept[pair_id, "subject"], kept[pair_id, "text"]) == (left, right)
+
+    def test_pictures_are_on_the_side_that_votes_count_for(
+        self, pairs: list[Pair], votes: Votes
+    ) -> None:
+        with TestClient(preference_app(pairs, votes)) as client:
+            client.get("/")
+            voter = str(client.cookies["dreamfleet_voter"])
+            for pair in pairs:
+                left = client.get(f"/picture/{pair.pair_id}/left").content
+                expected = pair.a if a_is_left(voter, pair.pair_id) else pair.b
+                assert left == expected.read_bytes()
+                assert client.get(f"/photo/{pair.pair_id}/0").content == pair.references[0]
+
+    def test_nothing_tells_the_arms_apart(self, pairs: list[Pair], votes: Votes) -> None:
+        with TestClient(preference_app(pairs, votes)) as client:
+            response = client.get("/")
+            shown = response.text + str(response.headers)
+            assert not any(str(path.parent) in shown for pair in pairs for path in (pair.a, pair.b))
+            assert "<i>sks</i>" not in response.text  # prompts are escaped
+
+    def test_forged_requests_are_refused(self, pairs: list[Pair], votes: Votes) -> None:
+        good = {"pair": pairs[0].pair_id, "subject": "left", "text": "left"}
+        with TestClient(preference_app(pairs, votes)) as client:
+            assert client.post("/vote", data=good).status_code == 400  # no cookie yet
+            assert client.get(f"/picture/{pairs[0].pair_id}/left").status_code == 404
+            client.get("/")
+            for wrong in ({"pair": "x"}, {"text": "a"}, {"subject": "x" * 5000}):
+                assert client.post("/vote", data={**good, **wrong}).status_code == 400
+            assert client.get("/picture/../left").status_code == 404
+            assert client.get(f"/photo/{pairs[0].pair_id}/7").status_code == 404
+            client.cookies.clear()
+            client.cookies.set("dreamfleet_voter", "'; DROP TABLE votes;--")
+            assert client.post("/vote", data=good).status_code == 400
+        assert votes.all() == []
+
+    def test_order_and_sides_are_random_but_stay(self, pairs: list[Pair]) -> None:
+        ids = [pair.pair_id for pair in pairs]
+        orders = {tuple(order_for(f"{v:032x}", ids, 4)) for v in range(20)}
+        assert len(orders) > 5 and all(set(order) == set(ids) for order in orders)
+        assert order_for("a" * 32, ids, 2) == order_for("a" * 32, ids[::-1], 2)
+        lefts = [a_is_left(f"{v:032x}", ids[0]) for v in range(400)]
+        assert 140 < sum(lefts) < 260  # fair: 200 expected, deviation 10
