@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet import flags
 from dreamfleet.config import RunConfig, load_config
@@ -67,6 +67,7 @@ def generate(
     guidance_scale: float | None = None,
     adapter_strength: float = 1.0,
     device: str = "auto",
+    safety_checker: Literal["auto", "off"] = "auto",
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> list[Image.Image]:
@@ -78,6 +79,7 @@ def generate(
         base_model: default: the one that the adapter was trained on, else the embedded one.
         guidance_scale: classifier-free guidance; None: the base's own.
         adapter_strength: factor on a LoRA; 0 is the bare base.
+        safety_checker: auto: the base's own, where it has one; off: none.
 
     Raises:
         AdapterFileError: the adapter is missing, damaged or for another base.
@@ -90,7 +92,11 @@ def generate(
     place = None if adapter is None else Path(adapter).expanduser()
     whole = place is not None and _is_whole_model(place)
     made_by = None if place is None else _recipe_beside(place)
-    base = load_base(_base_name(place if whole else base_model, made_by), device=device)
+    base = load_base(
+        _base_name(place if whole else base_model, made_by),
+        device=device,
+        safety_checker=safety_checker == "auto",
+    )
     if place is not None and not whole:
         _load_lora(base, place)
     text = _filled(prompt, made_by)
@@ -147,7 +153,7 @@ def _recipe_beside(place: Path) -> RunConfig | None:
 def _base_name(given: str | Path | None, made_by: RunConfig | None) -> str | Path:
     if given is not None:
         return given
-    return made_by.base_model if made_by is not None else "embedded"
+    return made_by.base_source if made_by is not None else "embedded"
 
 
 def _filled(prompt: str, made_by: RunConfig | None) -> str:

@@ -190,6 +190,13 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
 @click.option(
     "--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True
 )
+@click.option(
+    "--safety-checker",
+    default="auto",
+    type=click.Choice(["auto", "off"]),
+    show_default=True,
+    help="auto: the base's own, where it has one.",
+)
 @click.option("--batch-size", default=8, type=click.IntRange(1, 256), show_default=True)
 @click.option(
     "--output-dir", required=True, metavar="DIR", help="Where image_0.png, image_1.png … go."

@@ -168,8 +168,13 @@ class _Run:
         from dreamfleet.bases import load_base
 
         dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        dtype = dtypes[self.task.config.train.mixed_precision]
-        return load_base(self.task.config.base_model, device=self.task.device, dtype=dtype)
+        config = self.task.config
+        return load_base(
+            config.base_source,
+            device=self.task.device,
+            dtype=dtypes[config.train.mixed_precision],
+            safety_checker=config.sampling.safety_checker == "auto",
+        )
 
     def _restore(self, job: TrainJob) -> None:
         import torch
