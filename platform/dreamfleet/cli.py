@@ -216,6 +216,42 @@ def generate(output_dir: str, **settings: Any) -> None:
 
 
 @cli.command(context_settings=CONTEXT)
+@click.argument("adapter", metavar="ADAPTER")
+@click.option(
+    "--format",
+    "file_format",
+    default="kohya",
+    type=click.Choice(["kohya"]),
+    show_default=True,
+    help="kohya: for ComfyUI, A1111 and kohya's scripts.",
+)
+@click.option(
+    "--base-model",
+    metavar="TEXT",
+    help="Default: the one that the adapter was trained on.",
+)
+@click.option("--output", required=True, metavar="FILE.safetensors", help="File to write.")
+@debug_option
+def export(adapter: str, file_format: str, base_model: str | None, output: str) -> None:
+    """Write a LoRA for other programs. (diffusers reads ADAPTER, a run's output folder, as it is.)"""
+    from dreamfleet.api import export_adapter
+
+    click.echo(str(export_adapter(adapter, output, file_format=file_format, base_model=base_model)))
+
+
+@cli.command("import", context_settings=CONTEXT)
+@click.argument("file", metavar="FILE.safetensors")
+@click.option("--base-model", required=True, metavar="TEXT", help="The base it was trained on.")
+@click.option("--output-dir", required=True, metavar="DIR", help="Where the adapter goes.")
+@debug_option
+def import_command(file: str, base_model: str, output_dir: str) -> None:
+    """Make an adapter of a LoRA file in the naming of kohya's scripts and ComfyUI."""
+    from dreamfleet.api import import_adapter
+
+    click.echo(str(import_adapter(file, output_dir, base_model=base_model)))
+
+
+@cli.command(context_settings=CONTEXT)
 @click.argument("run_ids", nargs=-1, metavar="[RUN RUN]")
 @click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
 @click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)

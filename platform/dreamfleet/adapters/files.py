@@ -152,6 +152,17 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         AdapterFileError: naming what is wrong.
     """
+    state, metadata = read_tensors(path)
+    _check_names(path, state)
+    return state, metadata
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file in any naming, checked: whole and finite.
+
+    Raises:
+        AdapterFileError: naming what is wrong.
+    """
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -166,7 +177,6 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise AdapterFileError(
                 f"{path}: {key} holds NaN or infinite values; the training that made it broke down"
             )
-    _check_names(path, state)
     return state, metadata
 
 
