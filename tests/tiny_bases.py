@@ -60,14 +60,14 @@ def make_tiny_sd1(
 
 
 def make_tiny_sd2(folder: str | Path, *, seed: int = 0) -> Path:
-    """As `make_tiny_sd1`, of the sd2 family: linear layers around the transformers, v-prediction."""
+    """As `make_tiny_sd1`, of the sd2 family: linear transformer ends, v-prediction."""
     return make_tiny_sd1(
         folder, prediction_type="v_prediction", seed=seed, use_linear_projection=True
     )
 
 
 def make_tiny_sdxl(folder: str | Path, *, seed: int = 0) -> Path:
-    """A random base of the sdxl family: three stages, two text encoders; 64 pixels, 16x16 latents."""
+    """A random base of the sdxl family: three stages, two text encoders; 64 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = make_tiny_tokenizer()

@@ -233,7 +233,7 @@ def generate(output_dir: str, **settings: Any) -> None:
 @click.option("--output", required=True, metavar="FILE.safetensors", help="File to write.")
 @debug_option
 def export(adapter: str, file_format: str, base_model: str | None, output: str) -> None:
-    """Write a LoRA for other programs. (diffusers reads ADAPTER, a run's output folder, as it is.)"""
+    """Write a LoRA for other programs; diffusers reads ADAPTER, a run's folder, as it is."""
     from dreamfleet.api import export_adapter
 
     click.echo(str(export_adapter(adapter, output, file_format=file_format, base_model=base_model)))

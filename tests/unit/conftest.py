@@ -24,9 +24,7 @@ def tiny_v_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))
-def family_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of every family in turn; read only."""
     return FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
 

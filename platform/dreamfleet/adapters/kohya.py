@@ -44,7 +44,7 @@ PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
 
 
 def export_kohya(adapter: str | Path, target: str | Path, files: BaseFiles) -> Path:
-    """Write the adapter at `adapter` (folder or file) as kohya's `target`; tensors stay as they are.
+    """Write the adapter at `adapter` (folder or file) as kohya's `target`; tensors stay the same.
 
     Args:
         files: of the base that it was trained on, or of one of the same shape.
@@ -142,8 +142,8 @@ def _converted(
     """Tensors in PEFT's naming (component in front), and each layer's alpha."""
     if not is_kohya(tensors):
         raise AdapterFileError(
-            f"{path}: not in kohya's naming (lora_unet_..., lora_te...); files of diffusers and PEFT "
-            "need no import: give them to --adapter"
+            f"{path}: not in kohya's naming (lora_unet_..., lora_te...); files of diffusers "
+            "and PEFT need no import: give them to --adapter"
         )
     known = _known_names(base)
     state: dict[str, Tensor] = {}

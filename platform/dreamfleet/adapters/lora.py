@@ -1,4 +1,4 @@
-"""LoRA in a base's UNet and text encoders, defined by PEFT so that it loads wherever PEFT's does."""
+"""LoRA in a base's UNet and text encoders, defined by PEFT: it loads wherever PEFT's does."""
 
 from __future__ import annotations
 

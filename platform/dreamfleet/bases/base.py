@@ -34,6 +34,8 @@ class Base:
         schedule: the forward process.
         device: where the modules are.
         dtype: type of the frozen weights; trained parameters are fp32 whatever it is.
+        training_unet: wrapper around `unet` that predictions with a gradient go through, e.g. data
+            parallel; None: the UNet itself.
         safety_checker: the base's own, where it was asked for and there is one.
     """
 
@@ -49,6 +51,7 @@ class Base:
     text_encoder_2: Any = None
     tokenizer_2: Any = None
     safety_checker: SafetyChecker | None = None
+    training_unet: Any = None
 
     @property
     def name(self) -> str:
@@ -153,8 +156,9 @@ class Base:
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's output [B, C, h, w] for noisy latents x_t at timesteps t [B]."""
+        wrapped = self.training_unet is not None and torch.is_grad_enabled()
         with self.autocast():
-            output: Tensor = self.unet(
+            output: Tensor = (self.training_unet if wrapped else self.unet)(
                 x_t,
                 t,
                 encoder_hidden_states=conditioning.prompt_embeds,
@@ -194,7 +198,7 @@ class Base:
         """
         encoders = self.text_encoders if text_encoder else {}
         copies = {name: frozen(copy.deepcopy(module)) for name, module in encoders.items()}
-        return replace(self, unet=frozen(copy.deepcopy(self.unet)), **copies)
+        return replace(self, unet=frozen(copy.deepcopy(self.unet)), training_unet=None, **copies)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

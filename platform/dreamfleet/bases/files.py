@@ -224,7 +224,9 @@ def _no_weights(folder: Path) -> str:
             f"no .safetensors weights in {folder} (only {', '.join(pickled)}, which can run code "
             "when read); give a folder saved with safe_serialization=True"
         )
-    broken = sorted(path.name for path in folder.iterdir() if path.suffix in (".part", ".incomplete"))
+    broken = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".part", ".incomplete")
+    )
     state = f"only {', '.join(broken)}: a download that did not end" if broken else "none"
     return f"no .safetensors weights in {folder} ({state}); fetch or save the folder again"
 

@@ -69,7 +69,9 @@ def _explained(name: str, revision: str | None, error: Exception) -> str:
             f"https://huggingface.co/{name}, then run `hf auth login`"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{asked}: the hub has the model, but not this revision; give a branch, tag or commit"
+        return (
+            f"{asked}: the hub has the model, but not this revision; give a branch, tag or commit"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{asked}: neither a local folder nor on the hub, or private; check the name, or run "

@@ -1,5 +1,5 @@
-"""Stable Diffusion 2.x: as 1.x with OpenCLIP's text encoder, whose folder holds the layers up to the
-last but one, and linear layers around the transformers.
+"""Stable Diffusion 2.x: as 1.x with OpenCLIP's text encoder, whose folder holds the layers up to
+the last but one, and linear layers around the transformers.
 
 The 512-pixel model predicts the noise, the 768-pixel one v; the folder's scheduler says which.
 """

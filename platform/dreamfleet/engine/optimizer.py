@@ -37,8 +37,6 @@ def make_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> to
             "or train without --use-8bit-adam"
         ) from error
     if not all(parameter.is_cuda for parameter in parameters):
-        raise ConfigError(
-            "train.use_8bit_adam works on GPUs only; train without it on this device"
-        )
+        raise ConfigError("train.use_8bit_adam works on GPUs only; train without it on this device")
     optimizer: torch.optim.Optimizer = AdamW8bit(list(parameters), **settings)
     return optimizer

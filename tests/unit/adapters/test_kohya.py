@@ -1,4 +1,4 @@
-"""kohya's naming: written and read for every family, checked against diffusers' reader and by hand."""
+"""kohya's naming: written and read for every family, against diffusers' reader and by hand."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_there_and_back_is_the_same_adapter(
 
 
 def test_names_of_sdxl_are_those_of_sd_scripts(tiny_sdxl_folder: Path) -> None:
-    """Names as they stand in published SDXL LoRA files; the tiny base has SDXL's block structure."""
+    """Names as in published SDXL LoRA files; the tiny base has SDXL's block structure."""
     files = load_base(tiny_sdxl_folder).files
     block = "transformer_blocks.0.attn1.to_q"
     expected = {
@@ -151,9 +151,7 @@ def foreign_file(base: Base, path: Path, naming: str) -> dict[str, tuple[nn.Modu
 
 
 @pytest.mark.parametrize("naming", ["own", "diffusers"])
-def test_foreign_files_mean_what_they_say(
-    family_folder: Path, tmp_path: Path, naming: str
-) -> None:
+def test_foreign_files_mean_what_they_say(family_folder: Path, tmp_path: Path, naming: str) -> None:
     merged = load_base(family_folder)
     bare = output(merged)
     changes = foreign_file(merged, tmp_path / "foreign.safetensors", naming)

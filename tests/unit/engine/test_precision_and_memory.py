@@ -1,0 +1,117 @@
+"""Mixed precision, gradient checkpointing, and the extras that are asked for by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamfleet.bases import load_base
+from dreamfleet.engine.job import TrainJob
+from dreamfleet.errors import ConfigError
+from tests.tiny_jobs import tiny_job, tiny_spec
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_is_the_frozen_base_and_nothing_else(
+    family_folder: Path, tmp_path: Path, mode: str, dtype: torch.dtype
+) -> None:
+    spec = tiny_spec(
+        family_folder,
+        train__mode=mode,
+        train__train_text_encoder=True,
+        train__mixed_precision={torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
+        prior__with_prior_preservation=True,
+        sude__weight=0.4,
+    )
+    job = TrainJob(spec, load_base(family_folder, dtype=dtype))
+    assert job.scaler.is_enabled() == (dtype == torch.float16)
+    trained = {id(parameter) for parameter in job.parameters}
+    components = [job.base.unet, *job.base.text_encoders.values()]
+    frozen = [p for module in components for p in module.parameters() if id(p) not in trained]
+    assert all(parameter.dtype == dtype for parameter in frozen)
+    assert bool(frozen) == (mode == "lora")
+    before = [parameter.detach().clone() for parameter in job.parameters]
+    metrics = [job.step() for _ in range(2)]
+    assert all(0 < figure.loss < 100 for figure in metrics)
+    assert all(parameter.dtype == torch.float32 for parameter in job.parameters)
+    state = job.optimizer.state_dict()["state"].values()
+    assert all(entry[name].dtype == torch.float32 for entry in state for name in ("exp_avg",))
+    changed = [not torch.equal(p, old) for p, old in zip(job.parameters, before, strict=True)]
+    assert sum(changed) > len(changed) / 2
+    whole = TrainJob(spec, load_base(family_folder))
+    assert metrics[0].loss == pytest.approx(whole.step().loss, rel=0.05), "the same batch"
+
+
+def gradients(job: TrainJob) -> list[Tensor]:
+    job.method.losses(job.batch(0)).total.backward()
+    return [p.grad for p in job.parameters if p.grad is not None]
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(family_folder: Path) -> None:
+    options: dict[str, Any] = {"train__train_text_encoder": True, "sude__weight": 0.4}
+    plain = tiny_job(family_folder, **options)
+    lean = tiny_job(family_folder, train__gradient_checkpointing=True, **options)
+    assert (
+        lean.base.unet.is_gradient_checkpointing and not plain.base.unet.is_gradient_checkpointing
+    )
+    forwards: list[int] = []
+    lean.base.unet.mid_block.resnets[0].conv1.register_forward_hook(
+        lambda *ignored: forwards.append(1)
+    )
+    encodings: list[int] = []
+    lean.base.text_encoder.get_submodule(
+        next(n for n, _ in lean.base.text_encoder.named_modules() if n.endswith("layers.0.mlp"))
+    ).register_forward_hook(lambda *ignored: encodings.append(1))
+    one, two = gradients(plain), gradients(lean)
+    assert len(forwards) == 3, "teacher, student, and the student once more on the way back"
+    assert len(encodings) > 1
+    assert len(one) == len(two) > 0
+    for expected, found in zip(one, two, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_extras_that_are_missing_say_how_to_get_them(
+    tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes.*without --use-8bit-adam"):
+        tiny_job(tiny_base_folder, train__use_8bit_adam=True)
+    with pytest.raises(ConfigError, match="xformers .*leave it out"):
+        tiny_job(tiny_base_folder, train__enable_xformers_memory_efficient_attention=True)
+
+
+def test_8bit_adam_wants_a_gpu(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Optim:
+        AdamW8bit = torch.optim.AdamW
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", Optim)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", Optim)
+    with pytest.raises(ConfigError, match="works on GPUs only"):
+        tiny_job(tiny_base_folder, train__use_8bit_adam=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_8bit_adam_trains(tiny_base_folder: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    spec = tiny_spec(tiny_base_folder, train__use_8bit_adam=True)
+    job = TrainJob(spec, load_base(tiny_base_folder, device="cuda"))
+    before = [parameter.detach().clone() for parameter in job.parameters]
+    job.step()
+    assert any(not torch.equal(p, old) for p, old in zip(job.parameters, before, strict=True))
+
+
+def test_tf32_is_asked_of_torch(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    tiny_job(tiny_base_folder)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    tiny_job(tiny_base_folder, train__allow_tf32=True)
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
