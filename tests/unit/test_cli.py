@@ -16,7 +16,17 @@ from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 Captured = pytest.CaptureFixture[str]
-COMMANDS = ("personalize", "prepare", "generate", "runs", "doctor", "world", "cache")
+COMMANDS = (
+    "personalize",
+    "prepare",
+    "generate",
+    "export",
+    "import",
+    "runs",
+    "doctor",
+    "world",
+    "cache",
+)
 
 
 def run(capsys: Captured, *arguments: str) -> tuple[int, str, str]:

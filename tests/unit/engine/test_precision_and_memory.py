@@ -53,24 +53,34 @@ def gradients(job: TrainJob) -> list[Tensor]:
     return [p.grad for p in job.parameters if p.grad is not None]
 
 
+def _count(job: TrainJob, layer: str) -> list[int]:
+    """Grows with every forward pass of a layer of the UNet."""
+    passes: list[int] = []
+    job.base.unet.get_submodule(layer).register_forward_hook(lambda *ignored: passes.append(1))
+    return passes
+
+
+def _count_text(job: TrainJob) -> list[int]:
+    """Grows with every forward pass of the text encoder's first layer."""
+    passes: list[int] = []
+    names = [name for name, _ in job.base.text_encoder.named_modules()]
+    layer = next(name for name in names if name.endswith("layers.0.layer_norm1"))
+    job.base.text_encoder.get_submodule(layer).register_forward_hook(
+        lambda *ignored: passes.append(1)
+    )
+    return passes
+
+
 def test_gradient_checkpointing_gives_the_same_gradient(family_folder: Path) -> None:
     options: dict[str, Any] = {"train__train_text_encoder": True, "sude__weight": 0.4}
-    plain = tiny_job(family_folder, **options)
-    lean = tiny_job(family_folder, train__gradient_checkpointing=True, **options)
-    assert (
-        lean.base.unet.is_gradient_checkpointing and not plain.base.unet.is_gradient_checkpointing
-    )
-    forwards: list[int] = []
-    lean.base.unet.mid_block.resnets[0].conv1.register_forward_hook(
-        lambda *ignored: forwards.append(1)
-    )
-    encodings: list[int] = []
-    lean.base.text_encoder.get_submodule(
-        next(n for n, _ in lean.base.text_encoder.named_modules() if n.endswith("layers.0.mlp"))
-    ).register_forward_hook(lambda *ignored: encodings.append(1))
-    one, two = gradients(plain), gradients(lean)
-    assert len(forwards) == 3, "teacher, student, and the student once more on the way back"
-    assert len(encodings) > 1
+    jobs = [
+        tiny_job(family_folder, train__gradient_checkpointing=lean, **options)
+        for lean in (False, True)
+    ]
+    counts = [(_count(job, "down_blocks.1.resnets.0.conv1"), _count_text(job)) for job in jobs]
+    one, two = (gradients(job) for job in jobs)
+    assert [len(unet) for unet, _ in counts] == [2, 3], "teacher and student; once more on the way"
+    assert len(counts[1][1]) == len(counts[0][1]) + 1
     assert len(one) == len(two) > 0
     for expected, found in zip(one, two, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
