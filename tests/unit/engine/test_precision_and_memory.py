@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,22 @@ def test_8bit_adam_trains(tiny_base_folder: Path) -> None:
     assert any(not torch.equal(p, old) for p, old in zip(job.parameters, before, strict=True))
 
 
-def test_tf32_is_asked_of_torch(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+@pytest.fixture
+def tf32() -> Iterator[Callable[[], tuple[bool, bool]]]:
+    """What torch is told of TF32; put back afterwards."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield lambda: (places[0].allow_tf32, places[1].allow_tf32)
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+def test_tf32_is_asked_of_torch(
+    tiny_base_folder: Path, tf32: Callable[[], tuple[bool, bool]]
+) -> None:
     tiny_job(tiny_base_folder)
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert tf32() == (False, False)
     tiny_job(tiny_base_folder, train__allow_tf32=True)
-    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    assert tf32() == (True, True)
