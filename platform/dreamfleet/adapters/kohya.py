@@ -119,9 +119,9 @@ def _text_name(prefix: str, module_path: str) -> str:
     return f"{prefix}_{whole.replace('.', '_')}"
 
 
-def _known_names(base: Base) -> dict[str, tuple[str, str, nn.Module]]:
+def _known_names(base: Base) -> dict[str, tuple[str, str, Any]]:
     """Each name that a file may use: component, path and module."""
-    known: dict[str, tuple[str, str, nn.Module]] = {}
+    known: dict[str, tuple[str, str, Any]] = {}
     components = [("unet", base.unet), *base.text_encoders.items()]
     for component, root in components:
         for path, module in root.named_modules():

@@ -38,17 +38,17 @@ def sgm_path(path: str, unet_config: Mapping[str, Any]) -> str:
     parts = path.split(".")
     per_block = int(unet_config["layers_per_block"]) + 1
     if parts[0] == "mid_block":
-        kind, index, inner = parts[1], parts[2], parts[3:]
-        return ".".join(["middle_block", MIDDLE[kind, index], *_inner(kind, inner)])
+        place = MIDDLE[parts[1], parts[2]]
+        return ".".join(["middle_block", place, *_inner(parts[1], parts[3:])])
     if parts[0] not in ("down_blocks", "up_blocks"):
         return path
     block, kind, index, inner = int(parts[1]), parts[2], int(parts[3]), parts[4:]
     if parts[0] == "down_blocks":
-        place = (block + 1) * per_block if kind == "downsamplers" else 1 + block * per_block + index
-        return ".".join(["input_blocks", str(place), _slot(kind, False), *_inner(kind, inner)])
+        entry = (block + 1) * per_block if kind == "downsamplers" else 1 + block * per_block + index
+        return ".".join(["input_blocks", str(entry), _slot(kind, False), *_inner(kind, inner)])
     has_attention = "CrossAttn" in str(unet_config["up_block_types"][block])
-    place = block * per_block + (per_block - 1 if kind == "upsamplers" else index)
-    return ".".join(["output_blocks", str(place), _slot(kind, has_attention), *_inner(kind, inner)])
+    entry = block * per_block + (per_block - 1 if kind == "upsamplers" else index)
+    return ".".join(["output_blocks", str(entry), _slot(kind, has_attention), *_inner(kind, inner)])
 
 
 def _slot(kind: str, has_attention: bool) -> str:

@@ -122,7 +122,7 @@ def test_8bit_adam_trains(tiny_base_folder: Path) -> None:
 @pytest.fixture
 def tf32() -> Iterator[Callable[[], tuple[bool, bool]]]:
     """What torch is told of TF32; put back afterwards."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    places: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     for place in places:
         place.allow_tf32 = False
