@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from dreamfleet.bases.quiet import quiet_libraries
 
 CONTEXT_TOKENS = 24
 TEXT_WIDTH = 16
+SECOND_TEXT_WIDTH = 24
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = ("sks", "dog", "cat", "photo", "of", "the", "ktn")
 
@@ -23,6 +36,7 @@ def make_tiny_sd1(
     prediction_type: str = "epsilon",
     seed: int = 0,
     rescale_betas_zero_snr: bool = False,
+    **unet: Any,
 ) -> Path:
     """Write a random base of the sd1 family in diffusers layout: 64 pixels, 16x16 latents.
 
@@ -34,17 +48,8 @@ def make_tiny_sd1(
             vae=_vae(latent_channels),
             text_encoder=_text_encoder(make_tiny_tokenizer()),
             tokenizer=make_tiny_tokenizer(),
-            unet=_unet(latent_channels),
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type=prediction_type,
-                rescale_betas_zero_snr=rescale_betas_zero_snr,
-            ),
+            unet=_unet(latent_channels, **unet),
+            scheduler=_scheduler(prediction_type, rescale_betas_zero_snr),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -52,6 +57,48 @@ def make_tiny_sd1(
     with quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
     return Path(folder)
+
+
+def make_tiny_sd2(folder: str | Path, *, seed: int = 0) -> Path:
+    """As `make_tiny_sd1`, of the sd2 family: linear transformer ends, v-prediction."""
+    return make_tiny_sd1(
+        folder, prediction_type="v_prediction", seed=seed, use_linear_projection=True
+    )
+
+
+def make_tiny_sdxl(folder: str | Path, *, seed: int = 0) -> Path:
+    """A random base of the sdxl family: three stages, two text encoders; 64 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = make_tiny_tokenizer()
+        pipeline = StableDiffusionXLPipeline(
+            vae=_vae(4),
+            text_encoder=_text_encoder(tokenizer, layers=2),
+            text_encoder_2=_text_encoder(tokenizer, layers=2, width=SECOND_TEXT_WIDTH, second=True),
+            tokenizer=tokenizer,
+            tokenizer_2=make_tiny_tokenizer(),
+            unet=_unet(
+                4,
+                block_out_channels=(16, 32, 32),
+                layers_per_block=2,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                transformer_layers_per_block=(1, 1, 2),
+                use_linear_projection=True,
+                cross_attention_dim=TEXT_WIDTH + SECOND_TEXT_WIDTH,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=4,
+                projection_class_embeddings_input_dim=SECOND_TEXT_WIDTH + 6 * 4,
+            ),
+            scheduler=_scheduler("epsilon", False),
+            add_watermarker=False,
+        )
+    with quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+FAMILIES = {"sd1": make_tiny_sd1, "sd2": make_tiny_sd2, "sdxl": make_tiny_sdxl}
 
 
 def make_tiny_tokenizer() -> CLIPTokenizer:
@@ -85,19 +132,33 @@ def _byte_symbol(value: int) -> str:
     return chr(256 + [byte for byte in range(256) if byte not in kept].index(value))
 
 
-def _unet(latent_channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=2,
+def _scheduler(prediction_type: str, rescale_betas_zero_snr: bool) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
+
+
+def _unet(latent_channels: int, **options: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": 2,
+    }
+    return UNet2DConditionModel(**{**settings, **options})
 
 
 def _vae(latent_channels: int) -> AutoencoderKL:
@@ -116,18 +177,20 @@ def _vae(latent_channels: int) -> AutoencoderKL:
     )
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _text_encoder(
+    tokenizer: CLIPTokenizer, *, layers: int = 1, width: int = TEXT_WIDTH, second: bool = False
+) -> Any:
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=1,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
-        hidden_act="quick_gelu",
+        hidden_act="gelu" if second else "quick_gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+    return CLIPTextModelWithProjection(config) if second else CLIPTextModel(config)

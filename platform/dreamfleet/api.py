@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet import flags
 from dreamfleet.config import RunConfig, load_config
@@ -67,6 +67,7 @@ def generate(
     guidance_scale: float | None = None,
     adapter_strength: float = 1.0,
     device: str = "auto",
+    safety_checker: Literal["auto", "off"] = "auto",
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> list[Image.Image]:
@@ -78,6 +79,7 @@ def generate(
         base_model: default: the one that the adapter was trained on, else the embedded one.
         guidance_scale: classifier-free guidance; None: the base's own.
         adapter_strength: factor on a LoRA; 0 is the bare base.
+        safety_checker: auto: the base's own, where it has one; off: none.
 
     Raises:
         AdapterFileError: the adapter is missing, damaged or for another base.
@@ -90,7 +92,11 @@ def generate(
     place = None if adapter is None else Path(adapter).expanduser()
     whole = place is not None and _is_whole_model(place)
     made_by = None if place is None else _recipe_beside(place)
-    base = load_base(_base_name(place if whole else base_model, made_by), device=device)
+    base = load_base(
+        _base_name(place if whole else base_model, place),
+        device=device,
+        safety_checker=safety_checker == "auto",
+    )
     if place is not None and not whole:
         _load_lora(base, place)
     text = _filled(prompt, made_by)
@@ -110,6 +116,56 @@ def generate(
             )
             stage.update(len(images))
     return images
+
+
+def export_adapter(
+    adapter: str | Path,
+    target: str | Path,
+    *,
+    file_format: str = "kohya",
+    base_model: str | Path | None = None,
+) -> Path:
+    """Write a LoRA for other programs: `kohya` is what ComfyUI, A1111 and kohya's scripts read.
+
+    Args:
+        adapter: output folder of `personalize`, or a LoRA file.
+        target: the .safetensors file to write.
+        base_model: default: the one that the adapter was trained on.
+
+    Raises:
+        AdapterFileError: the adapter is missing, damaged or a whole model.
+    """
+    from dreamfleet.adapters.kohya import export_kohya
+    from dreamfleet.bases import inspect_base
+
+    if file_format != "kohya":
+        raise BadInputError(f"format {file_format!r}: expected kohya")
+    place = Path(adapter).expanduser()
+    if _is_whole_model(place):
+        raise AdapterFileError(
+            f"adapter {place}: a fully fine-tuned model is a diffusers folder already; only LoRAs "
+            "are exported"
+        )
+    return export_kohya(place, target, inspect_base(_base_name(base_model, place)))
+
+
+def import_adapter(
+    file: str | Path, output_dir: str | Path, *, base_model: str | Path, device: str = "cpu"
+) -> Path:
+    """Make an adapter folder of a LoRA file in kohya's naming; returns the written file.
+
+    Raises:
+        AdapterFileError: damaged, not a plain LoRA, or for another base.
+        BadInputError: there is an adapter in `output_dir` already.
+    """
+    from dreamfleet.adapters.files import WEIGHTS_NAME
+    from dreamfleet.adapters.kohya import import_kohya
+    from dreamfleet.bases import load_base
+
+    folder = writable_folder(output_dir)
+    if (folder / WEIGHTS_NAME).exists():
+        raise BadInputError(f"output folder {folder}: there is an adapter in it; give another")
+    return import_kohya(file, folder, load_base(base_model, device=device))
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -144,10 +200,18 @@ def _recipe_beside(place: Path) -> RunConfig | None:
     return load_config(path) if path.is_file() else None
 
 
-def _base_name(given: str | Path | None, made_by: RunConfig | None) -> str | Path:
+def _base_name(given: str | Path | None, place: Path | None) -> str | Path:
+    """The base that was asked for, else the one that the adapter at `place` was trained on."""
     if given is not None:
         return given
-    return made_by.base_model if made_by is not None else "embedded"
+    if place is None:
+        return "embedded"
+    made_by = _recipe_beside(place)
+    if made_by is not None:
+        return made_by.base_source
+    from dreamfleet.adapters.files import adapter_path, base_of, read_tensors
+
+    return str(base_of(read_tensors(adapter_path(place))[1]).get("base_model", "embedded"))
 
 
 def _filled(prompt: str, made_by: RunConfig | None) -> str:

@@ -191,6 +191,13 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
 @click.option(
     "--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True
 )
+@click.option(
+    "--safety-checker",
+    default="auto",
+    type=click.Choice(["auto", "off"]),
+    show_default=True,
+    help="auto: the base's own, where it has one.",
+)
 @click.option("--batch-size", default=8, type=click.IntRange(1, 256), show_default=True)
 @click.option(
     "--output-dir", required=True, metavar="DIR", help="Where image_0.png, image_1.png … go."
@@ -404,6 +411,42 @@ def preference(
     app = study.preference_app(study.load_pairs(*names), kept, comparisons=comparisons)
     click.echo(f"http://{host}:{port}  (votes: {kept.path}; Ctrl-C ends)", err=True)
     study.serve(app, host, port)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("adapter", metavar="ADAPTER")
+@click.option(
+    "--format",
+    "file_format",
+    default="kohya",
+    type=click.Choice(["kohya"]),
+    show_default=True,
+    help="kohya: for ComfyUI, A1111 and kohya's scripts.",
+)
+@click.option(
+    "--base-model",
+    metavar="TEXT",
+    help="Default: the one that the adapter was trained on.",
+)
+@click.option("--output", required=True, metavar="FILE.safetensors", help="File to write.")
+@debug_option
+def export(adapter: str, file_format: str, base_model: str | None, output: str) -> None:
+    """Write a LoRA for other programs; diffusers reads ADAPTER, a run's folder, as it is."""
+    from dreamfleet.api import export_adapter
+
+    click.echo(str(export_adapter(adapter, output, file_format=file_format, base_model=base_model)))
+
+
+@cli.command("import", context_settings=CONTEXT)
+@click.argument("file", metavar="FILE.safetensors")
+@click.option("--base-model", required=True, metavar="TEXT", help="The base it was trained on.")
+@click.option("--output-dir", required=True, metavar="DIR", help="Where the adapter goes.")
+@debug_option
+def import_command(file: str, base_model: str, output_dir: str) -> None:
+    """Make an adapter of a LoRA file in the naming of kohya's scripts and ComfyUI."""
+    from dreamfleet.api import import_adapter
+
+    click.echo(str(import_adapter(file, output_dir, base_model=base_model)))
 
 
 @cli.command(context_settings=CONTEXT)

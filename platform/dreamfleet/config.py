@@ -38,6 +38,11 @@ def _unquoted_no(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _unquoted_off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 Finite = Annotated[float, BeforeValidator(_finite)]
 TextList = Annotated[list[str], BeforeValidator(_as_list)]
 
@@ -142,6 +147,16 @@ class TrainConfig(_Section):
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_unquoted_no)] = (
         Field("no", description="type of the frozen base; trained parameters stay fp32")
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory, slower"
+    )
+    allow_tf32: bool = Field(False, description="TF32 for fp32 products on Ampere GPUs and later")
+    use_8bit_adam: bool = Field(
+        False, description="AdamW with 8-bit state, on GPUs (pip install bitsandbytes)"
+    )
+    enable_xformers_memory_efficient_attention: bool = Field(
+        False, description="xformers attention instead of torch's own (pip install xformers)"
+    )
     max_grad_norm: Finite = Field(1.0, gt=0, description="gradient clipping")
     snr_gamma: Finite | None = Field(None, gt=0, description="min-SNR gamma; null: plain MSE")
     use_ema: bool = Field(
@@ -171,6 +186,9 @@ class SamplingConfig(_Section):
         None, ge=0, le=100, description="classifier-free guidance; default: the base's own"
     )
     scheduler: Literal["ddim", "euler", "dpm"] = Field("ddim", description="sampler")
+    safety_checker: Annotated[Literal["auto", "off"], BeforeValidator(_unquoted_off)] = Field(
+        "auto", description="auto: the base's own, where it has one; off: none"
+    )
     num_validation_images: int = Field(
         4, ge=0, le=64, description="pictures per prompt in the report"
     )
@@ -231,6 +249,12 @@ class RunConfig(_Section):
     base_model: str = Field(
         "embedded", description="embedded, a local diffusers folder, or a hub id"
     )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a hub id; default: its main one"
+    )
+    variant: str | None = Field(
+        None, description="set of weights, e.g. fp16; default: the full ones, else what there is"
+    )
     method: Literal["dreambooth"] = Field("dreambooth", description="how the adapter is trained")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     output_dir: str | None = Field(None, description="default: runs/<subject id>")
@@ -242,6 +266,12 @@ class RunConfig(_Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def base_source(self) -> str:
+        """Base model, revision and variant in one name, as `bases.load_base` reads it."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.base_model}{revision}{f'#{self.variant}' if self.variant else ''}"
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_bases import make_tiny_sd1
+from tests.tiny_bases import FAMILIES, make_tiny_sd1
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,18 @@ def tiny_v_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A v-prediction base with zero terminal SNR; read only."""
     folder = tmp_path_factory.mktemp("tiny_v")
     return make_tiny_sd1(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of every family in turn; read only."""
+    return FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SDXL-shaped base; read only."""
+    return FAMILIES["sdxl"](tmp_path_factory.mktemp("tiny_sdxl"))
 
 
 @pytest.fixture

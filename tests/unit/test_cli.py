@@ -17,8 +17,8 @@ from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 Captured = pytest.CaptureFixture[str]
 COMMANDS = (
-    "personalize", "prepare", "generate", "evaluate", "benchmark", "compare", "preference", "runs",
-    "doctor", "world", "cache",
+    "personalize", "prepare", "generate", "export", "import", "evaluate", "benchmark", "compare",
+    "preference", "runs", "doctor", "world", "cache",
 )  # fmt: skip
 
 

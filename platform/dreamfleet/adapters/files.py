@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dreamfleet.adapters.lora import (
     remove_lora,
 )
 from dreamfleet.bases import Base
+from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.errors import AdapterFileError
 
@@ -46,23 +48,36 @@ def save_adapter(folder: str | Path, base: Base) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     state, metadata = _split(lora_state(base)), lora_metadata(base)
     part = target / f".{WEIGHTS_NAME}.{os.getpid()}.part"
-    type(base.pipeline()).save_lora_weights(
-        target,
-        unet_lora_layers=state["unet"],
-        text_encoder_lora_layers=state.get("text_encoder"),
-        weight_name=part.name,
-        unet_lora_adapter_metadata=metadata["unet"],
-        text_encoder_lora_adapter_metadata=metadata.get("text_encoder"),
-    )
+    write_lora(base, part, state, metadata)
     _add_metadata(part, base)
     return part.replace(target / WEIGHTS_NAME)
 
 
+def write_lora(
+    base: Base,
+    path: Path,
+    state: Mapping[str, Mapping[str, Tensor]],
+    metadata: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Tensors and PEFT's description of each component, as diffusers writes them."""
+    layers = {f"{component}_lora_layers": dict(part) for component, part in state.items()}
+    about = {f"{component}_lora_adapter_metadata": metadata[component] for component in state}
+    type(base.pipeline()).save_lora_weights(path.parent, weight_name=path.name, **layers, **about)
+
+
 def save_full(folder: str | Path, base: Base) -> list[Path]:
-    """Write the whole model as a diffusers folder (safetensors); returns its files."""
+    """Write the whole model as a diffusers folder (safetensors, fp32); returns its files.
+
+    What lies in the base in half precision was not trained and is written as its files have it.
+    """
     target = Path(folder)
+    whole = {
+        name: load_component(base.files, name, torch.float32)
+        for name in base.files.family.weights
+        if getattr(base, name).dtype != torch.float32
+    }
     with quiet_libraries():
-        base.pipeline().save_pretrained(target, safe_serialization=True)
+        replace(base, **whole).pipeline().save_pretrained(target, safe_serialization=True)
     return sorted(path for path in target.rglob("*") if path.is_file())
 
 
@@ -137,6 +152,17 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         AdapterFileError: naming what is wrong.
     """
+    state, metadata = read_tensors(path)
+    _check_names(path, state)
+    return state, metadata
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file in any naming, checked: whole and finite.
+
+    Raises:
+        AdapterFileError: naming what is wrong.
+    """
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -151,7 +177,6 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise AdapterFileError(
                 f"{path}: {key} holds NaN or infinite values; the training that made it broke down"
             )
-    _check_names(path, state)
     return state, metadata
 
 
@@ -230,11 +255,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
     if any(key.startswith(("lora_unet_", "lora_te")) for key in state):
         raise AdapterFileError(
-            f"{path}: kohya's naming; load it in diffusers and save it with save_lora_weights, "
-            "then use that file"
+            f"{path}: kohya's naming; `dreamfleet import {path.name} --base-model BASE "
+            "--output-dir DIR` makes an adapter of it"
         )
     for key in state:
-        known = key.startswith(("unet.", "text_encoder.")) and key.endswith(
+        known = key.startswith(("unet.", "text_encoder.", "text_encoder_2.")) and key.endswith(
             (".lora_A.weight", ".lora_B.weight")
         )
         if not known:
@@ -258,14 +283,12 @@ def _check_base(path: Path, metadata: Mapping[str, str], base: Base) -> None:
 
 def _check_fits(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
     """Both factors of every layer, of the shapes that the layer has."""
-    modules = {
-        "unet": dict(base.unet.named_modules()),
-        "text_encoder": dict(base.text_encoder.named_modules()),
-    }
+    modules = {"unet": dict(base.unet.named_modules())}
+    modules |= {name: dict(encoder.named_modules()) for name, encoder in base.text_encoders.items()}
     layers = {key.rsplit(".lora_", 1)[0] for key in state}
     for layer in sorted(layers):
         prefix, _, name = layer.partition(".")
-        module = _module(modules[prefix], name)
+        module = _module(modules.get(prefix, {}), name)
         factors = [state.get(f"{layer}.lora_{side}.weight") for side in "AB"]
         if module is None or factors[0] is None or factors[1] is None:
             what = (

@@ -1,4 +1,4 @@
-"""LoRA in a base's UNet and text encoder, defined by PEFT so that it loads wherever PEFT's does."""
+"""LoRA in a base's UNet and text encoders, defined by PEFT: it loads wherever PEFT's does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def target_modules(family: str, layers: LoraLayers) -> list[str]:
     the convolutions of the residual blocks, of the samplers between stages and around the
     transformers.
     """
-    if family not in ("sd1",):
+    if family not in ("sd1", "sd2", "sdxl"):
         raise ConfigError(f"train.lora_layers: no target layers known for model family {family!r}")
     groups = {
         "attention": ATTENTION,
@@ -73,14 +73,14 @@ def add_lora(
         target_modules=target_modules(base.family, layers),
     )
     base.unet.add_adapter(unet, adapter_name=ADAPTER_NAME)
-    if train_text_encoder:
+    for encoder in base.text_encoders.values() if train_text_encoder else ():
         text = LoraConfig(
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
             init_lora_weights="gaussian",
             target_modules=list(TEXT_ENCODER_TARGETS),
         )
-        base.text_encoder.add_adapter(text, adapter_name=ADAPTER_NAME)
+        encoder.add_adapter(text, adapter_name=ADAPTER_NAME)
     parameters = lora_parameters(base)
     for name, parameter in parameters:
         parameter.data = parameter.data.float()
@@ -90,8 +90,8 @@ def add_lora(
 
 
 def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
-    """The adapter's parameters by name (`unet.` or `text_encoder.` in front), in the modules'
-    order.
+    """The adapter's parameters by name (`unet.`, `text_encoder.` or `text_encoder_2.` in front),
+    in the modules' order.
     """
     return [
         (f"{prefix}.{name}", parameter)
@@ -102,7 +102,7 @@ def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
 
 
 def lora_state(base: Base) -> dict[str, Tensor]:
-    """The adapter as PEFT names it (`unet.` or `text_encoder.` in front): what a file holds.
+    """The adapter as PEFT names it (the component in front): what a file holds.
 
     Tensors are copies.
     """
@@ -130,7 +130,7 @@ def has_lora(base: Base) -> bool:
 
 
 def lora_metadata(base: Base) -> dict[str, dict[str, Any]]:
-    """PEFT's description of the adapter in `unet` and `text_encoder`, ready for JSON.
+    """PEFT's description of the adapter in each component, ready for JSON.
 
     Without it a file loses its alpha, and lists are sorted so that equal adapters make equal files.
     """
@@ -205,7 +205,7 @@ def adapter_strength(base: Base, strength: float) -> Iterator[None]:
 def _adapted(base: Base) -> list[tuple[str, Any]]:
     return [
         (prefix, module)
-        for prefix, module in (("unet", base.unet), ("text_encoder", base.text_encoder))
+        for prefix, module in (("unet", base.unet), *base.text_encoders.items())
         if ADAPTER_NAME in getattr(module, "peft_config", {})
     ]
 

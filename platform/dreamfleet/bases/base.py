@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreamfleet.bases.defaults import BaseDefaults, defaults_for
 from dreamfleet.bases.files import BaseFiles
+from dreamfleet.bases.safety import SafetyChecker
 from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.diffusion.schedule import NoiseSchedule
 
@@ -27,11 +28,15 @@ class Base:
         files: where it came from; hashes.
         unet, vae, text_encoder, tokenizer: diffusers' and transformers' own objects, frozen and in
             eval mode.
+        text_encoder_2, tokenizer_2: SDXL's second ones, else None.
         scheduler_config: settings of the folder's scheduler, for
             `diffusion.samplers.make_scheduler`.
         schedule: the forward process.
         device: where the modules are.
         dtype: type of the frozen weights; trained parameters are fp32 whatever it is.
+        training_unet: wrapper around `unet` that predictions with a gradient go through, e.g. data
+            parallel; None: the UNet itself.
+        safety_checker: the base's own, where it was asked for and there is one.
     """
 
     files: BaseFiles
@@ -43,6 +48,10 @@ class Base:
     schedule: NoiseSchedule
     device: torch.device
     dtype: torch.dtype
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    safety_checker: SafetyChecker | None = None
+    training_unet: Any = None
 
     @property
     def name(self) -> str:
@@ -63,6 +72,11 @@ class Base:
         """C, h, w of one picture's latents at the base's resolution."""
         side = self.resolution // self.files.vae_factor
         return int(self.unet.config.in_channels), side, side
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders by the names of their folders."""
+        return {name: getattr(self, name) for name in self.files.family.text_encoders}
 
     @property
     def defaults(self) -> BaseDefaults:
@@ -94,6 +108,18 @@ class Base:
     def max_tokens(self) -> int:
         """Tokens that a prompt may have, without begin and end marks."""
         return int(self.tokenizer.model_max_length) - 2
+
+    def token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+        """[B, L] of B prompts, cut off at and padded to the tokenizer's context."""
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids: Tensor = tokens.input_ids.to(self.device)
+        return ids
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of B prompts; equal prompts are encoded once.
@@ -130,11 +156,31 @@ class Base:
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's output [B, C, h, w] for noisy latents x_t at timesteps t [B]."""
+        wrapped = self.training_unet is not None and torch.is_grad_enabled()
         with self.autocast():
-            output: Tensor = self.unet(
-                x_t, t, encoder_hidden_states=conditioning.prompt_embeds, return_dict=False
+            output: Tensor = (self.training_unet if wrapped else self.unet)(
+                x_t,
+                t,
+                encoder_hidden_states=conditioning.prompt_embeds,
+                added_cond_kwargs=self._added_conditions(x_t, conditioning),
+                return_dict=False,
             )[0]
         return output
+
+    def _added_conditions(self, x_t: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """SDXL's further conditions: pooled embedding, and sizes and crop [B, 6].
+
+        Unless given, a picture is what its latents say: of that size from the beginning, not
+        cropped (as diffusers' pipeline draws).
+        """
+        if conditioning.pooled is None:
+            return {}
+        time_ids = conditioning.time_ids
+        if time_ids is None:
+            height, width = (side * self.files.vae_factor for side in x_t.shape[-2:])
+            sizes = [height, width, 0, 0, height, width]
+            time_ids = torch.tensor([sizes] * len(x_t), device=x_t.device, dtype=torch.float32)
+        return {"text_embeds": conditioning.pooled, "time_ids": time_ids}
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision: in effect when the frozen weights are half."""
@@ -150,18 +196,14 @@ class Base:
         """A base whose UNet (and text encoder, if asked) are frozen copies; everything else is
         shared.
         """
-        return replace(
-            self,
-            unet=frozen(copy.deepcopy(self.unet)),
-            text_encoder=frozen(copy.deepcopy(self.text_encoder))
-            if text_encoder
-            else self.text_encoder,
-        )
+        encoders = self.text_encoders if text_encoder else {}
+        copies = {name: frozen(copy.deepcopy(module)) for name, module in encoders.items()}
+        return replace(self, unet=frozen(copy.deepcopy(self.unet)), training_unet=None, **copies)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """No gradients, eval mode; the modes are put back afterwards."""
-        modules = [self.unet, self.text_encoder]
+        modules = [self.unet, *self.text_encoders.values()]
         modes = [module.training for module in modules]
         try:
             for module in modules:

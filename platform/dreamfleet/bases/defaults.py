@@ -5,7 +5,7 @@ configuration.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import ConfigError
@@ -73,13 +73,23 @@ STABLE_DIFFUSION = BaseDefaults(
     text_encoder_learning_rate=2e-6,
     guidance_scale=7.5,
 )
+# diffusers' SDXL README for the LoRA; its fine-tuning script's rate for the whole UNet; the
+# pipeline's own guidance.
+STABLE_DIFFUSION_XL = replace(
+    STABLE_DIFFUSION,
+    full_learning_rate=1e-6,
+    text_encoder_learning_rate=1e-6,
+    guidance_scale=5.0,
+)
 
 
 def defaults_for(files: BaseFiles) -> BaseDefaults:
-    """Settings by the size of the base: those of the embedded one up to 128 pixels, else Stable
-    Diffusion's.
+    """Settings by the size of the base: those of the embedded one up to 128 pixels, else those of
+    its family.
     """
-    return SMALL if files.resolution <= SMALL_PIXELS else STABLE_DIFFUSION
+    if files.resolution <= SMALL_PIXELS:
+        return SMALL
+    return STABLE_DIFFUSION_XL if files.family.name == "sdxl" else STABLE_DIFFUSION
 
 
 def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:

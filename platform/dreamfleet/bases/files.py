@@ -6,26 +6,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dreamfleet.bases.families import Family, family_of
+from dreamfleet.bases.families import Family, family_of, load_tokenizer
+from dreamfleet.bases.hub import hub_folder
 from dreamfleet.errors import BaseModelError
 
 EMBEDDED = "embedded"
 PACKAGE_FOLDER = Path(__file__).parent
-HUB_FILES = (
-    "model_index.json",
-    "scheduler/*.json",
-    "tokenizer/*",
-    "text_encoder/*.json",
-    "text_encoder/*.safetensors",
-    "unet/*.json",
-    "unet/*.safetensors",
-    "vae/*.json",
-    "vae/*.safetensors",
+# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, ...
+_WEIGHTS_NAME = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
+    r"(?:-\d{5}-of-\d{5})?(?:\.(?P<old_variant>[\w-]+))?\.safetensors"
 )
 
 
@@ -37,11 +33,19 @@ class BaseFiles:
         name: as the user gave it: `embedded`, a folder or a hub id.
         path: the folder.
         family: which kind of model it is.
+        variant: which of several sets of weights to read, e.g. `fp16`; None: the full ones, or
+            whatever there is.
     """
 
     name: str
     path: Path
     family: Family
+    variant: str | None = None
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """model_index.json."""
+        return read_json(self.path / "model_index.json", self.name)
 
     @cached_property
     def unet_config(self) -> dict[str, Any]:
@@ -86,8 +90,11 @@ class BaseFiles:
 
     @cached_property
     def text_encoder_hash(self) -> str:
-        """SHA-256 of the text encoder's and the tokenizer's files."""
-        return _combined([self._component_hash("text_encoder"), self._component_hash("tokenizer")])
+        """SHA-256 of the text encoders' and the tokenizers' files."""
+        family = self.family
+        return _combined(
+            [self._component_hash(name) for name in (*family.text_encoders, *family.tokenizers)]
+        )
 
     @cached_property
     def hash(self) -> str:
@@ -96,27 +103,31 @@ class BaseFiles:
         return _combined([*parts, self._component_hash("scheduler")])
 
     def weights_variant(self, component: str) -> str | None:
-        """`fp16` when only half-precision weights lie in the folder, else None.
+        """The variant whose weights are read: the wished one, else the full weights (None), else
+        the only one there is.
 
         Raises:
-            BaseModelError: no safetensors weights at all.
+            BaseModelError: no safetensors weights, not the wished variant, or not all of its parts.
         """
-        names = [path.name for path in (self.path / component).glob("*.safetensors*")]
-        if any(".fp16." not in name for name in names):
-            return None
-        if names:
-            return "fp16"
-        pickled = sorted(path.name for path in (self.path / component).glob("*.bin"))
-        found = f"only {', '.join(pickled)}, which can run code when read" if pickled else "none"
-        raise BaseModelError(
-            f"base model {self.name}: no .safetensors weights in {self.path / component} "
-            f"({found}); "
-            "give a folder saved with safe_serialization=True"
-        )
+        folder = self.path / component
+        found = weight_variants(folder)
+        if not found:
+            raise BaseModelError(f"base model {self.name}: {_no_weights(folder)}")
+        chosen = self.variant if self.variant in found else None
+        if chosen is None and None not in found:
+            chosen = sorted(map(str, found))[0]
+        if self.variant is not None and chosen != self.variant and component == "unet":
+            names = ", ".join("the full one" if name is None else str(name) for name in found)
+            raise BaseModelError(
+                f"base model {self.name}: variant = {self.variant!r}: no such weights in {folder}; "
+                f"there are: {names}"
+            )
+        _check_parts(self.name, folder, chosen)
+        return chosen
 
     def tokenizer(self) -> Any:
-        """The tokenizer alone (cheap; no weights)."""
-        return self.family.load_tokenizer(self.path)
+        """The (first) tokenizer alone (cheap; no weights)."""
+        return load_tokenizer(self.path / self.family.tokenizers[0])
 
     def _component_hash(self, component: str) -> str:
         digest = hashlib.sha256()
@@ -148,11 +159,15 @@ def inspect_base(name_or_path: str | Path) -> BaseFiles:
     """Find a base model and check that it is whole and of a known family; a hub id is downloaded
     (or found in the cache).
 
+    Args:
+        name_or_path: `embedded`, a folder, or a hub id; behind it, where wished, `@revision` (of a
+            hub id) and `#variant`, as `RunConfig.base_source` writes them.
+
     Raises:
         BaseModelError: naming what is missing and the way out.
     """
     name = str(name_or_path)
-    path = _folder_of(name)
+    path, variant = _folder_of(name)
     missing = missing_files(path)
     if missing:
         raise BaseModelError(
@@ -162,17 +177,72 @@ def inspect_base(name_or_path: str | Path) -> BaseFiles:
         )
     index = read_json(path / "model_index.json", name)
     unet = read_json(path / "unet" / "config.json", name)
-    files = BaseFiles(name, path, family_of(name, index, unet))
-    for component in ("unet", "vae", "text_encoder"):
+    files = BaseFiles(name, path, family_of(name, index, unet), variant)
+    _check_components(files)
+    for component in files.family.weights:
         files.weights_variant(component)
     return files
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Which of a diffusers folder's files are not there."""
+    """Which of a diffusers folder's files are not there, of those that all families have."""
     needed = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"]
     needed += ["scheduler/scheduler_config.json", "tokenizer"]
     return [name for name in needed if not (folder / name).exists()]
+
+
+def weight_variants(folder: Path) -> set[str | None]:
+    """The variants of safetensors weights in a component's folder; None is the full one."""
+    found: set[str | None] = set()
+    for path in folder.glob("*.safetensors"):
+        match = _WEIGHTS_NAME.fullmatch(path.name)
+        if match:
+            found.add(match["variant"] or match["old_variant"])
+    return found
+
+
+def _check_components(files: BaseFiles) -> None:
+    """The further folders of the family."""
+    missing = [name for name in files.family.components if not (files.path / name).is_dir()]
+    missing += [
+        f"{name}/config.json"
+        for name in files.family.weights
+        if name not in missing and not (files.path / name / "config.json").is_file()
+    ]
+    if missing:
+        raise BaseModelError(
+            f"base model {files.name}: {', '.join(missing)} missing in {files.path}; a folder of "
+            f"family {files.family.name} has {', '.join(files.family.components)}; "
+            "fetch or save it again"
+        )
+
+
+def _no_weights(folder: Path) -> str:
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        return (
+            f"no .safetensors weights in {folder} (only {', '.join(pickled)}, which can run code "
+            "when read); give a folder saved with safe_serialization=True"
+        )
+    broken = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".part", ".incomplete")
+    )
+    state = f"only {', '.join(broken)}: a download that did not end" if broken else "none"
+    return f"no .safetensors weights in {folder} ({state}); fetch or save the folder again"
+
+
+def _check_parts(name: str, folder: Path, variant: str | None) -> None:
+    """Large weights lie in several files, which an index names."""
+    for index in folder.glob("*.safetensors.index*.json"):
+        if not index.name.endswith(f".index.{variant}.json" if variant else ".index.json"):
+            continue
+        parts = sorted(set(dict(read_json(index, name).get("weight_map", {})).values()))
+        gone = [part for part in parts if not (folder / part).is_file()]
+        if gone:
+            raise BaseModelError(
+                f"base model {name}: {len(gone)} of {len(parts)} weight files missing in {folder} "
+                f"({gone[0]}): a download that did not end; fetch the folder again"
+            )
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -186,35 +256,23 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _folder_of(name: str) -> Path:
+def _folder_of(name: str) -> tuple[Path, str | None]:
+    """The folder that `name` means, and the variant it asks for."""
     if name == EMBEDDED:
-        return embedded_path()
-    folder = Path(name).expanduser()
+        return embedded_path(), None
+    place, _, variant = (name, "", "") if Path(name).expanduser().exists() else name.partition("#")
+    folder = Path(place).expanduser()
     if folder.is_dir():
-        return folder
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
+        return folder, variant or None
+    hub_id, _, revision = place.partition("@")
+    looks_local = place.startswith((".", "/", "~")) or hub_id.count("/") != 1 or folder.exists()
     if looks_local:
         what = "is a file" if folder.exists() else "does not exist"
         raise BaseModelError(
-            f"base model {name!r}: this folder {what}; expected 'embedded', a diffusers folder, "
+            f"base model {place!r}: this folder {what}; expected 'embedded', a diffusers folder, "
             "or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5"
         )
-    return _hub_folder(name)
-
-
-def _hub_folder(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds, network libraries' own among them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"base model {name!r}: neither a local folder nor to be had from the hub ({reason}); "
-            "check the name and the network, or give a diffusers folder"
-        ) from error
+    return hub_folder(hub_id, revision or None, variant or None), variant or None
 
 
 def _file_hash(path: Path) -> str:

@@ -10,8 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from dreamfleet.bases.base import Base, frozen
+from dreamfleet.bases.families import load_tokenizer
 from dreamfleet.bases.files import BaseFiles, inspect_base, read_json
 from dreamfleet.bases.quiet import quiet_libraries
+from dreamfleet.bases.safety import SafetyChecker
 from dreamfleet.diffusion.schedule import NoiseSchedule
 from dreamfleet.errors import BaseModelError
 
@@ -21,12 +23,15 @@ def load_base(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    safety_checker: bool = False,
 ) -> Base:
     """Load `embedded`, a diffusers folder or a hub id, frozen and in eval mode.
 
     Args:
         device: where to put the modules; `auto` takes a GPU if there is one.
-        dtype: type of UNet and VAE; the text encoder of a base is small and stays fp32.
+        dtype: type of the frozen weights; a VAE whose activations overflow in fp16 (SDXL's) stays
+            fp32.
+        safety_checker: check drawn pictures with the base's own checker, where it has one.
 
     Raises:
         BaseModelError: missing, incomplete, unsafe or of an unsupported family; or no such device.
@@ -35,20 +40,34 @@ def load_base(
     place = resolve_device(device)
     with quiet_libraries():
         unet = load_component(files, "unet", dtype)
-        vae = load_component(files, "vae", dtype)
-        text_encoder = load_component(files, "text_encoder", torch.float32)
+        vae = load_component(files, "vae", vae_dtype(files, dtype))
+        encoders = {
+            name: frozen(load_component(files, name, dtype).to(place))
+            for name in files.family.text_encoders
+        }
     settings = read_json(files.path / "scheduler" / "scheduler_config.json", files.name)
     return Base(
         files=files,
         unet=frozen(unet.to(place)),
         vae=frozen(vae.to(place)),
-        text_encoder=frozen(text_encoder.to(place)),
-        tokenizer=files.tokenizer(),
+        **encoders,
+        **{name: load_tokenizer(files.path / name) for name in files.family.tokenizers},
         scheduler_config=settings,
         schedule=NoiseSchedule.from_scheduler(DDIMScheduler.from_config(settings)),
         device=place,
         dtype=dtype,
+        safety_checker=SafetyChecker.of(files, place) if safety_checker else None,
     )
+
+
+def vae_dtype(files: BaseFiles, dtype: torch.dtype) -> torch.dtype:
+    """fp32 instead of fp16 unless the VAE says that it stands fp16 (`force_upcast: false`).
+
+    SDXL's own VAE overflows there and decodes to black; diffusers takes the setting for true where
+    it is missing.
+    """
+    upcast = files.vae_config.get("force_upcast", True)
+    return torch.float32 if dtype == torch.float16 and upcast else dtype
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -66,7 +85,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
-    """One module (unet, vae or text_encoder) of a base.
+    """One module (unet, vae or a text encoder) of a base.
 
     Raises:
         BaseModelError: its files are damaged, or hold other weights than its config asks for.
@@ -93,9 +112,9 @@ def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
 def _read(
     files: BaseFiles, component: str, options: dict[str, Any]
 ) -> tuple[Any, Mapping[str, Any]]:
-    if component == "text_encoder":
+    if component in files.family.text_encoders:
         options["dtype"] = options.pop("torch_dtype")
-        model, info = files.family.load_text_encoder(files.path, **options)
+        model, info = files.family.load_text_encoder(files.path, component, **options)
     else:
         kind: Any = UNet2DConditionModel if component == "unet" else AutoencoderKL
         model, info = kind.from_pretrained(files.path / component, **options)

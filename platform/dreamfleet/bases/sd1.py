@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from dreamfleet.bases.families import Family
 from dreamfleet.bases.quiet import quiet_libraries
@@ -18,27 +18,17 @@ if TYPE_CHECKING:
     from dreamfleet.bases.base import Base
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-
-
-def load_text_encoder(folder: Path, **options: Any) -> Any:
+def load_text_encoder(folder: Path, component: str, **options: Any) -> Any:
     """The text encoder and transformers' loading info."""
-    return CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
+    return CLIPTextModel.from_pretrained(folder / component, **options)
 
 
 def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
     """[B, L, D]: CLIP's last hidden state after its final layer norm, padded to the full
     context.
     """
-    tokens = base.tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return Conditioning(base.text_encoder(tokens.input_ids.to(base.device))[0])
+    tokens = base.token_ids(base.tokenizer, prompts)
+    return Conditioning(base.text_encoder(tokens)[0])
 
 
 def build_pipeline(base: Base) -> Any:
@@ -59,4 +49,6 @@ def build_pipeline(base: Base) -> Any:
     return pipeline
 
 
-FAMILY = Family("sd1", load_tokenizer, load_text_encoder, encode_prompts, build_pipeline)
+FAMILY = Family(
+    "sd1", ("text_encoder",), ("tokenizer",), load_text_encoder, encode_prompts, build_pipeline
+)

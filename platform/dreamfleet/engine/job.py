@@ -23,6 +23,7 @@ from dreamfleet.bases import Base, load_base
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.batch import LatentSet, make_batch, sample_positions
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
+from dreamfleet.engine.optimizer import make_optimizer
 from dreamfleet.errors import ConfigError, ResumeError, TrainingError
 from dreamfleet.methods import Batch, make_method
 
@@ -82,14 +83,7 @@ class TrainJob:
         self.class_prompts = list(spec.class_prompts or self.method.class_prompts(prompts))
         self.step_index = 0
         train = self.config.train
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=float(train.learning_rate or 0.0),
-            betas=(train.adam_beta1, train.adam_beta2),
-            weight_decay=train.adam_weight_decay,
-            eps=train.adam_epsilon,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(train, self.parameters)
         self.lr_scheduler = get_scheduler(
             train.lr_scheduler,
             self.optimizer,
@@ -206,7 +200,9 @@ class TrainJob:
         more).
         """
         if self.config.train.mode == "full":
-            yield load_base(self.base.files.path, device=self.base.device, dtype=self.base.dtype)
+            bare = load_base(self.base.name, device=self.base.device, dtype=self.base.dtype)
+            bare.safety_checker = self.base.safety_checker
+            yield bare
             return
         self.method.train_mode(False)
         try:

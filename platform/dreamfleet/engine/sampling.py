@@ -60,7 +60,8 @@ def sample_images(
             base, conditioning, seeds, num_inference_steps, scale, scheduler, on_step
         )
         pixels = base.decode_latents(latents)
-    return [Image.fromarray(picture.numpy()) for picture in pixels]
+    images = [Image.fromarray(picture.numpy()) for picture in pixels]
+    return images if base.safety_checker is None else base.safety_checker(images)
 
 
 def initial_noise(base: Base, seeds: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -207,7 +208,7 @@ def model_card(
     front = {
         "license": license_id or ("apache-2.0" if data.base_name == "embedded" else "other"),
         "library_name": "diffusers",
-        "base_model": data.base_name if data.base_name != "embedded" else "dreamfleet/embedded",
+        "base_model": _hub_name(data.base_name),
         "instance_prompt": prompt,
         "tags": _tags(data.config),
         "inference": True,
@@ -259,6 +260,13 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
 def filled(template: str, data: ReportData) -> str:
     """A prompt template with the subject's token and class word."""
     return template.replace("{token}", data.token).replace("{class}", data.class_word)
+
+
+def _hub_name(base_name: str) -> str:
+    """A base's name as the hub's cards have it: no revision, no variant."""
+    if base_name == "embedded":
+        return "dreamfleet/embedded"
+    return base_name if base_name.startswith("/") else re.split("[@#]", base_name)[0]
 
 
 def _tags(config: RunConfig) -> list[str]:

@@ -189,10 +189,10 @@ def diffusers_code(data: ReportData) -> str:
     base = "embedded_path()" if embedded else json.dumps(data.base_location or data.base_name)
     source = json.dumps(data.output_dir) if full else base
     checker = ", safety_checker=None" if embedded else ""
-    lines = ["from diffusers import StableDiffusionPipeline"]
+    lines = ["from diffusers import DiffusionPipeline"]
     if embedded and not full:
         lines.append("from dreamfleet.bases import embedded_path")
-    lines += ["", f"pipe = StableDiffusionPipeline.from_pretrained({source}{checker})"]
+    lines += ["", f"pipe = DiffusionPipeline.from_pretrained({source}{checker})"]
     if not full:
         lines.append(f"pipe.load_lora_weights({json.dumps(data.output_dir)})")
     sampling = data.config.sampling

@@ -25,16 +25,15 @@ def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFile
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
 
-    name = _portable_base_name(config.base_model)
+    portable = config.model_copy(update={"base_model": _portable_base_name(config.base_model)})
+    name = portable.base_source
     files = inspect_base(name)
+    pinned = {"base_model": name, "revision": None, "variant": None}
     own = [
-        replace(
-            request,
-            config=resolved_config(request.config.model_copy(update={"base_model": name}), files),
-        )
+        replace(request, config=resolved_config(request.config.model_copy(update=pinned), files))
         for request in requests
     ]
-    common = resolved_config(config.model_copy(update={"base_model": name}), files)
+    common = resolved_config(config.model_copy(update=pinned), files)
     return own, files, common
 
 

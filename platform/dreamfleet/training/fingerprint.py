@@ -25,6 +25,10 @@ FREE = (
     "train.checkpoints_total_limit",
     "train.train_batch_size",
     "train.gradient_accumulation_steps",
+    "train.gradient_checkpointing",
+    "train.enable_xformers_memory_efficient_attention",
+    "revision",  # part of base_model by then
+    "variant",
     "sampling.",
     "cluster.",
     "tracking.",

@@ -82,6 +82,8 @@ def _engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
         resources["accelerator_type"] = cluster.accelerator_type
     if wished:
         resources["resources"] = wished
+    if cluster.placement_strategy.endswith("SPREAD"):
+        resources["scheduling_strategy"] = "SPREAD"
     return resources
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dreamfleet.training.group import Group
+from dreamfleet.training.parallel import reducer, share_unet
 from dreamfleet.training.task import TrainTask
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
         prior=class_pictures,
         rank=group.rank,
         world_size=group.world_size,
-        reduce_gradients=group.average_gradients if group.world_size > 1 else None,
+        reduce_gradients=reducer(task.config, base, group),
         subject_id=subject.id,
     )
-    return TrainJob(spec, base)
+    job = TrainJob(spec, base)
+    share_unet(task.config, base, group)
+    return job

@@ -86,7 +86,7 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     return TorchTrainer(
         _train_worker,
         train_loop_config={"task": task_ref, "relay": relay},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=_backend(scaling["resources_per_worker"])),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             # A fresh name: under an old one Ray Train would go on from its own pointer, not from
@@ -99,6 +99,11 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     )
 
 
+def _backend(resources: Mapping[str, float]) -> str:
+    """NCCL refuses two workers on one GPU, which is what shares of a GPU are for."""
+    return "nccl" if resources.get("GPU", 0) >= 1 else "gloo"
+
+
 def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
     """What a worker reserves: the user's wish, else one GPU, or on a private Ray its share of the
     cores.
@@ -109,7 +114,8 @@ def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
     """
     cluster = task.config.cluster
     if cluster.resources_per_worker:
-        return dict(cluster.resources_per_worker)
+        gpu = {"GPU": 1.0} if task.device == "cuda" else {}
+        return {"CPU": 1.0, **gpu, **cluster.resources_per_worker}
     if task.device == "cuda":
         return {"CPU": 1, "GPU": 1}
     if not session.local or (task.config.data.resolution or 0) <= SMALL_PICTURE:

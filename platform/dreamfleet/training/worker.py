@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import dump_config
-from dreamfleet.errors import DreamfleetError
+from dreamfleet.errors import DreamfleetError, TrainingError
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import (
     Checkpoint,
@@ -24,6 +24,7 @@ from dreamfleet.training.export import ADAPTER, exported_files
 from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
 from dreamfleet.training.group import Group
 from dreamfleet.training.jobs import build_job
+from dreamfleet.training.memory import free_device_memory, is_out_of_memory, out_of_memory_message
 from dreamfleet.training.samples import draw_preview
 from dreamfleet.training.task import (
     DirectReporter,
@@ -73,16 +74,16 @@ def train_in_process(
         return run.run()
     except DreamfleetError as error:
         return TrainOutcome(task.subject.id, "failed", run.step, message=str(error))
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        message = (
-            f"{task.subject.id}: out of memory at step {run.step}; use a smaller "
-            "train_batch_size with more "
-            "gradient_accumulation_steps, mixed precision, or another device; then go on "
-            "with --resume"
-        )
-        return TrainOutcome(task.subject.id, "failed", run.step, message=message)
+        step = run.step
+        message = out_of_memory_message(task.subject.id, step, task.device, task.config)
+    if run.group.world_size > 1:  # the others wait for this worker in their next collective
+        raise TrainingError(message)
+    del run
+    free_device_memory()  # out here the error's traceback holds the job no longer
+    return TrainOutcome(task.subject.id, "failed", step, message=message)
 
 
 def earlier_outcome(task: TrainTask, world_size: int) -> TrainOutcome | None:
@@ -168,8 +169,13 @@ class _Run:
         from dreamfleet.bases import load_base
 
         dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        dtype = dtypes[self.task.config.train.mixed_precision]
-        return load_base(self.task.config.base_model, device=self.task.device, dtype=dtype)
+        config = self.task.config
+        return load_base(
+            config.base_source,
+            device=self.task.device,
+            dtype=dtypes[config.train.mixed_precision],
+            safety_checker=config.sampling.safety_checker == "auto",
+        )
 
     def _restore(self, job: TrainJob) -> None:
         import torch

@@ -120,8 +120,9 @@ def test_card_has_the_front_matter_of_diffusers(tmp_path: Path) -> None:
     assert "pipe.load_lora_weights" in text and "| Identity | 0.830 | 0.410 | judge |" in text
 
 
-def test_card_of_another_base_claims_no_licence() -> None:
-    text = model_card(report_data(base_name="some/base"))
+@pytest.mark.parametrize("name", ["some/base", "some/base@v1#fp16"])
+def test_card_of_another_base_claims_no_licence(name: str) -> None:
+    text = model_card(report_data(base_name=name))
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "other" and front["base_model"] == "some/base"
     assert "widget" not in front

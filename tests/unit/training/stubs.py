@@ -72,7 +72,13 @@ def subject(identity: str = "rex") -> SubjectSet:
 
 
 def task(
-    folder: Path, *, steps: int = 20, every: int = 5, seed: int = 0, **train: Any
+    folder: Path,
+    *,
+    steps: int = 20,
+    every: int = 5,
+    seed: int = 0,
+    identity: str = "rex",
+    **train: Any,
 ) -> TrainTask:
     values = {
         "max_train_steps": steps,
@@ -83,4 +89,4 @@ def task(
     }
     config = RunConfig.model_validate({"train": values})
     plan = SamplePlan((), 0)
-    return TrainTask(config, subject(), None, "base-hash", str(folder), "cpu", plan, plan)
+    return TrainTask(config, subject(identity), None, "base-hash", str(folder), "cpu", plan, plan)

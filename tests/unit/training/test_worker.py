@@ -171,7 +171,7 @@ def test_out_of_memory_is_a_failure_with_advice(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(StubJob, "step", out_of_memory)
-    assert "train_batch_size" in train_in_process(task(tmp_path)).message
+    assert "--gradient-checkpointing" in train_in_process(task(tmp_path)).message
 
 
 def test_full_disk_is_said_and_keeps_what_there_is(

@@ -10,6 +10,8 @@ from torch import nn
 
 from dreamfleet.adapters.lora import LoraLayers, add_lora
 from dreamfleet.bases import Base
+from dreamfleet.bases.acceleration import use_memory_settings
+from dreamfleet.bases.base import frozen
 from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.config import RunConfig
@@ -41,6 +43,7 @@ class DreamBooth:
             PretrainedTeacher(base, self.settings) if self.settings.needs_frozen_teacher else None
         )
         self._parameters = self._prepare(config)
+        use_memory_settings(config.train, self._trained_modules())
         self._texts = None if self.settings.train_text_encoder else TextCache(base)
         self.teacher = frozen_teacher
         self._loss = DreamBoothLoss(
@@ -74,7 +77,7 @@ class DreamBooth:
     def _trained_modules(self) -> list[tuple[str, Any]]:
         modules = [("unet", self.base.unet)]
         if self.settings.train_text_encoder:
-            modules.append(("text_encoder", self.base.text_encoder))
+            modules += self.base.text_encoders.items()
         return modules
 
     def _prepare(self, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
@@ -97,10 +100,11 @@ class DreamBooth:
 
     def _prepare_full(self) -> list[tuple[str, nn.Parameter]]:
         """Master weights in fp32: half-precision updates of 1e-6 would be lost in rounding."""
-        if self.base.unet.dtype != torch.float32:
-            with quiet_libraries():
-                unet = load_component(self.base.files, "unet", torch.float32)
-            self.base.unet = unet.to(self.base.device)
+        for name, module in self._trained_modules():
+            if module.dtype != torch.float32:
+                with quiet_libraries():
+                    whole = load_component(self.base.files, name, torch.float32)
+                setattr(self.base, name, frozen(whole.to(self.base.device)))
         parameters: list[tuple[str, nn.Parameter]] = []
         for prefix, module in self._trained_modules():
             module.requires_grad_(True)
