@@ -16,7 +16,7 @@ from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 Captured = pytest.CaptureFixture[str]
-COMMANDS = ("personalize", "prepare", "generate", "runs", "doctor", "world", "cache")
+COMMANDS = ("personalize", "prepare", "generate", "submit", "runs", "doctor", "world", "cache")
 
 
 def run(capsys: Captured, *arguments: str) -> tuple[int, str, str]:
@@ -331,14 +331,14 @@ class TestResults:
 
 class TestCache:
     def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:
-        from dreamfleet.data.cache import default_cache
+        from dreamfleet.data.cache import open_cache
 
-        default_cache().put("photos", "key", [{"a": 1}])
+        open_cache().put("photos", "key", [{"a": 1}])
         code, out, _ = run(capsys, "cache", "info")
         assert code == 0
         assert str(fleet_home / "cache") in out and "photos" in out
         assert run(capsys, "cache", "clear")[0] == 0
-        assert default_cache().get("photos", "key") is None
+        assert open_cache().get("photos", "key") is None
 
 
 class TestRuns:
