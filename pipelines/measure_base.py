@@ -59,13 +59,11 @@ def main(
     if num_threads:
         torch.set_num_threads(num_threads)
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     try:
         folder = durable_folder("--output-dir", output_dir)
         base = load_base(base_model, device=device)
-        bench = load_bench(base, plan, Path(evaluators) if evaluators else None, say)
+        judges = Path(evaluators) if evaluators else None
+        bench = load_bench(base, plan, judges, lambda text: click.echo(text, err=True))
         click.echo(markdown(measure(bench, parts, folder)))
         if docs:
             write_docs(Path(docs), folder)
