@@ -13,7 +13,6 @@ Resumable: run it again on the same folder. A small ladder for a look (minutes o
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -54,12 +53,13 @@ def main(**options: Any) -> None:
 
     torch.set_num_threads(options["threads"])
     from dreamfleet.evaluation.worldbench import command
+    from dreamfleet.runtime.jobs import durable_folder
 
     defaults = {name: value for name, value in options.items() if value is not None}
     defaults.setdefault("first_subject", MODES[options["mode"]].get("first"))
     defaults = {**MODES[options["mode"]], **defaults}
-    folder = Path(options["output_dir"])
     try:
+        folder = durable_folder("--output-dir", options["output_dir"])
         steps = {"base": command.check_base, "evidence": command.write_evidence}
         steps.get(options["mode"], command.check_hosts)(folder, defaults, click.echo)
     except DreamfleetError as error:

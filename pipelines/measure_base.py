@@ -48,6 +48,7 @@ def main(
     from dreamfleet.bases import load_base
     from dreamfleet.evaluation.embedded_reach import QUICK, ReachPlan, load_bench
     from dreamfleet.evaluation.embedded_reach_report import markdown, measure, write_docs
+    from dreamfleet.runtime.jobs import durable_folder
 
     plan = QUICK if quick else ReachPlan()
     plan = replace(
@@ -58,15 +59,14 @@ def main(
     if num_threads:
         torch.set_num_threads(num_threads)
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     try:
+        folder = durable_folder("--output-dir", output_dir)
         base = load_base(base_model, device=device)
-        bench = load_bench(base, plan, Path(evaluators) if evaluators else None, say)
-        click.echo(markdown(measure(bench, parts, Path(output_dir))))
+        judges = Path(evaluators) if evaluators else None
+        bench = load_bench(base, plan, judges, lambda text: click.echo(text, err=True))
+        click.echo(markdown(measure(bench, parts, folder)))
         if docs:
-            write_docs(Path(docs), Path(output_dir))
+            write_docs(Path(docs), folder)
     except DreamfleetError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -49,13 +49,13 @@ def main(
     export_to: str | None,
 ) -> None:
     from dreamfleet.config import ClusterConfig
+    from dreamfleet.runtime.jobs import durable_folder
     from dreamfleet.training.pretraining.launch import PretrainJob, export_job, pretrain
 
-    job = PretrainJob(
-        Path(config), Path(work_dir), stages, device, num_threads, max(0, num_processes)
-    )
     cluster = ClusterConfig(ray_address=ray_address, max_failures=max_failures)
     try:
+        folder = durable_folder("--work-dir", work_dir)
+        job = PretrainJob(Path(config), folder, stages, device, num_threads, max(0, num_processes))
         pretrain(job, use_ray=not no_ray, cluster=cluster)
         if export or export_to:
             click.echo(export_job(job, Path(export_to) if export_to else None))

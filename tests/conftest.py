@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,15 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DREAMFLEET_HOME"] = tempfile.mkdtemp(prefix=HOME_PREFIX)
-for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"):
     os.environ.pop(_name, None)
+# For the local S3 server; set before Ray starts, so that its workers have them too.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing",
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+)
 
 
 def pytest_unconfigure() -> None:
@@ -40,6 +47,24 @@ def pytest_unconfigure() -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[Callable[[str], str]]:
+    """A bucket on a local S3 server; gives the URI of a folder in it."""
+    import logging
+    import urllib.request
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    request = urllib.request.Request(f"http://{host}:{port}/fleet", method="PUT")
+    urllib.request.urlopen(request, timeout=30).close()
+    yield lambda name: f"s3://fleet/{name}?endpoint_override={host}:{port}&scheme=http"
+    server.stop()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def generate(
 
     Args:
         prompt: `{token}` and `{class}` are replaced by those of the adapter.
-        adapter: output folder of `personalize`, or a LoRA file; None: the bare base.
+        adapter: output folder of `personalize` (or its URI), or a LoRA file; None: the bare base.
         base_model: default: the one that the adapter was trained on, else the embedded one.
         guidance_scale: classifier-free guidance; None: the base's own.
         adapter_strength: factor on a LoRA; 0 is the bare base.
@@ -85,20 +85,10 @@ def generate(
         AdapterFileError: the adapter is missing, damaged or for another base.
         BaseModelError: the base model cannot be loaded.
     """
-    from dreamfleet.bases import load_base
     from dreamfleet.engine.sampling import sample_images
     from dreamfleet.runtime.progress import SilentProgress
 
-    place = None if adapter is None else Path(adapter).expanduser()
-    whole = place is not None and _is_whole_model(place)
-    made_by = None if place is None else _recipe_beside(place)
-    base = load_base(
-        _base_name(place if whole else base_model, place),
-        device=device,
-        safety_checker=safety_checker == "auto",
-    )
-    if place is not None and not whole:
-        _load_lora(base, place)
+    base, made_by = _loaded(adapter, base_model, device, safety_checker)
     text = _filled(prompt, made_by)
     images: list[Image.Image] = []
     with (progress or SilentProgress()).stage("pictures", num_images) as stage:
@@ -181,6 +171,26 @@ def writable_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInputError(f"output folder {folder}: cannot be written; give another")
     return folder
+
+
+def _loaded(
+    adapter: str | Path | None, base_model: str | Path | None, device: str, safety_checker: str
+) -> tuple[Base, RunConfig | None]:
+    """The base with the adapter in it, and the settings that made the adapter, if known."""
+    from dreamfleet.bases import load_base
+    from dreamfleet.runtime.storage import local_copy
+
+    checked = safety_checker == "auto"
+    if adapter is None:
+        name = _base_name(base_model, None)
+        return load_base(name, device=device, safety_checker=checked), None
+    with local_copy(adapter) as place:
+        whole = _is_whole_model(place)
+        name = _base_name(place if whole else base_model, place)
+        base = load_base(name, device=device, safety_checker=checked)
+        if not whole:
+            _load_lora(base, place)
+        return base, _recipe_beside(place)
 
 
 def _is_whole_model(place: Path) -> bool:

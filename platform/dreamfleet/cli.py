@@ -151,8 +151,61 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
         raise BadInputError("no subject can be used, see above")
 
 
+@cli.command(
+    context_settings={**CONTEXT, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.option(
+    "--ray-address",
+    metavar="URL",
+    help="The head's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+)
+@click.option(
+    "--working-dir", metavar="DIR", help="Sent along; default: the present folder, if a checkout."
+)
+@click.option("--submission-id", metavar="TEXT", help="Name of the job; default: Ray's choice.")
+@click.option("--no-wait", is_flag=True, help="Return at once instead of showing the job's log.")
+@debug_option
+@click.argument("command", metavar="COMMAND ...", nargs=-1, type=click.UNPROCESSED, required=True)
+def submit(
+    command: tuple[str, ...],
+    ray_address: str | None,
+    working_dir: str | None,
+    submission_id: str | None,
+    no_wait: bool,
+) -> int:
+    """Run another dreamfleet command as a job on a Ray cluster, and return its exit code.
+
+    \b
+    dreamfleet submit personalize --config examples/recipes/dog.yaml --output-dir /shared/biscuit
+
+    What the command would refuse is refused before anything is sent.
+    """
+    if working_dir is None:
+        _refuse_early(command)
+    from dreamfleet.runtime.jobs import Submission
+    from dreamfleet.runtime.jobs import submit as hand_over
+
+    job = Submission(command, ray_address, working_dir, submission_id)
+    return hand_over(job, wait=not no_wait, say=lambda line: click.echo(line, err=True))
+
+
+def _refuse_early(command: Sequence[str]) -> None:
+    """Raise what the job would end with at once: a wrong command, flag, value or place."""
+    from dreamfleet.runtime.jobs import check_job_places
+
+    known = cli.commands.get(command[0])
+    if known is None or command[0] == "submit":
+        raise BadInputError(
+            f"submit {command[0]}: expected a command, e.g. dreamfleet submit personalize --help"
+        )
+    given = known.make_context(command[0], list(command[1:])).params
+    if isinstance(known, ConfigCommand):
+        config = _config(given.pop("photos"), given.pop("config_file"), given)
+        check_job_places(config, writes_output=command[0] == "personalize", in_job=True)
+
+
 @cli.command(context_settings=CONTEXT)
-@click.option("--adapter", metavar="DIR", help="Output folder of `dreamfleet personalize`.")
+@click.option("--adapter", metavar="DIR", help="Output folder or URI of `dreamfleet personalize`.")
 @click.option(
     "--base-model",
     "--pretrained-model-name-or-path",
@@ -200,20 +253,25 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
 )
 @click.option("--batch-size", default=8, type=click.IntRange(1, 256), show_default=True)
 @click.option(
-    "--output-dir", required=True, metavar="DIR", help="Where image_0.png, image_1.png … go."
+    "--output-dir",
+    required=True,
+    metavar="DIR",
+    help="Folder or URI where image_0.png, image_1.png … go.",
 )
 @debug_option
 def generate(output_dir: str, **settings: Any) -> None:
     """Draw pictures with an adapter, or with the bare base model."""
     from dreamfleet.api import generate as draw
     from dreamfleet.api import writable_folder
+    from dreamfleet.data.photos import to_png
     from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.runtime.storage import Folder, is_uri
 
-    folder = writable_folder(output_dir)
+    folder = Folder(output_dir if is_uri(output_dir) else str(writable_folder(output_dir)))
     progress = ConsoleProgress()
     for index, image in enumerate(draw(progress=progress, **settings)):
-        image.save(folder / f"image_{index}.png")
-    progress.info(f"{settings['num_images']} pictures in {folder}")
+        folder.write(f"image_{index}.png", to_png(image))
+    progress.info(f"{settings['num_images']} pictures in {folder.location}")
 
 
 def judge_options(command: Command) -> Command:
@@ -521,9 +579,9 @@ def cache() -> None:
 @debug_option
 def cache_info() -> None:
     """Entries and size of each kind."""
-    from dreamfleet.data.cache import default_cache
+    from dreamfleet.data.cache import open_cache
 
-    store = default_cache()
+    store = open_cache()
     click.echo(str(store.root))
     for use in store.info():
         click.echo(f"  {use.kind:<12} {use.entries:>6} entries {use.bytes / 2**20:>10.1f} MiB")
@@ -533,9 +591,9 @@ def cache_info() -> None:
 @debug_option
 def cache_clear() -> None:
     """Delete every entry; the next run makes what it needs again."""
-    from dreamfleet.data.cache import default_cache
+    from dreamfleet.data.cache import open_cache
 
-    click.echo(f"{default_cache().clear() / 2**20:.1f} MiB freed")
+    click.echo(f"{open_cache().clear() / 2**20:.1f} MiB freed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -600,9 +658,9 @@ def _result_lines(result: PersonalizeResult, config: RunConfig) -> Iterator[str]
         if subject.status != "finished":
             continue
         yield f"{subject.display_name}: {subject.steps} steps in {subject.train_seconds:.0f} s"
-        yield f"  report    {_shown(subject.report)}"
-        yield f"  pictures  {_shown(subject.output_dir / 'samples')}"
-        yield f"  adapter   {_shown(subject.output_dir)}"
+        yield f"  report    {_shown(subject.file('report.html'))}"
+        yield f"  pictures  {_shown(subject.file('samples'))}"
+        yield f"  adapter   {_shown(subject.file())}"
         if subject.run_id:
             version = f", model {subject.id} version {subject.model_version}"
             yield f"  MLflow    run {subject.run_id}{version if subject.model_version else ''}"
@@ -612,9 +670,10 @@ def _result_lines(result: PersonalizeResult, config: RunConfig) -> Iterator[str]
         yield f"MLflow in a browser: {ui_command(resolve_uri(config.tracking.uri))}"
 
 
-def _shown(path: Path) -> str:
-    """Short below the working folder, else absolute."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def _shown(location: str) -> str:
+    """Short below the working folder, else absolute, or a URI."""
+    path = Path(location)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else location
 
 
 def _resume_command() -> str:

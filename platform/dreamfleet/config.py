@@ -83,6 +83,10 @@ class DataConfig(_Section):
     random_flip: bool = Field(False, description="mirror photos at random")
     max_photos: int = Field(200, ge=1, description="photos read per subject at most")
     max_pixels: int = Field(50_000_000, ge=1024, description="photos with more pixels are refused")
+    cache_path: str | None = Field(
+        None,
+        description="folder or URI of prepared photos and prior sets; default: in DREAMFLEET_HOME",
+    )
     cache_max_gib: Finite = Field(
         10.0, gt=0, description="bound of the cache folder in GiB; the oldest entries go first"
     )
@@ -257,7 +261,7 @@ class RunConfig(_Section):
     )
     method: Literal["dreambooth"] = Field("dreambooth", description="how the adapter is trained")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    output_dir: str | None = Field(None, description="default: runs/<subject id>")
+    output_dir: str | None = Field(None, description="a folder or URI; default: runs/<subject id>")
     subject: SubjectConfig = Field(default_factory=SubjectConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sude: SudeConfig = Field(default_factory=SudeConfig)

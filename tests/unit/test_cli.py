@@ -17,8 +17,8 @@ from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 Captured = pytest.CaptureFixture[str]
 COMMANDS = (
-    "personalize", "prepare", "generate", "export", "import", "evaluate", "benchmark", "compare",
-    "preference", "runs", "doctor", "world", "cache",
+    "personalize", "prepare", "generate", "submit", "export", "import", "evaluate", "benchmark",
+    "compare", "preference", "runs", "doctor", "world", "cache",
 )  # fmt: skip
 
 
@@ -336,14 +336,14 @@ class TestResults:
 
 class TestCache:
     def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:
-        from dreamfleet.data.cache import default_cache
+        from dreamfleet.data.cache import open_cache
 
-        default_cache().put("photos", "key", [{"a": 1}])
+        open_cache().put("photos", "key", [{"a": 1}])
         code, out, _ = run(capsys, "cache", "info")
         assert code == 0
         assert str(fleet_home / "cache") in out and "photos" in out
         assert run(capsys, "cache", "clear")[0] == 0
-        assert default_cache().get("photos", "key") is None
+        assert open_cache().get("photos", "key") is None
 
 
 class TestRuns:

@@ -1,23 +1,22 @@
-"""The bounded cache below DREAMFLEET_HOME: one parquet file per entry, named by a hash of
-everything it depends on.
+"""The bounded cache, below DREAMFLEET_HOME or at any URI: one parquet file per entry, named by a
+hash of everything it depends on.
 
 A changed photo, base, prompt or sampler is another key, so an entry is never stale, only unused.
-Files are written whole (temporary file, then rename) and carry page checksums: a damaged entry is a
-miss.
+Files are written whole and carry page checksums: a damaged entry is a miss.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamfleet.config import dreamfleet_home
+from dreamfleet.runtime.storage import Entry, Folder
 
 KINDS = ("photos", "prior_sets")
 
@@ -33,34 +32,41 @@ class CacheUse:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache folder; the least recently used entries go when it is larger than `max_bytes`."""
+    """A cache folder; the least recently used entries go when it is larger than `max_bytes` (in an
+    object store, which cannot tell when an entry was read, those that were written first).
+    """
 
-    root: Path
+    root: Path | str  # or a URI
     max_bytes: int
 
-    def path(self, kind: str, key: str) -> Path:
-        return self.root / kind / f"{key}.parquet"
+    @property
+    def folder(self) -> Folder:
+        return Folder(str(self.root))
 
     def lock_path(self, kind: str, key: str) -> Path:
-        return self.root / "locks" / f"{kind}-{key}.lock"
+        """Locks are files of this host; two hosts that make one entry at once both make it."""
+        place = self.folder.local or default_root()
+        return place / "locks" / f"{kind}-{key}.lock"
 
     def get(self, kind: str, key: str) -> list[dict[str, Any]] | None:
         """The rows of an entry, or None when it is missing or damaged."""
         import pyarrow
         import pyarrow.parquet as parquet
 
-        path = self.path(kind, key)
+        place = self.folder.child(kind)
         try:
             rows: list[dict[str, Any]] = parquet.read_table(
-                path, page_checksum_verification=True, partitioning=None
+                io.BytesIO(place.read(_file(key))),
+                page_checksum_verification=True,
+                partitioning=None,
             ).to_pylist()
-            os.utime(path)  # now the most recently used
         except (OSError, pyarrow.ArrowException):
             return None
+        place.touch(_file(key))
         return rows
 
     def has(self, kind: str, key: str) -> bool:
-        return self.path(kind, key).is_file()
+        return self.folder.child(kind).exists(_file(key))
 
     def put(self, kind: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write an entry whole; of two writers of one key the last wins, and both wrote the
@@ -69,28 +75,23 @@ class Cache:
         import pyarrow
         import pyarrow.parquet as parquet
 
-        path = self.path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{key}.{os.getpid()}.tmp")
-        try:
-            table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-            parquet.write_table(table, partial, write_page_checksum=True, compression="zstd")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        table = pyarrow.Table.from_pylist([dict(row) for row in rows])
+        parquet.write_table(table, buffer, write_page_checksum=True, compression="zstd")
+        self.folder.child(kind).write(_file(key), buffer.getvalue())
 
     def prune(self) -> int:
         """Delete the least recently used entries until the cache fits its bound; returns how many
         went.
         """
-        entries = sorted(self._entries(), key=lambda entry: entry[1])
-        total = sum(size for _, _, size in entries)
+        entries = sorted(self._entries(), key=lambda found: found[1].modified)
+        total = sum(entry.bytes for _, entry in entries)
         removed = 0
-        for path, _, size in entries:
+        for kind, entry in entries:
             if total <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
+            self.folder.child(kind).delete(entry.name)
+            total -= entry.bytes
             removed += 1
         return removed
 
@@ -100,30 +101,38 @@ class Cache:
         return [
             CacheUse(kind, len(sizes), sum(sizes))
             for kind in KINDS
-            for sizes in [[size for path, _, size in entries if path.parent.name == kind]]
+            for sizes in [[entry.bytes for found, entry in entries if found == kind]]
         ]
 
     def clear(self) -> int:
         """Delete every entry; returns the bytes freed."""
         freed = 0
-        for path, _, size in self._entries():
-            path.unlink(missing_ok=True)
-            freed += size
+        for kind, entry in self._entries():
+            self.folder.child(kind).delete(entry.name)
+            freed += entry.bytes
         return freed
 
-    def _entries(self) -> list[tuple[Path, float, int]]:
-        entries = []
-        for kind in KINDS:
-            for path in (self.root / kind).glob("*.parquet"):
-                with contextlib.suppress(OSError):  # another process deleted it
-                    status = path.stat()
-                    entries.append((path, status.st_mtime, status.st_size))
-        return entries
+    def _entries(self) -> list[tuple[str, Entry]]:
+        return [
+            (kind, entry)
+            for kind in KINDS
+            for entry in self.folder.child(kind).entries()
+            if entry.name.endswith(".parquet")
+        ]
 
 
-def default_cache(max_gib: float = 10.0) -> Cache:
-    """The cache below DREAMFLEET_HOME."""
-    return Cache(dreamfleet_home() / "cache", int(max_gib * 2**30))
+def _file(key: str) -> str:
+    return f"{key}.parquet"
+
+
+def default_root() -> Path:
+    """The cache folder below DREAMFLEET_HOME."""
+    return dreamfleet_home() / "cache"
+
+
+def open_cache(place: str | None = None, max_gib: float = 10.0) -> Cache:
+    """The cache at `place`, a folder or URI; default: below DREAMFLEET_HOME."""
+    return Cache(place or default_root(), int(max_gib * 2**30))
 
 
 def cache_key(**parts: Any) -> str:

@@ -17,7 +17,7 @@ from dreamfleet.data.archives import read_member, zip_names
 from dreamfleet.data.captions import captions_of
 from dreamfleet.data.photos import IMAGE_SUFFIXES, MAX_FILE_BYTES, UNSUPPORTED_SUFFIXES
 from dreamfleet.errors import SubjectSetError
-from dreamfleet.runtime.storage import Folder, is_uri
+from dreamfleet.runtime.storage import Folder, file_at, is_uri
 
 MAX_TEXT_BYTES = 4 * 2**20
 JUNK = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "__macosx", ".ipynb_checkpoints"})
@@ -40,8 +40,8 @@ class PhotoSource:
             if self.member is not None:
                 return read_member(self.location, self.member, MAX_FILE_BYTES)
             if is_uri(self.location):
-                folder, _, name = self.location.rpartition("/")
-                return Folder(folder).read(name)
+                folder, name = file_at(self.location)
+                return folder.read(name)
             with open(self.location, "rb") as file:
                 return file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
@@ -267,8 +267,8 @@ def _find_in_zip(path: Path) -> FoundPhotos:
 
 
 def _find_in_uri(uri: str) -> FoundPhotos:
-    folder = Folder(uri.rstrip("/"))
-    found = FoundPhotos(folder.location, folder.location.rpartition("/")[2])
+    folder = Folder(uri)
+    found = FoundPhotos(folder.location, folder.name)
     try:
         names = folder.names()
     except OSError as error:
@@ -280,7 +280,7 @@ def _find_in_uri(uri: str) -> FoundPhotos:
         reason = _why_not(name, captions.files)
         if reason is None:
             found.photos.append(
-                PhotoSource(name, f"{folder.location}/{name}", None, captions.texts.get(name))
+                PhotoSource(name, folder.child(name).location, None, captions.texts.get(name))
             )
         else:
             found.skipped.append(Skipped(name, reason))

@@ -28,6 +28,7 @@ from dreamfleet.data.ray_pipeline import actor_pool, dataset, rows_of
 from dreamfleet.data.sources import FoundPhotos, PhotoSource, Skipped
 from dreamfleet.data.subjects import SubjectRequest, fill_prompt
 from dreamfleet.errors import SubjectSetError
+from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from dreamfleet.bases import Base
@@ -115,13 +116,12 @@ class SubjectSet:
         lines += [f"  {photo.name}: {note}" for photo in self.photos for note in photo.notes]
         return lines
 
-    def write_pictures(self, folder: Path) -> None:
+    def write_pictures(self, folder: Folder) -> None:
         """The training squares as PNGs, each with its prompt beside it as a caption file."""
-        folder.mkdir(parents=True, exist_ok=True)
         for index, (photo, prompt) in enumerate(zip(self.photos, self.prompts, strict=True)):
             name = f"{index:03d}-{safe_id(Path(photo.name).stem)}"
-            (folder / f"{name}.png").write_bytes(photo.png)
-            (folder / f"{name}.txt").write_text(prompt + "\n", encoding="utf-8")
+            folder.write(f"{name}.png", photo.png)
+            folder.write(f"{name}.txt", f"{prompt}\n".encode())
 
 
 class PhotoStore:

@@ -15,7 +15,7 @@ from dreamfleet.config import RunConfig
 from dreamfleet.data.names import unique_ids
 from dreamfleet.data.sources import FoundPhotos, find_photos, is_picture_name
 from dreamfleet.errors import BadInputError, SubjectSetError
-from dreamfleet.runtime.storage import is_uri
+from dreamfleet.runtime.storage import Folder, file_at, is_uri, suffix_of
 
 LIST_SUFFIXES = frozenset({".csv", ".yaml", ".yml"})
 LIST_KEYS = ("images", "class_word", "id", "token", "instance_prompt", "class_prompt")
@@ -107,13 +107,9 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
         raise SubjectSetError(
             "no photos given; name a folder of photos, a zip, picture files, or a CSV or YAML list"
         )
-    lists = [
-        entry
-        for entry in entries
-        if Path(entry).suffix.lower() in LIST_SUFFIXES and not is_uri(entry)
-    ]
+    lists = [entry for entry in entries if suffix_of(entry) in LIST_SUFFIXES]
     if lists:
-        rows = [row for entry in lists for row in read_subject_list(Path(entry).expanduser())]
+        rows = [row for entry in lists for row in read_subject_list(entry)]
         return rows + [{"images": [entry]} for entry in entries if entry not in lists]
     if all(is_picture_name(entry) and not is_uri(entry) for entry in entries):
         return [{"images": list(entries), "id": config.subject.id}]
@@ -134,18 +130,19 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
     return [{"images": list(entries), "id": config.subject.id}]
 
 
-def read_subject_list(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV (with a header) or YAML list of subjects; relative photo paths count from
-    the list's folder.
+def read_subject_list(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a CSV (with a header) or YAML list of subjects, at a path or URI; relative photo
+    paths count from the list's folder.
 
     Raises:
         SubjectSetError: naming the list and the row.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        folder, name = file_at(str(path))
+        text = folder.read(name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SubjectSetError(f"subject list {path}: cannot be read ({error})") from error
-    rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _yaml_rows(path, text)
+    rows = _csv_rows(text) if suffix_of(str(path)) == ".csv" else _yaml_rows(path, text)
     if not rows:
         raise SubjectSetError(
             f"subject list {path}: no subject in it; expected the columns {', '.join(LIST_KEYS)}"
@@ -153,12 +150,18 @@ def read_subject_list(path: Path) -> list[dict[str, Any]]:
     return [_checked_row(path, number, row) for number, row in enumerate(rows, start=1)]
 
 
+def _below(folder: Folder, item: str) -> str:
+    if folder.local is not None:
+        return str(folder.local / Path(item).expanduser())
+    return folder.child(item).location
+
+
 def _csv_rows(text: str) -> list[dict[Any, Any]]:
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     return [row for row in rows if any(row.values())]
 
 
-def _yaml_rows(path: Path, text: str) -> list[Any]:
+def _yaml_rows(path: str | Path, text: str) -> list[Any]:
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -171,7 +174,7 @@ def _yaml_rows(path: Path, text: str) -> list[Any]:
     return rows
 
 
-def _checked_row(path: Path, number: int, row: Any) -> dict[str, Any]:
+def _checked_row(path: str | Path, number: int, row: Any) -> dict[str, Any]:
     where = f"subject list {path}, subject {number}"
     if not isinstance(row, dict):
         raise SubjectSetError(f"{where}: expected keys and values, got {type(row).__name__}")
@@ -188,10 +191,8 @@ def _checked_row(path: Path, number: int, row: Any) -> dict[str, Any]:
         or not all(isinstance(item, str) and item for item in listed)
     ):
         raise SubjectSetError(f"{where}: the key images must name a folder, a zip or picture files")
-    anchored = [
-        item if is_uri(item) else str(path.absolute().parent / Path(item).expanduser())
-        for item in listed
-    ]
+    folder, _ = file_at(str(path))
+    anchored = [item if is_uri(item) else _below(folder, item) for item in listed]
     texts = {
         key: str(row[key])
         for key in LIST_KEYS

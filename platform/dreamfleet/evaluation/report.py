@@ -21,6 +21,7 @@ from PIL import Image
 
 from dreamfleet.config import RunConfig, dump_config
 from dreamfleet.evaluation.curves import curves, number
+from dreamfleet.runtime.storage import is_uri
 
 REPORT = "report.html"
 PICTURE_BUDGET_BYTES = 3_900_000  # base64 adds a third; the file stays under 6 MB
@@ -187,14 +188,16 @@ def diffusers_code(data: ReportData) -> str:
     """How to use the adapter in plain diffusers."""
     embedded, full = data.base_name == "embedded", data.config.train.mode == "full"
     base = "embedded_path()" if embedded else json.dumps(data.base_location or data.base_name)
-    source = json.dumps(data.output_dir) if full else base
+    folder = "OUT" if is_uri(data.output_dir) else data.output_dir
+    source = json.dumps(folder) if full else base
     checker = ", safety_checker=None" if embedded else ""
-    lines = ["from diffusers import DiffusionPipeline"]
+    lines = [f"# OUT: a copy of {data.output_dir}"] if folder != data.output_dir else []
+    lines.append("from diffusers import DiffusionPipeline")
     if embedded and not full:
         lines.append("from dreamfleet.bases import embedded_path")
     lines += ["", f"pipe = DiffusionPipeline.from_pretrained({source}{checker})"]
     if not full:
-        lines.append(f"pipe.load_lora_weights({json.dumps(data.output_dir)})")
+        lines.append(f"pipe.load_lora_weights({json.dumps(folder)})")
     sampling = data.config.sampling
     prompt = json.dumps(_filled(data.config.subject.instance_prompt, data), ensure_ascii=False)
     options = [prompt, f"num_inference_steps={sampling.num_inference_steps}"]

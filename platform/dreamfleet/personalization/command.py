@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
-from dreamfleet.data.cache import default_cache
+from dreamfleet.data.cache import open_cache
 from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import BadInputError, DreamfleetError
@@ -25,9 +24,11 @@ from dreamfleet.personalization.results import (
     Status,
     SubjectResult,
 )
+from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
-from dreamfleet.training.output import OutputFolder
+from dreamfleet.runtime.storage import Folder
+from dreamfleet.training.output import OutputFolder, working_path
 from dreamfleet.training.sample_prompts import sample_prompts
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.training.worker import earlier_outcome
@@ -68,7 +69,7 @@ def personalize(
     run = Command.planned(
         config, resume=resume, overwrite=overwrite, progress=progress or SilentProgress()
     )
-    with _sigterm_as_interrupt(), exclusive_run(run.output):
+    with _sigterm_as_interrupt(), exclusive_run(working_path(run.output)):
         results = run.execute()
     return PersonalizeResult(results, time.monotonic() - started)
 
@@ -84,6 +85,7 @@ def prepare_subjects(config: RunConfig, *, progress: Progress | None = None) -> 
     from dreamfleet.runtime.session import ray_session
 
     say = progress or SilentProgress()
+    check_job_places(config, writes_output=False)
     requests, files, resolved = complete_requests(config)
     with ray_session(resolved.cluster, dashboard=False) as session:
         preparation = _preparation(files, resolved, session, say)
@@ -94,7 +96,7 @@ def prepare_subjects(config: RunConfig, *, progress: Progress | None = None) -> 
         preparation.cache.prune()
     if config.output_dir:
         for subject in subjects:
-            subject.write_pictures(Path(config.output_dir).expanduser() / subject.id)
+            subject.write_pictures(Folder(config.output_dir).child(subject.id))
     return PreparedSubjects(subjects, preparation.failures)
 
 
@@ -107,8 +109,8 @@ def _preparation(
         base=files,
         base_model=resolved.base_model,
         config=resolved,
-        cache=default_cache(resolved.data.cache_max_gib),
-        device=choose_device(resolved, session),
+        cache=open_cache(resolved.data.cache_path, resolved.data.cache_max_gib),
+        device=choose_device(resolved, session, progress),
         session=session,
         progress=progress,
     )
@@ -121,7 +123,7 @@ class Command:
     requests: list[SubjectRequest]
     files: BaseFiles
     config: RunConfig
-    output: Path
+    output: Folder
     folders: dict[str, OutputFolder]
     resume: bool
     overwrite: bool
@@ -140,12 +142,15 @@ class Command:
             raise BadInputError(
                 "--resume and --overwrite: one goes on, the other begins again; give one of them"
             )
+        check_job_places(config)
         requests, files, resolved = complete_requests(config)
         output = output_root(config, requests)
         alone = len(requests) == 1
         folders = {
             request.id: OutputFolder.of(
-                output if alone else output / request.id, config.cluster.storage_path, request.id
+                output if alone else output.child(request.id),
+                config.cluster.storage_path,
+                request.id,
             )
             for request in requests
         }
@@ -272,14 +277,19 @@ class Command:
     def result(self, identity: str, status: Status, **values: Any) -> SubjectResult:
         request = self.request(identity)
         return SubjectResult(
-            identity, request.display_name, status, self.folders[identity].path, **values
+            identity,
+            request.display_name,
+            status,
+            output_dir=self.folders[identity].path,
+            location=self.folders[identity].place.location if self.folders[identity].remote else "",
+            **values,
         )
 
     def _begin(self, request: SubjectRequest) -> None:
         folder = self.folders[request.id]
         if self.resume and not folder.is_used():
-            self.progress.info(f"{folder.path}: nothing to go on from; beginning")
-        complete = request.config.model_copy(update={"output_dir": str(folder.path)})
+            self.progress.info(f"{folder.place.location}: nothing to go on from; beginning")
+        complete = request.config.model_copy(update={"output_dir": folder.place.location})
         folder.begin(
             overwrite=self.overwrite,
             info={**({} if self.overwrite else folder.info()), "subject": request.id},
@@ -294,7 +304,7 @@ class Command:
     def _summarise(self, results: Sequence[SubjectResult]) -> None:
         for result in results:
             state = result.status if not result.message else f"{result.status}: {result.message}"
-            self.progress.info(f"{result.display_name:<24} {state}  {result.output_dir}")
+            self.progress.info(f"{result.display_name:<24} {state}  {result.file()}")
 
 
 def _builder(

@@ -157,7 +157,7 @@ class Finisher:
             "dreamfleet.subject": request.id,
             "dreamfleet.class_word": request.config.subject.class_word,
             "dreamfleet.method": request.config.method,
-            "dreamfleet.output_dir": str(folder.path),
+            "dreamfleet.output_dir": folder.place.location,
         }
         params = request.config.model_dump(mode="json")
         return self._tracker.start_run(request.id, params, tags, parent=self._parent, key=key)

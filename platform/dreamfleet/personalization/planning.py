@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamfleet.config import RunConfig, environment
+from dreamfleet.config import RunConfig
 from dreamfleet.data.subjects import SubjectRequest, fill_prompt, requested_subjects
-from dreamfleet.errors import ConfigError
 from dreamfleet.runtime.progress import Progress
-from dreamfleet.runtime.storage import is_uri
+from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
@@ -50,37 +49,10 @@ def _portable_base_name(name: str) -> str:
     return str(folder.absolute()) if name != "embedded" and folder.is_dir() else name
 
 
-def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
-    inside_job = environment("RAY_JOB_CONFIG_JSON_ENV_VAR") is not None
-    given = config.output_dir
-    if given and is_uri(given):
-        raise ConfigError(
-            f"output_dir = {given!r}: expected a folder; checkpoints may go to a URI "
-            "(cluster.storage_path)"
-        )
-    if inside_job and not (given and Path(given).expanduser().is_absolute()):
-        raise ConfigError(
-            f"output_dir = {given!r}: inside a Ray job a relative folder lies in the job's "
-            "own copy and is lost; "
-            "give an absolute --output-dir"
-        )
-    if inside_job:
-        _check_job_tracking(config.tracking.uri)
-    default = Path("runs") / (requests[0].id if len(requests) == 1 else "fleet")
-    return (Path(given).expanduser() if given else default).absolute()
-
-
-def _check_job_tracking(uri: str | None) -> None:
-    scheme, _, place = (uri or "").partition(":")
-    relative = {
-        "sqlite": not place.startswith("////"),
-        "file": not place.startswith("//"),
-    }.get(scheme, bool(uri) and not is_uri(str(uri)) and not Path(str(uri)).is_absolute())
-    if relative:
-        raise ConfigError(
-            f"tracking.uri = {uri!r}: inside a Ray job a relative place lies in the job's own copy "
-            "and is lost; give an absolute one, e.g. sqlite:////shared/mlflow.db"
-        )
+def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Folder:
+    """Where the results of all subjects go."""
+    default = f"runs/{requests[0].id if len(requests) == 1 else 'fleet'}"
+    return Folder(config.output_dir or default)
 
 
 def warn_of_prompts(

@@ -72,6 +72,7 @@ class Publication:
         report.write_report(self.folder.path, data)
         self._write_json(data)  # now it knows its version
         run.log_artifact(self.folder.path / report.REPORT)
+        self.folder.deliver()
         self._forget_copy()
         self._announce(data, progress)
         return Published(report.as_figures(data.metrics), run_id, version)
@@ -95,7 +96,7 @@ class Publication:
         photos = [from_png(photo.png) for photo in subject.photos]
         grids = _grids(adapter, self.request.prompt)
         base_name = config.base_model
-        config_file = self.folder.path / "config.yaml"
+        config_file = "config.yaml" if self.folder.remote else self.folder.path / "config.yaml"
         return ReportData(
             subject=subject.display_name,
             subject_id=subject.id,
@@ -113,7 +114,7 @@ class Publication:
             base_name=base_name,
             base_hash=self.base.hash,
             base_location="" if base_name == "embedded" else str(self.base.path),
-            output_dir=str(self.folder.path),
+            output_dir=self.folder.place.location,
             steps=self.outcome.step,
             seed=config.train.seed,
             tracking_ui=self._tracking_ui(),
@@ -162,7 +163,7 @@ class Publication:
             self.folder.checkpoints.delete_folder(ADAPTER)
 
     def _announce(self, data: ReportData, progress: Progress) -> None:
-        progress.info(f"{data.subject}: written to {self.folder.path}")
+        progress.info(f"{data.subject}: written to {self.folder.place.location}")
         for metric in data.metrics:
             bare = "" if metric.baseline is None else f" (bare base {metric.baseline:.3f})"
             progress.info(f"  {metric.title}: {metric.value:.3f}{bare}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dreamfleet.runtime.storage import Folder
+
 if TYPE_CHECKING:
     from dreamfleet.data.subject_set import SubjectSet
 
@@ -19,17 +21,19 @@ class SubjectResult:
     id: str
     display_name: str
     status: Status
-    output_dir: Path
+    output_dir: Path  # on this machine; empty again once the results were delivered to a URI
     message: str = ""  # why, when not finished
     steps: int = 0
     train_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     run_id: str | None = None  # MLflow's
     model_version: str | None = None
+    location: str = ""  # where the results are, when not in `output_dir`: a URI
 
-    @property
-    def report(self) -> Path:
-        return self.output_dir / "report.html"
+    def file(self, name: str = "") -> str:
+        """The path or URI of one of the results, or of their folder."""
+        place = Folder(self.location or str(self.output_dir))
+        return place.child(name).location if name else place.location
 
 
 @dataclass(frozen=True)

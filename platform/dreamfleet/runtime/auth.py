@@ -59,3 +59,16 @@ def _ensure_token_file(path: Path) -> bool:
         return True
     except (OSError, RuntimeError):  # RuntimeError: no home directory at all
         return False
+
+
+def client_environment() -> dict[str, str]:
+    """Variables with which Ray's clients send the token that this user has; nothing is made.
+
+    Ray 2.60 starts a head with a token wherever there is a token file, but its clients send it only
+    when told to.
+    """
+    if environment("RAY_AUTH_MODE"):
+        return {}
+    place = Path(environment("RAY_AUTH_TOKEN_PATH") or default_token_path())
+    has_token = bool(environment("RAY_AUTH_TOKEN")) or place.is_file()
+    return {"RAY_AUTH_MODE": "token"} if has_token else {}

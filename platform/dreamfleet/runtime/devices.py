@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError
+from dreamfleet.runtime.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from dreamfleet.runtime.session import RaySession
 
 
-def choose_device(config: RunConfig, session: RaySession | None) -> str:
-    """`cpu` or `cuda` for the workers.
+PROBE_TIMEOUT_S = 60.0
+
+
+def choose_device(
+    config: RunConfig, session: RaySession | None, progress: Progress | None = None
+) -> str:
+    """`cpu` or `cuda` for the workers. With `auto`, GPUs that a joined cluster announces must be
+    such that torch can use: others (logical ones, a CPU build of torch) are warned of.
 
     Raises:
         BadInputError: a GPU was asked for and the cluster has none.
@@ -26,4 +33,28 @@ def choose_device(config: RunConfig, session: RaySession | None) -> str:
             "(--ray-address)"
         )
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
-    return "cuda" if wanted and gpus else "cpu"
+    if not (wanted and gpus):
+        return "cpu"
+    if asked or session is None or session.local or _workers_see_cuda():
+        return "cuda"
+    (progress or SilentProgress()).warn(
+        f"the cluster announces {gpus:g} GPUs, but torch on its workers cannot use them; "
+        "computing on CPUs (give --device cuda to insist)"
+    )
+    return "cpu"
+
+
+def _workers_see_cuda() -> bool:
+    import ray
+
+    def look() -> bool:
+        import torch
+
+        return torch.cuda.is_available()
+
+    found = ray.remote(num_cpus=0, num_gpus=0.001)(look).remote()
+    try:
+        return bool(ray.get(found, timeout=PROBE_TIMEOUT_S))
+    except ray.exceptions.GetTimeoutError:  # all busy: then they are real
+        ray.cancel(found)
+        return True

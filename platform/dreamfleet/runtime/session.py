@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -80,7 +82,8 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = True) -> Iterator[R
         if ray.is_initialized():
             yield _session(address)
             return
-        _init(address, cluster, dashboard)
+        with _own_sigterm():
+            _init(address, cluster, dashboard)
         try:
             yield _session(address)
         finally:
@@ -97,6 +100,17 @@ def added_environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, as a plain exit; a handler of ours (checkpoints first)
+    comes back.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _init(address: str | None, cluster: ClusterConfig, dashboard: bool) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import posixpath
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from dreamfleet.errors import BadInputError
 
@@ -14,20 +21,59 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 
+Result = TypeVar("Result")
+# What pyarrow says of requests that may well succeed a moment later.
+TRANSIENT = re.compile(
+    r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT"
+    r"|curlCode|[Tt]imed? ?out|reset by peer|HTTP status 5\d\d"
+)
+RETRY_AFTER_S = (0.5, 2.0, 8.0)
+OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})  # folders there are but parts of names
+
+
 def is_uri(location: str) -> bool:
     """True for `scheme://…`; a plain path (also a Windows one) is none."""
     return "://" in location
 
 
+def suffix_of(location: str) -> str:
+    """The lower-case suffix of a path or URI, `.csv`."""
+    path = location.partition("?")[0] if is_uri(location) else location.replace("\\", "/")
+    return PurePosixPath(path).suffix.lower()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder directly inside a folder."""
+
+    name: str
+    bytes: int
+    modified: float  # seconds since 1970
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder in some storage. Names inside it are relative, with forward slashes."""
+    """A folder in some storage. Names inside it are relative, with forward slashes.
+
+    A URI may end in `?endpoint_override=…&scheme=http`, as `pyarrow.fs` takes it. Secrets in it are
+    refused: it is written into settings, reports and records.
+    """
 
     location: str
+    # A child shares its top's connection: to open one takes several requests.
+    _top: Folder | None = field(default=None, repr=False, compare=False)
+    _inside: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not is_uri(self.location):
             object.__setattr__(self, "location", os.path.abspath(os.path.expanduser(self.location)))
+        elif "@" in urlsplit(self.location).netloc:
+            shown = self.location.partition("@")[2]
+            raise BadInputError(
+                f"storage …@{shown}: credentials in a URI would be written into settings and "
+                "records; give them by the environment, e.g. AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
 
     @property
     def local(self) -> Path | None:
@@ -40,16 +86,34 @@ class Folder:
             else None
         )
 
+    @property
+    def name(self) -> str:
+        """The last part of the location."""
+        return posixpath.basename(self.location.partition("?")[0].rstrip("/"))
+
+    @property
+    def parent(self) -> Folder:
+        place, mark, options = self.location.partition("?")
+        return Folder(posixpath.dirname(place.rstrip("/")) + mark + options)
+
     def child(self, name: str) -> Folder:
-        return Folder(posixpath.join(self.location, name))
+        if not is_uri(self.location):
+            return Folder(os.path.join(self.location, name))
+        place, mark, options = self.location.partition("?")
+        location = posixpath.join(place, name) + mark + options
+        return Folder(location, self._top or self, posixpath.join(self._inside, name))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; FileNotFoundError when there is none."""
         if self.local is not None:
             return (self.local / name).read_bytes()
-        filesystem, root = self._remote()
-        with filesystem.open_input_stream(posixpath.join(root, name)) as stream:
-            return bytes(stream.read())
+        filesystem, root = self._remote
+
+        def read() -> bytes:
+            with filesystem.open_input_stream(posixpath.join(root, name)) as stream:
+                return bytes(stream.read())
+
+        return _patiently(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole: on local disks through a synced temporary file and a rename, in
@@ -58,30 +122,60 @@ class Folder:
         if self.local is not None:
             _write_local(self.local / name, data)
             return
-        filesystem, root = self._remote()
+        filesystem, root = self._remote
         target = posixpath.join(root, name)
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        with filesystem.open_output_stream(target) as stream:
-            stream.write(data)
+        if filesystem.type_name not in OBJECT_STORES:
+            filesystem.create_dir(posixpath.dirname(target), recursive=True)
+
+        def write() -> None:
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+
+        _patiently(write)
 
     def names(self) -> list[str]:
         """Names of files and folders directly inside, sorted; empty when the folder does not
         exist.
         """
+        return [entry.name for entry in self.entries()]
+
+    def entries(self) -> list[Entry]:
+        """Files and folders directly inside, sorted by name; empty when the folder does not
+        exist.
+        """
         if self.local is not None:
-            return sorted(os.listdir(self.local)) if self.local.is_dir() else []
+            return _local_entries(self.local)
         from pyarrow.fs import FileSelector
 
-        filesystem, root = self._remote()
-        infos = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
-        return sorted(info.base_name for info in infos)
+        filesystem, root = self._remote
+        selector = FileSelector(root, allow_not_found=True)
+        infos = _patiently(lambda: filesystem.get_file_info(selector))
+        found = [
+            Entry(info.base_name, info.size or 0, info.mtime.timestamp() if info.mtime else 0.0)
+            for info in infos
+        ]
+        return sorted(found, key=lambda entry: entry.name)
+
+    def files(self) -> list[str]:
+        """Names of all files at any depth, sorted."""
+        if self.local is not None:
+            paths = [path for path in self.local.rglob("*") if path.is_file()]
+            return sorted(path.relative_to(self.local).as_posix() for path in paths)
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, root = self._remote
+        selector = FileSelector(root, allow_not_found=True, recursive=True)
+        infos = _patiently(lambda: filesystem.get_file_info(selector))
+        return sorted(
+            posixpath.relpath(info.path, root) for info in infos if info.type == FileType.File
+        )
 
     def exists(self, name: str) -> bool:
         if self.local is not None:
             return (self.local / name).exists()
         from pyarrow.fs import FileType
 
-        filesystem, root = self._remote()
+        filesystem, root = self._remote
         return bool(filesystem.get_file_info(posixpath.join(root, name)).type != FileType.NotFound)
 
     def delete(self, name: str) -> None:
@@ -89,7 +183,7 @@ class Folder:
         if self.local is not None:
             (self.local / name).unlink(missing_ok=True)
             return
-        filesystem, root = self._remote()
+        filesystem, root = self._remote
         if self.exists(name):
             filesystem.delete_file(posixpath.join(root, name))
 
@@ -100,27 +194,21 @@ class Folder:
 
             shutil.rmtree(self.local / name, ignore_errors=True)
             return
-        filesystem, root = self._remote()
+        filesystem, root = self._remote
         if self.exists(name):
             filesystem.delete_dir(posixpath.join(root, name))
 
-    def upload(self, source: Path) -> list[str]:
-        """Copy every file below the local folder `source` into this one; returns the names."""
-        names = [
-            path.relative_to(source).as_posix()
-            for path in sorted(source.rglob("*"))
-            if path.is_file()
-        ]
-        for name in names:
-            self.write(name, (source / name).read_bytes())
-        return names
+    def touch(self, name: str) -> None:
+        """Make a file the most recently used one, where the storage can tell."""
+        if self.local is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.local / name)
 
-    def download(self, names: list[str], target: Path) -> None:
-        """Copy the files `names` of this folder below the local folder `target`."""
-        for name in names:
-            _write_local(target / name, self.read(name))
-
+    @functools.cached_property
     def _remote(self) -> tuple[FileSystem, str]:
+        if self._top is not None:
+            filesystem, root = self._top._remote
+            return filesystem, posixpath.join(root, self._inside)
         from pyarrow.fs import FileSystem
 
         try:
@@ -131,6 +219,54 @@ class Folder:
                 "expected a path or e.g. s3://bucket/folder, gs://…, hdfs://…"
             ) from error
         return filesystem, root
+
+
+def _patiently(action: Callable[[], Result]) -> Result:
+    """`action`, again after a while when the network or the store had no time for it: hours of
+    training must not end by one lost request.
+    """
+    for wait_s in RETRY_AFTER_S:
+        try:
+            return action()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or not TRANSIENT.search(str(error)):
+                raise
+            time.sleep(wait_s)
+    return action()
+
+
+def file_at(location: str) -> tuple[Folder, str]:
+    """The folder and the name of the file at a path or URI."""
+    whole = Folder(location)
+    return whole.parent, whole.name
+
+
+@contextlib.contextmanager
+def local_copy(location: str | Path) -> Iterator[Path]:
+    """A path itself, or what lies at a URI (a file, or a run's results without its checkpoints)
+    as a local copy for the time of the block.
+    """
+    if not is_uri(str(location)):
+        yield Path(location).expanduser()
+        return
+    place = Folder(str(location))
+    names = [name for name in place.files() if not name.startswith("checkpoints/")]
+    with tempfile.TemporaryDirectory(prefix="dreamfleet-") as temporary:
+        target = Path(temporary) / (place.name or "copy")
+        for name in names:
+            _write_local(target / name, place.read(name))
+        if not names and place.parent.exists(place.name):
+            _write_local(target, place.parent.read(place.name))
+        yield target
+
+
+def _local_entries(path: Path) -> list[Entry]:
+    found = []
+    for name in sorted(os.listdir(path)) if path.is_dir() else []:
+        with contextlib.suppress(OSError):  # another process deleted it
+            status = (path / name).lstat()
+            found.append(Entry(name, status.st_size, status.st_mtime))
+    return found
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -1,23 +1,27 @@
 """The output folder of a run: refused when it holds something, unless asked to go on or to begin
-again.
+again. It may lie at a URI: then files are put together in a working folder on this host and
+delivered when the subject is done, while checkpoints and the marker are written there at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamfleet.config import dreamfleet_home
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.runtime.storage import Folder
 
 MARKER = "checkpoints/run.json"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 # All that a run writes; --overwrite deletes these and nothing else.
 WRITTEN = (
     "pytorch_lora_weights.safetensors",
@@ -38,27 +42,43 @@ WRITTEN = (
 )
 
 
+def working_path(place: Folder) -> Path:
+    """Where the files of results that belong to `place` are put together on this host: the folder
+    itself, or one below DREAMFLEET_HOME for a URI.
+    """
+    if place.local is not None:
+        return place.local
+    return dreamfleet_home() / "outbox" / hashlib.sha256(place.location.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class OutputFolder:
     """Where one subject's results go."""
 
-    path: Path
+    place: Folder
+    path: Path  # on this host; `place` itself, unless that is a URI
     checkpoints: Folder
 
     @classmethod
-    def of(cls, path: Path, storage_path: str | None, subject_id: str) -> OutputFolder:
+    def of(cls, place: Folder, storage_path: str | None, subject_id: str) -> OutputFolder:
         """Checkpoints lie in the folder itself, or below the shared storage where one is named."""
-        inside = Folder(str(path / CHECKPOINTS))
+        inside = place.child(CHECKPOINTS)
         return cls(
-            path, Folder(storage_path.rstrip("/")).child(subject_id) if storage_path else inside
+            place,
+            working_path(place),
+            Folder(storage_path).child(subject_id) if storage_path else inside,
         )
+
+    @property
+    def remote(self) -> bool:
+        return self.place.local is None
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that must not be written; changes nothing.
 
         Raises:
-            BadInputError: it holds files, and neither `resume` nor `overwrite` was asked for; or is
-                no folder.
+            BadInputError: it holds files, and neither `resume` nor `overwrite` was asked for; it is
+                no folder; or the storage cannot be reached.
             ResumeError: `resume` on a folder that no run of ours has written.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -67,12 +87,12 @@ class OutputFolder:
                 "another --output-dir"
             )
         _check_writable(self.path)
-        used = self.is_used()
-        if not used:
+        if not self._used():
             return
+        where = self.place.location
         if not resume and not overwrite:
             raise BadInputError(
-                f"output folder {self.path}: not empty; add --resume to go on, --overwrite "
+                f"output folder {where}: not empty; add --resume to go on, --overwrite "
                 "to begin again, "
                 "or give another --output-dir"
             )
@@ -80,49 +100,68 @@ class OutputFolder:
             action = "--resume" if resume else "--overwrite"
             error = ResumeError if resume else BadInputError
             raise error(
-                f"output folder {self.path}: {action} works on the folder of an earlier "
+                f"output folder {where}: {action} works on the folder of an earlier "
                 "run, but this one holds "
                 "other files; give another --output-dir"
             )
 
+    def _used(self) -> bool:
+        with _named_failure(self.place):
+            return self.is_used()
+
     def is_used(self) -> bool:
-        names = (
-            []
-            if not self.path.is_dir()
-            else [name for name in os.listdir(self.path) if name != ".lock"]
+        return bool(self._names()) or bool(
+            self.checkpoints.local is None and self.checkpoints.names()
         )
-        return bool(names) or bool(self.checkpoints.local is None and self.checkpoints.names())
 
     def is_ours(self) -> bool:
-        if (self.path / MARKER).is_file():
+        if self.place.exists(MARKER):
             return True
         try:
-            return "dreamfleet" in (self.path / "adapter.json").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return not self._local_names() and self.checkpoints.local is None
+            return b"dreamfleet" in self.place.read("adapter.json")
+        except OSError:
+            return not self._names() and self.checkpoints.local is None
 
     def begin(self, *, overwrite: bool, info: dict[str, Any]) -> None:
-        """Clear what an earlier run wrote (with `overwrite`) and mark the folder as ours."""
-        if overwrite:
-            self.clear()
-        Folder(str(self.path)).write(MARKER, json.dumps(info, indent=1).encode())
+        """Clear what an earlier run wrote (with `overwrite`) and mark the folder as ours.
+
+        Raises:
+            BadInputError: the storage cannot be written.
+        """
+        with _named_failure(self.place):
+            if overwrite:
+                self.clear()
+            self._write_info(info)
 
     def update_info(self, values: Mapping[str, Any]) -> None:
         """Lay `values` over what `info` gives."""
-        self.write_text(MARKER, json.dumps({**self.info(), **values}, indent=1))
+        self._write_info({**self.info(), **values})
+
+    def _write_info(self, info: Mapping[str, Any]) -> None:
+        self.place.write(MARKER, json.dumps(dict(info), indent=1).encode())
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole."""
-        Folder(str(self.path)).write(name, text.encode("utf-8"))
+        """Write a file of the folder, whole, at once."""
+        self.place.write(name, text.encode("utf-8"))
+        if self.remote:
+            Folder(str(self.path)).write(name, text.encode("utf-8"))
+
+    def deliver(self) -> None:
+        """Bring what was put together to where it belongs; nothing to do for a folder."""
+        if not self.remote:
+            return
+        here = Folder(str(self.path))
+        for name in here.files():
+            if name != LOCK:
+                self.place.write(name, here.read(name))
+        self._clear_working_path()
 
     def clear(self) -> None:
         """Delete what a run writes, and nothing else."""
         for name in WRITTEN:
-            target = self.path / name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+            _remove(self.place, name)
+        if self.remote:
+            self._clear_working_path()
         if self.checkpoints.local is None:
             for name in self.checkpoints.names():
                 self.checkpoints.delete_folder(name)
@@ -131,22 +170,50 @@ class OutputFolder:
         """Take back `begin` in a folder that was not used before: nothing came of the run."""
         self.clear()
         with contextlib.suppress(OSError):  # not empty: there was something of the user's
-            (self.path / ".lock").unlink(missing_ok=True)
+            (self.path / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
 
     def info(self) -> dict[str, Any]:
         """What `begin` was told, or nothing."""
         try:
-            return dict(json.loads((self.path / MARKER).read_text(encoding="utf-8")))
+            return dict(json.loads(self.place.read(MARKER)))
         except (OSError, ValueError):
             return {}
 
-    def _local_names(self) -> list[str]:
-        return (
-            [name for name in os.listdir(self.path) if name != ".lock"]
-            if self.path.is_dir()
-            else []
-        )
+    def _names(self) -> list[str]:
+        return [name for name in self.place.names() if name != LOCK]
+
+    def _clear_working_path(self) -> None:
+        """The lock stays: the run that holds it is still at work."""
+        for name in Folder(str(self.path)).names():
+            if name != LOCK:
+                _remove(Folder(str(self.path)), name)
+
+
+@contextlib.contextmanager
+def _named_failure(place: Folder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInputError(
+            f"storage {place.location}: cannot be used ({error}); check the place, and for a URI "
+            "its bucket and the credentials in the environment"
+        ) from error
+
+
+def _remove(folder: Folder, name: str) -> None:
+    """A file, or a folder with all it holds."""
+    if folder.local is None:
+        if folder.child(name).names():
+            folder.delete_folder(name)
+        else:
+            folder.delete(name)
+        return
+    target = folder.local / name
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _check_writable(path: Path) -> None:

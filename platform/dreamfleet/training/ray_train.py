@@ -74,19 +74,19 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster = task.config.cluster
-    use_gpu = task.device == "cuda"
+    resources = worker_resources(task, session)
     scaling: dict[str, Any] = {
         "num_workers": cluster.num_workers,
-        "use_gpu": use_gpu,
+        "use_gpu": task.device == "cuda" or "GPU" in resources,  # also logical ones
         "placement_strategy": cluster.placement_strategy,
     }
-    scaling["resources_per_worker"] = worker_resources(task, session)
+    scaling["resources_per_worker"] = resources
     if cluster.accelerator_type:
         scaling["accelerator_type"] = cluster.accelerator_type
     return TorchTrainer(
         _train_worker,
         train_loop_config={"task": task_ref, "relay": relay},
-        torch_config=TorchConfig(backend=_backend(scaling["resources_per_worker"])),
+        torch_config=TorchConfig(backend=_backend(task, resources)),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             # A fresh name: under an old one Ray Train would go on from its own pointer, not from
@@ -99,9 +99,9 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     )
 
 
-def _backend(resources: Mapping[str, float]) -> str:
+def _backend(task: TrainTask, resources: Mapping[str, float]) -> str:
     """NCCL refuses two workers on one GPU, which is what shares of a GPU are for."""
-    return "nccl" if resources.get("GPU", 0) >= 1 else "gloo"
+    return "nccl" if task.device == "cuda" and resources.get("GPU", 0) >= 1 else "gloo"
 
 
 def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:

@@ -18,7 +18,7 @@ def test_round_trip_and_miss(tmp_path: Path) -> None:
 def test_damaged_entry_is_a_miss(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 2**20)
     cache.put("photos", "k", [{"b": os.urandom(5000)}])
-    path = cache.path("photos", "k")
+    path = tmp_path / "photos" / "k.parquet"
     data = bytearray(path.read_bytes())
     data[1000] ^= 0xFF
     path.write_bytes(bytes(data))
@@ -31,7 +31,7 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 25_000)
     for index in range(3):
         cache.put("photos", f"k{index}", [{"b": os.urandom(10_000)}])
-        os.utime(cache.path("photos", f"k{index}"), (index, index))
+        os.utime(tmp_path / "photos" / f"k{index}.parquet", (index, index))
     cache.get("photos", "k0")  # used now
     assert cache.prune() == 1
     assert [cache.has("photos", f"k{index}") for index in range(3)] == [True, False, True]

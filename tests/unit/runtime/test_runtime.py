@@ -7,16 +7,17 @@ import multiprocessing
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from dreamfleet.config import ClusterConfig
+from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError
-from dreamfleet.runtime import auth
+from dreamfleet.runtime import auth, devices, storage
 from dreamfleet.runtime.locks import exclusive_run, shared_work
 from dreamfleet.runtime.progress import ConsoleProgress
-from dreamfleet.runtime.session import added_environment, ray_address
+from dreamfleet.runtime.session import RaySession, added_environment, ray_address
 from dreamfleet.runtime.storage import Folder
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
@@ -99,6 +100,56 @@ def test_folder_round_trip(tmp_path: Path, scheme: str) -> None:
 def test_folder_in_memory_storage_by_uri() -> None:
     with pytest.raises(BadInputError, match="not a usable URI"):
         Folder("nosuchscheme://bucket/x").names()
+
+
+@pytest.mark.parametrize(
+    ("address", "usable", "settings", "expected", "warned"),
+    [
+        (None, False, {}, "cuda", False),  # a private Ray has found the GPUs itself
+        ("head:6379", True, {}, "cuda", False),
+        ("head:6379", False, {}, "cpu", True),
+        ("head:6379", False, {"device": "cuda"}, "cuda", False),
+        ("head:6379", True, {"device": "cpu"}, "cpu", False),
+        ("head:6379", True, {"cluster": {"use_gpu": False}}, "cpu", False),
+    ],
+)
+def test_announced_gpus_must_be_usable(
+    address: str | None,
+    usable: bool,
+    settings: dict[str, Any],
+    expected: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "_workers_see_cuda", lambda: usable)
+    text = io.StringIO()
+    progress = ConsoleProgress(Console(file=text, force_terminal=False))
+    config = RunConfig.model_validate(settings)
+    device = devices.choose_device(config, RaySession(address, 4.0, 2.0), progress)
+    assert (device, "announces 2 GPUs" in text.getvalue()) == (expected, warned)
+
+
+def test_lost_requests_are_repeated_and_real_refusals_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0))
+    answers = [OSError("AWS Error NETWORK_CONNECTION: curlCode: 28, Timeout was reached")] * 2
+
+    def sometimes() -> str:
+        if answers:
+            raise answers.pop()
+        return "done"
+
+    assert storage._patiently(sometimes) == "done"
+    calls: list[int] = []
+
+    def never() -> None:
+        calls.append(1)
+        raise OSError("AWS Error ACCESS_DENIED during PutObject operation")
+
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        storage._patiently(never)
+    assert len(calls) == 1
 
 
 def _hold(

@@ -9,12 +9,13 @@ import pytest
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
 from dreamfleet.training.output import OutputFolder
 
 
 def folder_at(path: Path) -> OutputFolder:
-    return OutputFolder.of(path, None, "rex")
+    return OutputFolder.of(Folder(str(path)), None, "rex")
 
 
 def test_missing_and_empty_folders_are_fine(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_overwrite_keeps_files_that_no_run_writes(tmp_path: Path) -> None:
 
 
 def test_checkpoints_may_lie_in_shared_storage(tmp_path: Path) -> None:
-    folder = OutputFolder.of(tmp_path / "out", "s3://bucket/fleet/", "rex")
+    folder = OutputFolder.of(Folder(str(tmp_path / "out")), "s3://bucket/fleet/", "rex")
     assert folder.checkpoints.location == "s3://bucket/fleet/rex"
 
 
