@@ -17,6 +17,7 @@ from dreamfleet.assessment.common import (
     AssessmentResult,
     JudgeNames,
     adapter_arm,
+    local_output,
     mean_history,
     units_of,
 )
@@ -34,7 +35,6 @@ from dreamfleet.evaluation.protocols import (
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
 from dreamfleet.personalization import personalize
-from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.world.spec import ImageSpec
@@ -125,7 +125,7 @@ class _Benchmark:
 
         self.plan, self.progress = plan, progress
         self.is_world = plan.benchmark == "worldbench"
-        self.output = output_root(_with_output(plan), [])
+        self.output = local_output(_with_output(plan))
         self.files: BaseFiles = inspect_base(plan.config.base_model)
         self.judges = self._judge_spec()
         self.missing: list[str] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.adapters.files import adapter_kind, adapter_path
 from dreamfleet.config import RunConfig, dreamfleet_home
+from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
 from dreamfleet.evaluation.evaluation_report import (
     EvaluationPage,
@@ -26,6 +27,8 @@ from dreamfleet.evaluation.protocols import Ask
 from dreamfleet.evaluation.report import REPORT
 from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.scores import headline, title
+from dreamfleet.personalization.planning import output_root
+from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.seeding import key_to_int
 from dreamfleet.training.export import ADAPTER
 from dreamfleet.training.worker import HISTORY
@@ -43,6 +46,23 @@ WORLD_ONLY = (
     "that the pipeline runs, and say nothing about the method. Name a real base (--base-model) "
     "for scores that mean something."
 )
+
+
+def local_output(config: RunConfig) -> Path:
+    """The folder that results are written into.
+
+    Raises:
+        BadInputError: it is named by a URI.
+        ConfigError: it is relative inside a Ray job.
+    """
+    check_job_places(config)
+    place = output_root(config, [])
+    if place.local is None:
+        raise BadInputError(
+            f"output_dir = {place.location!r}: evaluations and benchmarks grow in a folder that can "
+            "be gone on with; give a local or shared folder, and copy it when it is done"
+        )
+    return place.local
 
 
 @dataclass(frozen=True)

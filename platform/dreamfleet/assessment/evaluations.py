@@ -13,6 +13,7 @@ from dreamfleet.assessment.common import (
     AssessmentResult,
     JudgeNames,
     adapter_arm,
+    local_output,
     mean_history,
     units_of,
 )
@@ -23,7 +24,6 @@ from dreamfleet.evaluation.drawing import Arm
 from dreamfleet.evaluation.protocols import Ask, asks_for, images_per_prompt, prompts_hash
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores
-from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 
@@ -69,7 +69,7 @@ def evaluate(
         Ask(config.subject.class_prompt, "class"),
     ]
     subject_id = config.subject.id or place.stem
-    output = output_root(config, [])
+    output = local_output(config)
     arm = adapter_arm(place, "adapter", steps, config.train.seed)
     count = num_images or images_per_prompt(protocol)
     assessment = Assessment(

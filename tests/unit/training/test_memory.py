@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_with_several_workers_the_group_ends(tmp_path: Path) -> None:
         train_in_process(task(tmp_path, identity="hungry"), group=Group(1, 2))
 
 
-def test_shares_of_a_gpu_do_not_use_nccl() -> None:
-    assert [_backend({"CPU": 1, "GPU": share}) for share in (0.5, 1)] == ["gloo", "nccl"]
-    assert _backend({"CPU": 1}) == "gloo"
+def test_shares_of_a_gpu_do_not_use_nccl(tmp_path: Path) -> None:
+    on_gpu = replace(task(tmp_path), device="cuda")
+    assert [_backend(on_gpu, {"GPU": share}) for share in (0.5, 1)] == ["gloo", "nccl"]
+    assert _backend(task(tmp_path), {"CPU": 1}) == "gloo"

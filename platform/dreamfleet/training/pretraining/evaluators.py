@@ -27,6 +27,11 @@ LAYOUT = torch.channels_last
 Damage = Callable[[Tensor, torch.Generator], Tensor]
 
 
+def use_fast_layout(model: nn.Module) -> None:
+    """Put the convolutions into LAYOUT."""
+    model.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+
+
 def mild_damage(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, grain and contrast as generated pictures have them; [B, 3, 64, 64] to the same."""
     size = len(pixels)
@@ -74,7 +79,8 @@ class OracleStage(Stage):
         round_trip: Damage | None = None,
     ) -> None:
         self.name, self.corpus, self.settings, self.seed = name, corpus, settings, seed
-        self.model, self.round_trip = model.to(memory_format=LAYOUT), round_trip
+        self.model, self.round_trip = model, round_trip
+        use_fast_layout(self.model)
         self.modules = {"model": model}
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -111,7 +117,8 @@ class SegmenterStage(Stage):
     def __init__(self, portraits: Portraits, settings: StageSettings, seed: int) -> None:
         torch.manual_seed(seed)
         self.portraits, self.settings, self.seed = portraits, settings, seed
-        self.model = Segmenter().to(memory_format=LAYOUT)
+        self.model = Segmenter()
+        use_fast_layout(self.model)
         self.modules = {"model": self.model}
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:

@@ -6,7 +6,7 @@ The identity encoder and the segmenter learn from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,7 +146,7 @@ class Portraits:
         return images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0), masks[:, None].float()
 
 
-def _columns(traits: list[dict[str, Any]]) -> list[np.ndarray]:
+def _columns(traits: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
     """Standardised columns of one class's traits; those that never vary are left out."""
     found: list[np.ndarray] = []
     for key in traits[0]:
