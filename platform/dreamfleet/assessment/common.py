@@ -59,8 +59,8 @@ def local_output(config: RunConfig) -> Path:
     place = output_root(config, [])
     if place.local is None:
         raise BadInputError(
-            f"output_dir = {place.location!r}: evaluations and benchmarks grow in a folder that can "
-            "be gone on with; give a local or shared folder, and copy it when it is done"
+            f"output_dir = {place.location!r}: evaluations and benchmarks grow in a folder, "
+            "so that they can go on after a stop; give a local or shared one, and copy it when done"
         )
     return place.local
 
