@@ -20,6 +20,7 @@ command -v ray >/dev/null || { echo "error: no ray; run 'make install' first" >&
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=90            # a stopped job may write its last checkpoint
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0    # makes Ray take 127.0.0.1 as its node address
+export RAY_worker_niceness=0                  # its user waits for it, so it gives way to nobody
 export MLFLOW_TRACKING_URI="http://127.0.0.1:$MLFLOW_PORT"
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 (umask 077; ray get-auth-token --generate >/dev/null)

@@ -128,7 +128,8 @@ def _init(address: str | None, cluster: ClusterConfig, dashboard: bool) -> None:
             )
         return
     try:
-        ray.init(address=address, **quiet)
+        with _without_log_level_line():
+            ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DreamfleetError(
             f"Ray at {address} cannot be joined ({_first_line(error)}); check the address, "
