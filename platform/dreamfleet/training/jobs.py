@@ -10,14 +10,22 @@ from dreamfleet.training.task import TrainTask
 if TYPE_CHECKING:
     from dreamfleet.bases import Base
     from dreamfleet.engine.job import TrainJob
+    from dreamfleet.engine.spec import TrainJobSpec
 
 
 def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
     """The engine's job for `task` on a freshly loaded `base`; the base is changed."""
+    from dreamfleet.engine.job import TrainJob
+
+    return TrainJob(job_spec(task, group), base)
+
+
+def job_spec(task: TrainTask, group: Group) -> TrainJobSpec:
+    """What the engine needs to know of `task`."""
     import torch
 
     from dreamfleet.engine.batch import LatentSet
-    from dreamfleet.engine.job import TrainJob, TrainJobSpec
+    from dreamfleet.engine.spec import TrainJobSpec
 
     subject, prior = task.subject, task.prior
     photos = LatentSet(
@@ -33,7 +41,7 @@ def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
         class_pictures = LatentSet(
             torch.tensor(prior.latent_mean), torch.tensor(prior.latent_std), prior.prompts
         )
-    spec = TrainJobSpec(
+    return TrainJobSpec(
         config=task.config,
         subject=photos,
         prior=class_pictures,
@@ -42,4 +50,3 @@ def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
         reduce_gradients=group.average_gradients if group.world_size > 1 else None,
         subject_id=subject.id,
     )
-    return TrainJob(spec, base)
