@@ -36,9 +36,14 @@ class Part:
 class Site(Protocol):
     """A layer of the base, and what an adapter does to its output there."""
 
-    name: str
-    module: nn.Module
-    parts: tuple[Part, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
 
     def change(self, x: Tensor, output: Tensor, routing: Routing) -> Tensor:
         """The layer's output for input `x` with the routed adapters' change in it."""
@@ -303,6 +308,8 @@ class Routing:
         self._leaves: dict[str, Tensor] = {}
         self._ready: dict[str, Any] = {}
         self._touched: dict[str, bool] = {}
+        self._factors: dict[str, Tensor | None] = {}
+        self._gather: Tensor | None = None  # [G, K]
         if trainable and width != 1:
             raise ValueError("rows that train have exactly one adapter each")
 
@@ -348,18 +355,15 @@ class Routing:
         """[G, K, ...] from [U, ...]."""
         if self._identity:
             return leaf.unsqueeze(1)
-        return leaf[torch.tensor(self._index, device=leaf.device)]
+        if self._gather is None:
+            self._gather = torch.tensor(self._index, device=leaf.device)
+        return leaf[self._gather]
 
     def factors(self, site: str) -> Tensor | None:
         """[G, K] scale times strength at a site; None where all are 1."""
-        scales = [1.0 if held is None else held.scales.get(site, 1.0) for held in self._held]
-        factors = [
-            [scales[u] * strength for u, strength in zip(index, strengths, strict=True)]
-            for index, strengths in zip(self._index, self._strengths, strict=True)
-        ]
-        if all(factor == 1.0 for row in factors for factor in row):
-            return None
-        return torch.tensor(factors, device=self.bank.device)
+        if site not in self._factors:
+            self._factors[site] = self._scaled(site)
+        return self._factors[site]
 
     def notes(self, name: str) -> list[list[Any]]:
         """[G][K] a note of every adapter (None where it has none)."""
@@ -380,6 +384,16 @@ class Routing:
             home = self.bank.gradient(slot)
             if self._gradients[position].data_ptr() != home.data_ptr():
                 home.copy_(self._gradients[position])
+
+    def _scaled(self, site: str) -> Tensor | None:
+        scales = [1.0 if held is None else held.scales.get(site, 1.0) for held in self._held]
+        factors = [
+            [scales[u] * strength for u, strength in zip(index, strengths, strict=True)]
+            for index, strengths in zip(self._index, self._strengths, strict=True)
+        ]
+        if all(factor == 1.0 for row in factors for factor in row):
+            return None
+        return torch.tensor(factors, device=self.bank.device)
 
     def _gradient_stack(self) -> Tensor:
         if self.bank.max_slots in self.slots:

@@ -16,6 +16,7 @@ from dreamfleet.adapters.bank import AdapterBank, Adapters, SlotState
 from dreamfleet.adapters.lora_slots import LoraShape, lora_sites, read_lora_slot, shape_of
 from dreamfleet.bases import Base
 from dreamfleet.engine.attention import use_fast_attention
+from dreamfleet.engine.memory import rows_that_fit
 from dreamfleet.engine.metrics import StepMetrics
 from dreamfleet.engine.packed_job import PackedJob, lora_shape
 from dreamfleet.engine.packed_sampling import ImageRequest, OnStep, PackedSampler, Ticket
@@ -51,14 +52,15 @@ class Engine:
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base, self.settings = base, settings or EngineSettings()
         use_fast_attention(base)
+        self.max_rows = self.settings.max_rows or rows_that_fit(base)
         self._texts = TextCache(base)
         self._shape: LoraShape | None = None
         self._bank: AdapterBank | None = None
         cache = TeacherCache(
             self.settings.teacher_cache_mib * MIB, self.settings.teacher_cache_folder
         )
-        self.teacher = FrozenTeacher(base, self._texts, cache, self.settings.max_rows)
-        self._sampler = PackedSampler(base, None, self._texts, self.settings.max_rows)
+        self.teacher = FrozenTeacher(base, self._texts, cache, self.max_rows)
+        self._sampler = PackedSampler(base, None, self._texts, self.max_rows)
         self._trainer: PackedTrainer | None = None
         self._jobs: dict[str, _Training] = {}
         self._host: OrderedDict[str, SlotState] = OrderedDict()
@@ -209,6 +211,7 @@ class Engine:
         return {
             "slots": float(self._bank.used if self._bank else 0),
             "max_slots": float(self.settings.max_slots),
+            "max_rows": float(self._trainer.max_rows if self._trainer else self.max_rows),
             "jobs": float(len(self._jobs)),
             "queue": float(len(self._queue)),
             "drawing": float(len(self._sampler)),
@@ -274,7 +277,7 @@ class Engine:
     def _admit(self) -> None:
         """Let requests join for which there are rows and slots; the others wait their turn."""
         waiting: deque[Ticket] = deque()
-        room = self.settings.max_rows // 2
+        room = self.max_rows // 2
         while self._queue:
             ticket = self._queue.popleft()
             if ticket.cancelled:
@@ -342,7 +345,8 @@ class Engine:
             old.close()
         self._bank, self._shape = bank, wanted
         self._sampler.bank = bank
-        self._trainer = PackedTrainer(self.base, bank, self.teacher, self.settings.max_rows)
+        rows = self._trainer.max_rows if self._trainer else self.max_rows
+        self._trainer = PackedTrainer(self.base, bank, self.teacher, rows)
         return bank
 
     def _training(self, job_id: str) -> _Training:

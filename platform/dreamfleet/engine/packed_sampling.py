@@ -213,7 +213,8 @@ class PackedSampler:
         """The next pass: equal sizes, neighbours with equal adapters, up to `max_rows` rows."""
         if not self._drawings:
             return []
-        first, part, rows = self._drawings[0], [], 0
+        first, rows = self._drawings[0], 0
+        part: list[_Drawing] = []
         for drawing in self._drawings:
             fits = rows + drawing.rows <= self.max_rows or not part
             if fits and _shapes(drawing) == _shapes(first):

@@ -7,6 +7,7 @@ its own rows alone. So a job's result does not depend on its neighbours, and nei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -185,7 +186,10 @@ class PackedTrainer:
                 if loss is not None:
                     total = loss if total is None else total + loss
             if total is not None:
-                total.backward()
+                with warnings.catch_warnings():
+                    # Slots lie apart in memory on purpose: their gradients are views as they are.
+                    warnings.filterwarnings("ignore", "grad and param do not obey")
+                    total.backward()
 
     def _loss(
         self,

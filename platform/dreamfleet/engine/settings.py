@@ -11,7 +11,8 @@ class EngineSettings:
 
     Attributes:
         max_slots: adapters on the device at once, those in training included.
-        max_rows: rows of one forward; training halves it when memory runs out.
+        max_rows: rows of one forward; None: as many as fit into memory. Training halves it when
+            memory runs out all the same.
         max_host_adapters: adapters kept in host memory; the least recently used go first.
         teacher_cache_mib: memory for the frozen teacher's predictions.
         teacher_cache_folder: kept there too, shared with other engines; None: in memory only.
@@ -19,7 +20,7 @@ class EngineSettings:
     """
 
     max_slots: int = 16
-    max_rows: int = 32
+    max_rows: int | None = None
     max_host_adapters: int = 1000
     teacher_cache_mib: int = 256
     teacher_cache_folder: str | None = None

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import ClusterConfig, RunConfig
+from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
-from dreamfleet.runtime.engine_actor import EngineActor, EngineSettings, EngineSource
+from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
 from dreamfleet.training.task import StageEvent, TrainEvent, TrainOutcome, TrainTask
 from dreamfleet.training.worker import Run, figures

@@ -8,16 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dreamfleet.adapters.bank import SlotState
 from dreamfleet.adapters.lora_slots import LoraShape, fresh_lora, read_lora_slot
 from dreamfleet.bases import load_base
-from dreamfleet.engine.engine import Engine, EngineSettings
+from dreamfleet.engine.engine import Engine
 from dreamfleet.engine.loop import EngineLoop
 from dreamfleet.engine.metrics import StepMetrics
 from dreamfleet.engine.packed_sampling import ImageRequest
+from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
 from tests.tiny_jobs import tiny_job, tiny_spec
 
@@ -45,6 +48,12 @@ def work(engine: Engine) -> int:
     return steps
 
 
+def same(one: Image.Image, two: Image.Image) -> bool:
+    """Equal up to the last bit of a colour, which rounding decides."""
+    pixels = (np.asarray(picture).astype(int) for picture in (one, two))
+    return bool(np.abs(next(pixels) - next(pixels)).max() <= 1)
+
+
 def test_jobs_and_images_share_the_engine(engine: Engine, tiny_base_folder: Path) -> None:
     spec = tiny_spec(tiny_base_folder, train__adam_epsilon=1e-4)
     alone = tiny_job(tiny_base_folder, train__adam_epsilon=1e-4)
@@ -65,7 +74,7 @@ def test_jobs_and_images_share_the_engine(engine: Engine, tiny_base_folder: Path
     work(engine)
     assert losses == pytest.approx(expected, rel=1e-4)
     pictures = [ticket.image.result(timeout=0) for ticket in (quiet, *tickets)]
-    assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+    assert same(pictures[0], pictures[1]) and not same(pictures[1], pictures[2])
     figures = engine.metrics()
     assert figures["slots"] == 2 and figures["jobs"] == 1 and figures["images_total"] == 3
     assert figures["training_steps_total"] == 4 and figures["samples_per_s"] > 0
@@ -85,8 +94,9 @@ def test_slots_are_given_to_who_needs_them(engine: Engine, tiny_base_folder: Pat
     engine.step()
     assert engine.metrics()["queue"] == 1, "c waits for a slot; a is there already"
     work(engine)
-    pictures = [ticket.image.result(timeout=0).tobytes() for ticket in tickets]
-    assert pictures[0] == pictures[3] and len(set(pictures)) == 3
+    pictures = [ticket.image.result(timeout=0) for ticket in tickets]
+    assert same(pictures[0], pictures[3])
+    assert not any(same(pictures[0], other) for other in pictures[1:3])
     engine.add_job("ada", tiny_spec(tiny_base_folder))
     engine.add_job("bo", tiny_spec(tiny_base_folder))
     with pytest.raises(CapacityError):
@@ -96,7 +106,7 @@ def test_slots_are_given_to_who_needs_them(engine: Engine, tiny_base_folder: Pat
     assert not waiting.image.done()
     engine.release("bo")
     work(engine)
-    assert waiting.image.result(timeout=0).tobytes() == pictures[0]
+    assert same(waiting.image.result(timeout=0), pictures[0])
 
 
 def test_a_wider_adapter_changes_nothing_for_the_others(
@@ -118,7 +128,7 @@ def test_a_wider_adapter_changes_nothing_for_the_others(
     theirs = alone.state_dict()["parameters"]
     for name, value in job.state_dict()["parameters"].items():
         assert torch.allclose(value, theirs[name], atol=1e-5), name
-    assert ticket.image.result(timeout=0).tobytes() != drawn.image.result(timeout=0).tobytes()
+    assert not same(ticket.image.result(timeout=0), drawn.image.result(timeout=0))
 
 
 def test_failures_and_cancellation_stay_with_their_owner(
