@@ -8,6 +8,7 @@ Time only counts on a quiet machine.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +21,8 @@ DEFAULTS = BenchSettings()
 @click.option("--quick", is_flag=True, help="Only the table's figures: minutes on two cores.")
 @click.option("--only", multiple=True, help="A measure by its name, e.g. single_job; repeatable.")
 @click.option("--base-model", default=DEFAULTS.base_model, show_default=True)
+@click.option("--rank", default=DEFAULTS.rank, show_default=True)
+@click.option("--layers", default=DEFAULTS.layers, show_default=True, help="As --lora-layers.")
 @click.option("--rounds", default=DEFAULTS.rounds, show_default=True)
 @click.option("--steps", default=DEFAULTS.steps, show_default=True)
 @click.option("--inference-steps", default=DEFAULTS.inference_steps, show_default=True)
@@ -29,6 +32,8 @@ def main(
     quick: bool,
     only: tuple[str, ...],
     base_model: str,
+    rank: int,
+    layers: Any,
     rounds: int,
     steps: int,
     inference_steps: int,
@@ -40,6 +45,8 @@ def main(
 
     settings = BenchSettings(
         base_model=base_model,
+        rank=rank,
+        layers=layers,
         rounds=rounds,
         steps=steps,
         inference_steps=inference_steps,
