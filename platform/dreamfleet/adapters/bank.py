@@ -286,6 +286,7 @@ class Routing:
     Attributes:
         rows: B, or 1 for batches of any size.
         groups: G; the B rows are G equal runs.
+        identity: the groups are the slots in use, in their order: nothing need be gathered.
     """
 
     def __init__(
@@ -301,7 +302,7 @@ class Routing:
         position = {slot: index for index, slot in enumerate(self.slots)}
         self._index = [[position[slot] for slot, _ in adapters] for adapters in padded]
         self._strengths = [[strength for _, strength in adapters] for adapters in padded]
-        self._identity = self._index == [[u] for u in range(len(self.slots))]
+        self.identity = self._index == [[u] for u in range(len(self.slots))]
         self._held = [bank._slots.get(slot) for slot in self.slots]
         self._stack = bank.stack(self.slots) if self.slots else None  # [U, P]
         self._gradients = self._gradient_stack() if trainable else None  # [U, P]
@@ -353,7 +354,7 @@ class Routing:
 
     def per_group(self, leaf: Tensor) -> Tensor:
         """[G, K, ...] from [U, ...]."""
-        if self._identity:
+        if self.identity:
             return leaf.unsqueeze(1)
         if self._gather is None:
             self._gather = torch.tensor(self._index, device=leaf.device)

@@ -117,11 +117,12 @@ class LoraSite:
     def _gather(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
         down_part, up_part = self.parts
         rank = routing.length(down_part.name, 0)
-        down = routing.per_group(routing.leaf(down_part.name, rank, 0)).flatten(1, 2)  # [G, R, ...]
-        up = routing.per_group(routing.leaf(up_part.name, rank, 1))  # [G, K, out, r(, 1, 1)]
+        down, up = routing.leaf(down_part.name, rank, 0), routing.leaf(up_part.name, rank, 1)
         if isinstance(self.module, nn.Conv2d):
-            up = up.flatten(3)
-        up = up.squeeze(1) if up.shape[1] == 1 else up.transpose(1, 2).flatten(2)  # [G, out, R]
+            up = up.flatten(2)  # [U, out, r]
+        if not routing.identity:
+            down = routing.per_group(down).flatten(1, 2)  # [G, R, ...]
+            up = routing.per_group(up).transpose(1, 2).flatten(2)  # [G, out, R]
         factors = routing.factors(self.name)
         return down, up, None if factors is None else factors.repeat_interleave(rank, dim=1)
 
