@@ -203,9 +203,12 @@ class AdapterBank:
         before, self._routing = self._routing, routing
         try:
             yield
+            routing.collect()
+        except BaseException:
+            self._routings.clear()  # with half of a pass's gradients in them
+            raise
         finally:
             self._routing = before
-        routing.collect()
 
     def close(self) -> None:
         """Take the hooks off the base."""
@@ -221,22 +224,17 @@ class AdapterBank:
         """Where a part lies in a slot's [P] numbers."""
         return self._spans[name]
 
-    def gathered(self, slots: Sequence[int], values: Tensor) -> Tensor:
-        """[U, ...] rows of `values`: a view where the slots are neighbours, else a copy."""
-        first, last = slots[0], slots[-1]
-        if list(slots) == list(range(first, last + 1)):
-            return values[first : last + 1]
-        return values.index_select(0, torch.tensor(slots, device=values.device))
-
     def stack(self, slots: Sequence[int]) -> Tensor:
-        """[U, P] the numbers of several slots."""
-        return self.gathered(slots, self._values)
+        """[U, P] the numbers of several slots: a view where they are neighbours, else a copy."""
+        if _are_neighbours(slots):
+            return self._values[slots[0] : slots[-1] + 1]
+        return self._values.index_select(0, torch.tensor(slots, device=self.device))
 
     def gradient_stack(self, slots: Sequence[int]) -> Tensor:
-        """[U, P] their gradients."""
-        self.gradient(0)
+        """[U, P] a view of the gradients of neighbouring slots."""
+        self.gradient(slots[0])
         assert self._gradients is not None
-        return self.gathered(slots, self._gradients)
+        return self._gradients[slots[0] : slots[-1] + 1]
 
     def _routing_of(self, rows: Sequence[Adapters], trainable: bool) -> Routing:
         key = (trainable, tuple(tuple(adapters) for adapters in rows))
@@ -317,7 +315,7 @@ class Routing:
     @property
     def is_view(self) -> bool:
         """Whether everything here looks into the bank's own memory, so that it stays true."""
-        return self.trainable and self.slots == list(range(self.slots[0], self.slots[-1] + 1))
+        return self.trainable and _are_neighbours(self.slots)
 
     def touches(self, site: Site) -> bool:
         """Whether any of the adapters acts at this site."""
@@ -378,13 +376,15 @@ class Routing:
         return self._ready[site]
 
     def collect(self) -> None:
-        """Bring gradients home where the slots were no neighbours in memory."""
-        if self._gradients is None:
+        """Bring gradients home where the slots were no neighbours in memory.
+
+        They are added: another routing (the text encoder's) may have been there before.
+        """
+        if self._gradients is None or self.is_view:
             return
         for position, slot in enumerate(self.slots):
-            home = self.bank.gradient(slot)
-            if self._gradients[position].data_ptr() != home.data_ptr():
-                home.copy_(self._gradients[position])
+            self.bank.gradient(slot).add_(self._gradients[position])
+        self._gradients.zero_()
 
     def _scaled(self, site: str) -> Tensor | None:
         scales = [1.0 if held is None else held.scales.get(site, 1.0) for held in self._held]
@@ -399,7 +399,10 @@ class Routing:
     def _gradient_stack(self) -> Tensor:
         if self.bank.max_slots in self.slots:
             raise ValueError("rows that train have exactly one adapter each")
-        return self.bank.gradient_stack(self.slots)
+        if self.is_view:
+            return self.bank.gradient_stack(self.slots)
+        assert self._stack is not None
+        return torch.zeros_like(self._stack)
 
     def _view(self, flat: Tensor | None, name: str, length: int, axis: int) -> Tensor:
         assert flat is not None
@@ -410,6 +413,10 @@ class Routing:
 
 def _active(adapters: Adapters) -> tuple[tuple[int, float], ...]:
     return tuple((slot, strength) for slot, strength in adapters if strength != 0)
+
+
+def _are_neighbours(slots: Sequence[int]) -> bool:
+    return list(slots) == list(range(slots[0], slots[-1] + 1))
 
 
 def _equal_runs(rows: Sequence[Any]) -> list[Any]:
