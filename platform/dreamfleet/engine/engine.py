@@ -222,6 +222,16 @@ class Engine:
             **self._figures.values(),
         }
 
+    def abort(self, error: Exception) -> None:
+        """Fail all jobs and requests: something broke that belongs to none of them."""
+        for job_id in list(self._jobs):
+            self._end(job_id, error)
+        for ticket in [*self._queue, *self._sampler.abort(error)]:
+            if not ticket.image.done():
+                ticket.image.set_exception(error)
+            self._done(ticket)
+        self._queue.clear()
+
     def close(self) -> None:
         """End everything; the base is bare and free for others."""
         for job_id in list(self._jobs):

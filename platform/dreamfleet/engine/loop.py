@@ -53,7 +53,10 @@ class EngineLoop:
             return
         busy = False
         while self._obey(engine, wait=not busy):
-            busy = engine.step()
+            try:
+                busy = engine.step()
+            except Exception as error:
+                engine.abort(error)  # nobody shall wait for ever
         engine.close()
 
     def _obey(self, engine: Engine, wait: bool) -> bool:

@@ -172,6 +172,14 @@ class PackedSampler:
         """Slots (and strengths) that are being drawn with."""
         return {pair for drawing in self._drawings for pair in drawing.ticket.adapters}
 
+    def abort(self, error: Exception) -> list[Ticket]:
+        """Fail all that are being drawn; returns them."""
+        tickets = [drawing.ticket for drawing in self._drawings]
+        self._drawings.clear()
+        for ticket in tickets:
+            _fail(ticket, error)
+        return tickets
+
     def latents(self, ticket: Ticket) -> Tensor:
         """[C, h, w] of a request as it is now."""
         return next(drawing.x for drawing in self._drawings if drawing.ticket is ticket)

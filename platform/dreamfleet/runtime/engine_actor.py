@@ -185,10 +185,10 @@ def start_engine(
     import ray
 
     actor = ray.remote(
-        name=name,
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=MAX_CONCURRENCY,
         **resources,
     )(EngineActor)
-    return actor.remote(source, settings or EngineSettings())
+    named = actor.options(name=name) if name else actor
+    return named.remote(source, settings or EngineSettings())

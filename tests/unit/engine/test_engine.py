@@ -200,6 +200,11 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
     assert ticket.image.result(60).size == (64, 64)
     with pytest.raises(BadInputError):
         loop.call(lambda engine: engine.job("bo")).result(60)
+    loop.call(lambda engine: setattr(engine, "_turn", None)).result(60)
+    lost_ticket = loop.call(lambda engine: engine.submit(REQUEST)).result(60)
+    with pytest.raises(TypeError, match="not callable"):
+        lost_ticket.image.result(60)
+    assert loop.call(lambda engine: engine.metrics()["jobs"]).result(60) == 0
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
         loop.call(lambda engine: None).result(1)
