@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from dreamfleet.engine.packed_sampling import ImageRequest
 from dreamfleet.engine.settings import EngineSettings
@@ -22,6 +21,8 @@ LONG = ImageRequest("a cat", 8, num_inference_steps=900, guidance_scale=2.0)
 
 
 def test_the_actor_trains_and_draws(tiny_base: Path) -> None:
+    import ray
+
     source = EngineSource(str(tiny_base), "cpu")
     engine = start_engine(source, EngineSettings(max_slots=3), name="engine-test", num_cpus=0)
     try:
@@ -50,6 +51,8 @@ async def _use(engine: Any, tiny_base: Path) -> None:
     assert await engine.add_job.remote("bo", tiny_spec(tiny_base), state) == 3
     with pytest.raises(BadInputError, match="'ada': not in this engine"):
         await engine.run_until.remote("ada", 4)
+    import ray
+
     call = engine.draw.remote(LONG)
     while not (await engine.metrics.remote())["drawing"]:
         await asyncio.sleep(0.05)
