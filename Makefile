@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast checks format wheel clean
+.PHONY: help install demo test test-fast checks format bench bench-quick wheel clean
 
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv with dreamfleet and the development tools in it
 
@@ -39,6 +39,12 @@ checks: install ## lint, format, types, import rules
 format: install ## format the code
 	$(BIN)/ruff check --fix-only --exit-zero .
 	$(BIN)/ruff format .
+
+bench: install ## all benchmarks, into docs/benchmarks.md (on a quiet machine)
+	$(BIN)/python pipelines/run_benchmarks.py
+
+bench-quick: install ## the benchmarks of the table only (six minutes on two cores)
+	$(BIN)/python pipelines/run_benchmarks.py --quick
 
 wheel: install ## build dist/dreamfleet-<version>-py3-none-any.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .

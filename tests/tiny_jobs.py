@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
+from dreamfleet.adapters.bank import AdapterBank
+from dreamfleet.adapters.lora_slots import LoraShape, lora_sites
 from dreamfleet.bases import load_base, resolved_config
 from dreamfleet.config import RunConfig, load_config
 from dreamfleet.engine.batch import LatentSet
 from dreamfleet.engine.job import TrainJob, TrainJobSpec
+from dreamfleet.engine.packed_job import PackedJob
+from dreamfleet.engine.packed_training import PackedTrainer
+from dreamfleet.engine.teacher import FrozenTeacher, TeacherCache
+from dreamfleet.methods.dreambooth.text import TextCache
 
 PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of dog"
 SMALL = {"subject.class_word": "dog", "train.rank": 4, "train.max_train_steps": 20}
@@ -44,3 +50,20 @@ def tiny_job(folder: Path, **overrides: Any) -> TrainJob:
 def weights(job: TrainJob) -> dict[str, torch.Tensor]:
     """Copies of the trained parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in job.method.parameters()}
+
+
+def packed_trainer(
+    folder: Path, max_slots: int = 4, rank: int = 4, **options: Any
+) -> PackedTrainer:
+    """A shared base with an empty bank."""
+    base = load_base(folder)
+    sites = lora_sites(base, LoraShape(rank, float(rank), "all", train_text_encoder=True))
+    bank = AdapterBank(sites, max_slots, base.device)
+    cache = options.pop("cache", None) or TeacherCache()
+    teacher = FrozenTeacher(base, TextCache(base), cache, max_rows=64)
+    return PackedTrainer(base, bank, teacher, **{"max_rows": 64, **options})
+
+
+def packed_job(trainer: PackedTrainer, spec: TrainJobSpec) -> PackedJob:
+    """A job in a slot of the trainer's bank."""
+    return PackedJob(spec, trainer.base, trainer.bank, trainer.teacher.texts)

@@ -220,6 +220,9 @@ class ClusterConfig(_Section):
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="Ray placement strategy"
     )
+    max_slots: int = Field(
+        8, ge=1, le=1024, description="subjects that one engine trains together in one batch"
+    )
     max_failures: int = Field(3, ge=-1, description="worker losses survived; -1: without end")
     parallel: Literal["auto", "data", "subjects"] = Field(
         "auto", description="data: workers share one subject; subjects: one engine pool for many"

@@ -7,7 +7,8 @@
     │   ├── BaseModelError     a base model that is missing, incomplete or of an unsupported family
     │   └── AdapterFileError   an adapter file that is not safe, not whole or not for this base
     ├── ResumeError            a run that cannot be continued as asked (exit code 2)
-    └── TrainingError          training ended without an adapter (NaN loss, worker lost too often)
+    ├── TrainingError          training ended without an adapter (NaN loss, worker lost too often)
+    └── CapacityError          an engine has no room for more now; wait, or ask for less
 
 A message says what was given, what was expected, and what to do.
 `assert` is for our own bugs; these classes are for what a user can cause or mend.
@@ -50,3 +51,7 @@ class ResumeError(BadInputError):
 
 class TrainingError(DreamfleetError):
     """Training ended without an adapter."""
+
+
+class CapacityError(DreamfleetError):
+    """An engine has no free slot or place now."""

@@ -44,9 +44,24 @@ def save_adapter(folder: str | Path, base: Base) -> Path:
     """
     if not has_lora(base):
         raise AdapterFileError("there is no adapter in this base; train or load one first")
+    return save_lora(folder, base, lora_state(base), lora_metadata(base))
+
+
+def save_lora(
+    folder: str | Path,
+    base: Base,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Mapping[str, Any]],
+) -> Path:
+    """As `save_adapter`, for a LoRA that is not in the base.
+
+    Args:
+        tensors: under the names of `lora.lora_state`.
+        metadata: as `lora.lora_metadata` gives it.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    state, metadata = _split(lora_state(base)), lora_metadata(base)
+    state = _split(tensors)
     part = target / f".{WEIGHTS_NAME}.{os.getpid()}.part"
     write_lora(base, part, state, metadata)
     _add_metadata(part, base)
@@ -94,10 +109,7 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
             was used.
     """
     path = adapter_path(source)
-    state, metadata = read_adapter(path)
-    if check_base:
-        _check_base(path, metadata, base)
-    _check_fits(path, state, base)
+    state, _ = read_adapter_for(base, path, check_base=check_base)
     if has_lora(base):
         remove_lora(base)
     try:
@@ -109,6 +121,22 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterFileError(f"{path}: cannot be put into base {base.name}: {error}") from error
     _check_all_used(path, state, base)
+
+
+def read_adapter_for(
+    base: Base, source: str | Path, *, check_base: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of the adapter at `source`, checked against `base`; nothing is put in.
+
+    Raises:
+        AdapterFileError: as `load_adapter`.
+    """
+    path = adapter_path(source)
+    state, metadata = read_adapter(path)
+    if check_base:
+        _check_base(path, metadata, base)
+    _check_fits(path, state, base)
+    return state, metadata
 
 
 def adapter_path(source: str | Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -66,27 +66,34 @@ def add_lora(
     drawn from generators keyed by (seed, "init.<tensor>"): independent of the order of layers and
     of what was drawn before.
     """
-    unet = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
-        init_lora_weights="gaussian",
-        target_modules=target_modules(base.family, layers),
-    )
+    unet = lora_config(rank, alpha, target_modules(base.family, layers))
     base.unet.add_adapter(unet, adapter_name=ADAPTER_NAME)
     for encoder in base.text_encoders.values() if train_text_encoder else ():
-        text = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
-            init_lora_weights="gaussian",
-            target_modules=list(TEXT_ENCODER_TARGETS),
-        )
+        text = lora_config(rank, alpha, TEXT_ENCODER_TARGETS)
         encoder.add_adapter(text, adapter_name=ADAPTER_NAME)
     parameters = lora_parameters(base)
     for name, parameter in parameters:
-        parameter.data = parameter.data.float()
-        _initialise(name, parameter, rank, seed)
+        value = initial_value(name, parameter.shape, rank, seed)
+        parameter.data = value.to(parameter.device)
         parameter.requires_grad_(True)
     return parameters
+
+
+def lora_config(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
+    """PEFT's definition of a LoRA on the layers whose names end in `targets`."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )
+
+
+def initial_value(name: str, shape: Sequence[int], rank: int, seed: int) -> Tensor:
+    """What the tensor `name` (as in `lora_parameters`) begins as, fp32 on the CPU."""
+    if "lora_B" in name:
+        return torch.zeros(tuple(shape))
+    return torch.randn(tuple(shape), generator=torch_generator(seed, f"init.{name}")) / rank
 
 
 def lora_parameters(base: Base) -> list[tuple[str, nn.Parameter]]:
@@ -135,11 +142,16 @@ def lora_metadata(base: Base) -> dict[str, dict[str, Any]]:
     Without it a file loses its alpha, and lists are sorted so that equal adapters make equal files.
     """
     return {
-        prefix: {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in module.peft_config[ADAPTER_NAME].to_dict().items()
-        }
+        prefix: config_metadata(module.peft_config[ADAPTER_NAME])
         for prefix, module in _adapted(base)
+    }
+
+
+def config_metadata(config: LoraConfig) -> dict[str, Any]:
+    """PEFT's config ready for JSON, without the folder that the base happened to lie in."""
+    values = {**config.to_dict(), "base_model_name_or_path": None}
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in values.items()
     }
 
 
@@ -212,12 +224,3 @@ def _adapted(base: Base) -> list[tuple[str, Any]]:
 
 def _is_diffusers(module: Any) -> bool:
     return hasattr(module, "unload_lora")
-
-
-def _initialise(name: str, parameter: nn.Parameter, rank: int, seed: int) -> None:
-    with torch.no_grad():
-        if "lora_B" in name:
-            parameter.zero_()
-            return
-        draw = torch.randn(parameter.shape, generator=torch_generator(seed, f"init.{name}"))
-        parameter.copy_(draw / rank)

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from dreamfleet.bases import Base
 from dreamfleet.config import RunConfig
+from dreamfleet.diffusion.schedule import NoiseSchedule
 from dreamfleet.errors import ConfigError
-from dreamfleet.methods.base import Batch, LossTerms, Method, NoisedLatents
+from dreamfleet.methods.base import (
+    Answers,
+    Batch,
+    LossTerms,
+    Method,
+    NoisedLatents,
+    Objective,
+    Query,
+    Questions,
+)
 
-__all__ = ["Batch", "LossTerms", "Method", "NoisedLatents", "make_method"]
+__all__ = [
+    "Answers",
+    "Batch",
+    "LossTerms",
+    "Method",
+    "NoisedLatents",
+    "Objective",
+    "Query",
+    "Questions",
+    "make_method",
+    "make_objective",
+]
 
 
 def make_method(base: Base, config: RunConfig) -> Method:
@@ -20,4 +41,17 @@ def make_method(base: Base, config: RunConfig) -> Method:
         from dreamfleet.methods.dreambooth.method import DreamBooth
 
         return DreamBooth(base, config)
+    raise ConfigError(f"method = {config.method!r}: expected dreambooth")
+
+
+def make_objective(config: RunConfig, schedule: NoiseSchedule) -> Objective:
+    """The loss of the method that `config.method` names, without networks.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if config.method == "dreambooth":
+        from dreamfleet.methods.dreambooth.loss import DreamBoothObjective
+
+        return DreamBoothObjective.from_config(config, schedule)
     raise ConfigError(f"method = {config.method!r}: expected dreambooth")

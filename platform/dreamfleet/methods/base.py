@@ -20,12 +20,14 @@ class NoisedLatents:
         noise: [B, C, h, w].
         t: [B] timesteps.
         prompts: B prompts.
+        keys: B names of (x_0, noise, t): equal names are equal samples. Empty: nothing is known.
     """
 
     latents: Tensor
     noise: Tensor
     t: Tensor
     prompts: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -61,6 +63,64 @@ class LossTerms:
     rho: Tensor | None = None
     is_on: Tensor | None = None
     prior: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a denoiser is asked: B noisy latents.
+
+    Attributes:
+        x_t: [B, C, h, w]; t: [B]; prompts: B prompts.
+        keys: B names of (x_t, t), as in `NoisedLatents`.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    prompts: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All predictions that the loss of one batch needs.
+
+    Attributes:
+        student: of the weights being trained, with gradient.
+        pretrained: of the frozen pretrained weights, or None.
+        current: of the weights being trained, without gradient, or None.
+    """
+
+    student: Query
+    pretrained: Query | None = None
+    current: Query | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The model outputs [B, C, h, w] for `Questions`."""
+
+    student: Tensor
+    pretrained: Tensor | None = None
+    current: Tensor | None = None
+
+
+class Objective(Protocol):
+    """A loss apart from the networks: which predictions it needs, and what it makes of them."""
+
+    def questions(self, batch: Batch) -> Questions:
+        """What to predict for a batch."""
+        ...
+
+    def losses(self, batch: Batch, answers: Answers) -> LossTerms:
+        """The loss of a batch given the predictions; the gradient flows into `answers.student`."""
+        ...
+
+    def class_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Each prompt without the identifier."""
+        ...
 
 
 class Method(Protocol):

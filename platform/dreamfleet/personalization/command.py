@@ -226,9 +226,10 @@ class Command:
 
         jobs = [FleetJob(request.id, _builder(self, request, preparation)) for request in requests]
         with finisher.watching(requests) as on_event:
-            train_fleet(
-                jobs, self.config.cluster, session, preparation.device, on_event, finisher.finish
+            summary = train_fleet(
+                jobs, self.config, session, preparation.device, on_event, finisher.finish
             )
+        self.progress.info(summary.text())
 
     def _train_with_ray(
         self,

@@ -57,7 +57,7 @@ class Finisher:
             run.log_grid(event.images, "samples", event.step)
         elif isinstance(event, StageEvent):
             steps[event.subject_id] = max(steps.get(event.subject_id, 0), event.step)
-            if event.stage == "resumed":
+            if event.stage in ("resumed", "alone"):
                 self._command.progress.info(f"{event.subject_id}: {event.text}")
             stage.update(sum(steps.values()), event.text)
 

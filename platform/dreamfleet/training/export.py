@@ -11,13 +11,13 @@ from dreamfleet.training.samples import draw, sample_files
 from dreamfleet.training.task import TrainTask
 
 if TYPE_CHECKING:
-    from dreamfleet.engine.job import TrainJob
+    from dreamfleet.engine.packed_job import AnyJob
 
 # The checked folder below the checkpoints that holds the finished adapter.
 ADAPTER = "adapter"
 
 
-def exported_files(job: TrainJob, task: TrainTask) -> dict[str, bytes]:
+def exported_files(job: AnyJob, task: TrainTask) -> dict[str, bytes]:
     """Adapter (or the whole diffusers folder after full fine-tuning) and samples, by relative
     name.
     """

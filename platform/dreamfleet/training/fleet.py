@@ -1,4 +1,4 @@
-"""Many subjects through a pool of engine actors.
+"""Many subjects through a pool of engine actors, each of which trains several in one batch.
 
 Not Ray Train: its report is a barrier, and workers with uneven subjects would wait for each other
 for ever. Progress is keyed by subject; `train` is idempotent, so a lost engine is started again and
@@ -7,22 +7,31 @@ goes on from the files.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import ClusterConfig
+from dreamfleet.config import ClusterConfig, RunConfig
+from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
+from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
-from dreamfleet.training.task import TrainEvent, TrainOutcome, TrainTask
-from dreamfleet.training.worker import train_in_process
+from dreamfleet.training.task import StageEvent, TrainEvent, TrainOutcome, TrainTask
+from dreamfleet.training.worker import Run, figures
 
 if TYPE_CHECKING:
+    from dreamfleet.engine.engine import Engine
+    from dreamfleet.engine.metrics import StepMetrics
     from dreamfleet.runtime.session import RaySession
 
 STOP_WITHIN_S = 60.0
-IN_FLIGHT_PER_ENGINE = 2  # the next subject waits at the engine, so that none idles between two
+WAITING_PER_ENGINE = 1  # the next subject waits at the engine, so that no slot idles between two
 
 
 @dataclass(frozen=True)
@@ -35,22 +44,120 @@ class FleetJob:
     build: Callable[[], TrainTask]
 
 
-class _FleetEngine:
-    """Trains subjects one after the other in its own process."""
+@dataclass
+class FleetSummary:
+    """How the subjects were trained.
 
-    def __init__(self, relay: Any) -> None:
-        self._reporter = RelayClient(relay)
+    Attributes:
+        engines: processes, each with one base.
+        shared: by subject, how many subjects, itself included, shared its steps on average.
+    """
 
-    def train(self, task: TrainTask) -> TrainOutcome:
+    engines: int
+    shared: dict[str, float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """One line for the user."""
+        where = "one engine" if self.engines == 1 else f"{self.engines} engines"
+        if not self.shared:
+            return f"{where}: no subject shared a step"
+        mean = sum(self.shared.values()) / len(self.shared)
+        return f"{where}: {mean:.1f} subjects shared a training step, on average"
+
+
+class _Stopped(Exception):
+    """A run was asked to stop; its checkpoint is written."""
+
+
+class FleetEngine(EngineActor):
+    """An engine that trains subjects: LoRA runs together, full fine-tuning one at a time."""
+
+    def __init__(self, source: EngineSource, settings: EngineSettings, relay: Any) -> None:
+        super().__init__(source, settings)
+        self._relay, self._stopping = relay, False
+        self._alone = threading.Lock()
+        self._slots = threading.BoundedSemaphore(settings.max_slots)
+        self._threads = ThreadPoolExecutor(settings.max_slots + WAITING_PER_ENGINE)
+
+    async def train(self, task: TrainTask) -> TrainOutcome:
         """Train to the end, or say why not. May be called again for the same subject at any
         time.
         """
-        if self._reporter.should_stop():
-            return TrainOutcome(task.subject.id, "stopped", 0)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._train, task)
+
+    def _train(self, task: TrainTask) -> TrainOutcome:
+        from dreamfleet.engine.packed_job import why_alone
+
+        reporter = RelayClient(self._relay)
+        run = Run(task, reporter)
         try:
-            return train_in_process(task, reporter=self._reporter)
+            done = run.finished_before()
+            if done is not None:
+                return done
+            reason = why_alone(task.config)
+            if reason is None:
+                with self._slots:
+                    return self._together(run)
+            with self._alone:
+                return self._by_itself(run, reason)
+        except (DreamfleetError, RuntimeError, MemoryError) as error:
+            return run.failed(error)
         except Exception as error:
             return failed(task.subject.id, error)
+        finally:
+            self._stopping = self._stopping or reporter.should_stop()
+
+    def _by_itself(self, run: Run, reason: str) -> TrainOutcome:
+        if self._stopping:
+            return run.stopped()
+        text = f"{reason}, so it trains alone, on a base of its own"
+        run.reporter.send(StageEvent(run.task.subject.id, text, "alone"))
+        return run.run()
+
+    def _together(self, run: Run) -> TrainOutcome:
+        if self._stopping:
+            return run.stopped()
+        sharing = _Sharing(run)
+        job_id = run.task.subject.id
+        try:
+            self.loop.call(sharing.begin).result().result()
+            outcome = self.loop.call(lambda engine: run.finish(engine.job(job_id))).result()
+        except _Stopped:
+            outcome = run.stopped()
+        finally:
+            self.loop.call(lambda engine: engine.release(job_id)).result()
+        return replace(outcome, details={"jobs_per_step": sharing.mean()})
+
+
+class _Sharing:
+    """A run that steps with others; lives in the engine's thread."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._counts: list[int] = []
+        self._last = time.perf_counter()
+
+    def begin(self, engine: Engine) -> Future[Any]:
+        """Take a slot, go on from the checkpoint, and train to the last step."""
+        from dreamfleet.training.jobs import job_spec
+
+        run, job_id = self._run, self._run.task.subject.id
+
+        def on_step(metrics: StepMetrics) -> None:
+            now = time.perf_counter()
+            took, self._last = now - self._last, now
+            self._counts.append(engine.sharing)
+            job = engine.job(job_id)
+            if run.after_step(job, figures(asdict(metrics)), run.reporter.should_stop(), took):
+                raise _Stopped
+
+        run.begin(engine.add_job(job_id, job_spec(run.task, run.group), on_step=on_step))
+        self._last = time.perf_counter()
+        return engine.run_until(job_id, run.last_step)
+
+    def mean(self) -> float:
+        """Jobs of a step, this one included, on average."""
+        return sum(self._counts) / len(self._counts) if self._counts else 0.0
 
 
 def failed(subject_id: str, error: BaseException) -> TrainOutcome:
@@ -89,26 +196,44 @@ def _engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
 
 def train_fleet(
     jobs: Sequence[FleetJob],
-    cluster: ClusterConfig,
+    config: RunConfig,
     session: RaySession,
     device: str,
     on_event: Callable[[TrainEvent], None],
     on_outcome: Callable[[TrainOutcome], None],
-) -> None:
+) -> FleetSummary:
     """Train all `jobs`; `on_outcome` gets each subject's end as it comes. Nothing one subject does
     stops the others.
 
     Both callbacks run in this thread. A KeyboardInterrupt lets the engines write checkpoints, then
     is raised again.
+
+    Args:
+        config: what the subjects have in common: base, precision, cluster.
     """
     import ray
 
-    relay = start_relay()
-    engine = ray.remote(
-        max_restarts=cluster.max_failures, max_task_retries=-1, **_engine_resources(cluster, device)
-    )(_FleetEngine)
+    cluster, relay = config.cluster, start_relay()
     count = engine_count(cluster, session, len(jobs), device)
-    queue = _Queue(list(jobs), lambda: engine.remote(relay), count, on_outcome)
+    settings = EngineSettings(max_slots=min(cluster.max_slots, math.ceil(len(jobs) / count)))
+    engine = ray.remote(
+        max_restarts=cluster.max_failures,
+        max_task_retries=-1,
+        max_concurrency=settings.max_slots + WAITING_PER_ENGINE + 1,
+        **_engine_resources(cluster, device),
+    )(FleetEngine)
+    source = EngineSource.of(config, device)
+    summary = FleetSummary(count)
+
+    def note(outcome: TrainOutcome) -> None:
+        if outcome.details.get("jobs_per_step"):
+            summary.shared[outcome.subject_id] = float(outcome.details["jobs_per_step"])
+        on_outcome(outcome)
+
+    def start() -> Any:
+        return engine.remote(source, settings, relay)
+
+    queue = _Queue(list(jobs), start, count, settings.max_slots + WAITING_PER_ENGINE, note)
     try:
         while queue.busy():
             queue.fill()
@@ -124,6 +249,7 @@ def train_fleet(
         for actor in [*queue.engines, relay]:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
+    return summary
 
 
 class _Queue:
@@ -134,8 +260,10 @@ class _Queue:
         waiting: list[FleetJob],
         start_engine: Callable[[], Any],
         count: int,
+        in_flight: int,
         on_outcome: Callable[[TrainOutcome], None],
     ) -> None:
+        self._in_flight = in_flight
         self._waiting = waiting[::-1]
         self._start_engine = start_engine
         self._on_outcome = on_outcome
@@ -157,7 +285,7 @@ class _Queue:
                 for index in range(len(self.engines))
             ]
             index = load.index(min(load))
-            if load[index] >= IN_FLIGHT_PER_ENGINE:
+            if load[index] >= self._in_flight:
                 return
             job = self._waiting.pop()
             try:

@@ -11,14 +11,26 @@ from dreamfleet.training.task import TrainTask
 if TYPE_CHECKING:
     from dreamfleet.bases import Base
     from dreamfleet.engine.job import TrainJob
+    from dreamfleet.engine.spec import ReduceGradients, TrainJobSpec
 
 
 def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
     """The engine's job for `task` on a freshly loaded `base`; the base is changed."""
+    from dreamfleet.engine.job import TrainJob
+
+    job = TrainJob(job_spec(task, group, reducer(task.config, base, group)), base)
+    share_unet(task.config, base, group)
+    return job
+
+
+def job_spec(
+    task: TrainTask, group: Group, reduce_gradients: ReduceGradients | None = None
+) -> TrainJobSpec:
+    """What the engine needs to know of `task`."""
     import torch
 
     from dreamfleet.engine.batch import LatentSet
-    from dreamfleet.engine.job import TrainJob, TrainJobSpec
+    from dreamfleet.engine.spec import TrainJobSpec
 
     subject, prior = task.subject, task.prior
     photos = LatentSet(
@@ -34,15 +46,12 @@ def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
         class_pictures = LatentSet(
             torch.tensor(prior.latent_mean), torch.tensor(prior.latent_std), prior.prompts
         )
-    spec = TrainJobSpec(
+    return TrainJobSpec(
         config=task.config,
         subject=photos,
         prior=class_pictures,
         rank=group.rank,
         world_size=group.world_size,
-        reduce_gradients=reducer(task.config, base, group),
+        reduce_gradients=reduce_gradients,
         subject_id=subject.id,
     )
-    job = TrainJob(spec, base)
-    share_unet(task.config, base, group)
-    return job

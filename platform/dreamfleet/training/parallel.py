@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dreamfleet.bases import Base
     from dreamfleet.config import RunConfig
-    from dreamfleet.engine.job import ReduceGradients
+    from dreamfleet.engine.spec import ReduceGradients
 
 
 def reducer(config: RunConfig, base: Base, group: Group) -> ReduceGradients | None:

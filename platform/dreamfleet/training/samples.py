@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dreamfleet.bases import Base
-    from dreamfleet.engine.job import TrainJob
+    from dreamfleet.engine.packed_job import AnyJob
 
 INDEX = "samples/index.json"
 PIXELS_AT_ONCE = 16 * 256 * 256  # sixteen pictures of the small bases, one or two of the large ones
@@ -42,7 +42,7 @@ def draw(base: Base, plan: SamplePlan, config: RunConfig) -> list[list[Image.Ima
     return [images[row * width : (row + 1) * width] for row in range(len(plan.prompts))]
 
 
-def draw_preview(job: TrainJob, task: TrainTask) -> tuple[tuple[str, bytes], ...]:
+def draw_preview(job: AnyJob, task: TrainTask) -> tuple[tuple[str, bytes], ...]:
     """The preview prompts with the weights as they are now: (prompt, PNG)."""
     plan = task.preview_samples
     with job.final_weights() as base:

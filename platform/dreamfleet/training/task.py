@@ -64,7 +64,7 @@ class StageEvent:
 
     subject_id: str
     text: str
-    stage: Literal["started", "resumed", "sampling", "note"] = "note"
+    stage: Literal["started", "resumed", "sampling", "alone", "note"] = "note"
     step: int = 0
 
 

@@ -8,7 +8,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import dump_config
@@ -38,7 +38,7 @@ from dreamfleet.training.task import (
 
 if TYPE_CHECKING:
     from dreamfleet.bases import Base
-    from dreamfleet.engine.job import TrainJob
+    from dreamfleet.engine.packed_job import AnyJob
 
 STATE = "state.pt"
 HISTORY = "metrics.jsonl"
@@ -64,7 +64,7 @@ def train_in_process(
         The outcome; `status` is "failed" with a message for errors that another attempt would
         repeat.
     """
-    run = _Run(
+    run = Run(
         task,
         reporter or DirectReporter(),
         group or Group(),
@@ -72,18 +72,11 @@ def train_in_process(
     )
     try:
         return run.run()
-    except DreamfleetError as error:
-        return TrainOutcome(task.subject.id, "failed", run.step, message=str(error))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        step = run.step
-        message = out_of_memory_message(task.subject.id, step, task.device, task.config)
-    if run.group.world_size > 1:  # the others wait for this worker in their next collective
-        raise TrainingError(message)
+    except (DreamfleetError, RuntimeError, MemoryError) as error:
+        outcome = run.failed(error)
     del run
     free_device_memory()  # out here the error's traceback holds the job no longer
-    return TrainOutcome(task.subject.id, "failed", step, message=message)
+    return outcome
 
 
 def earlier_outcome(task: TrainTask, world_size: int) -> TrainOutcome | None:
@@ -120,11 +113,17 @@ def _fingerprint(task: TrainTask, world_size: int) -> dict[str, Any]:
 
 
 @dataclass
-class _Run:
+class Run:
+    """One subject's training around the engine's job: checkpoints, events, figures, the adapter.
+
+    `run` does it all with a base of its own; where subjects share one, others call `begin`,
+    `after_step` and `finish`.
+    """
+
     task: TrainTask
     reporter: Reporter
-    group: Group
-    on_checkpoint: OnCheckpoint
+    group: Group = field(default_factory=Group)
+    on_checkpoint: OnCheckpoint = lambda step, metrics: None
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -140,21 +139,27 @@ class _Run:
         return int(self.task.config.train.max_train_steps or 0)
 
     def run(self) -> TrainOutcome:
-        done = self._already_finished()
+        """Train to the end, from wherever the run is."""
+        done = self.finished_before()
         if done is not None:
             return done
         self._say("started", "loading the base model")
         job = build_job(self.task, self._load_base(), self.group)
-        self._restore(job)
-        stopped = self._steps(job)
-        if stopped:
-            self.reporter.flush()
-            return self._outcome("stopped")
-        self._export(job)
-        self.reporter.flush()
-        return self._outcome("finished")
+        self.begin(job)
+        while self.step < self.last_step:
+            started = time.perf_counter()
+            own = figures(asdict(job.step()))
+            metrics, stop = self.group.agree(own, self.reporter.should_stop())
+            if self.after_step(job, metrics, stop, time.perf_counter() - started):
+                return self.stopped()
+        return self.finish(job)
 
-    def _already_finished(self) -> TrainOutcome | None:
+    def finished_before(self) -> TrainOutcome | None:
+        """The outcome of a run that is done already, else None.
+
+        Raises:
+            ResumeError: what lies there was trained under other settings.
+        """
         adapter = self.checkpoints.read(ADAPTER)
         if adapter is None or adapter.step < self.last_step:
             return None
@@ -162,6 +167,71 @@ class _Run:
         self.step = adapter.step
         self._recall(adapter)
         return self._outcome("finished")
+
+    def begin(self, job: AnyJob) -> None:
+        """Put the newest whole checkpoint into a fresh job, if there is one."""
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            return
+        import torch
+
+        check_same_run(checkpoint.info["fingerprint"], self.fingerprint, self.task.checkpoints)
+        state = torch.load(
+            io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True
+        )
+        job.load_state_dict(state)
+        self.step = self.saved_step = self.resumed_from = checkpoint.step
+        self._recall(checkpoint)
+        self._say("resumed", f"going on from step {checkpoint.step}")
+
+    def after_step(
+        self, job: AnyJob, metrics: Mapping[str, float], stop: bool, seconds: float
+    ) -> bool:
+        """Note a step of `job`, write what is due after it; True when the run stops here.
+
+        Args:
+            metrics: of all workers, as `figures` gives them.
+            stop: someone asked to stop; a checkpoint is written then.
+            seconds: what the step took.
+        """
+        self.seconds += seconds
+        self.step += 1
+        self._record(metrics)
+        last = self.step == self.last_step
+        if last or stop or self.step % self.task.config.train.checkpointing_steps == 0:
+            self._save(job, metrics)
+        if stop and not last:
+            return True
+        self._preview(job, last)
+        return False
+
+    def stopped(self) -> TrainOutcome:
+        """The outcome of a run that was asked to stop."""
+        self.reporter.flush()
+        return self._outcome("stopped")
+
+    def finish(self, job: AnyJob) -> TrainOutcome:
+        """Write the adapter and its pictures."""
+        self._export(job)
+        self.reporter.flush()
+        return self._outcome("finished")
+
+    def failed(self, error: Exception) -> TrainOutcome:
+        """The outcome for an error that another attempt would repeat; others are raised again.
+
+        Raises:
+            TrainingError: out of memory, where other workers wait for this one in their next
+                collective.
+        """
+        identity, step = self.task.subject.id, self.step
+        if isinstance(error, DreamfleetError):
+            return TrainOutcome(identity, "failed", step, message=str(error))
+        if not is_out_of_memory(error):
+            raise error
+        message = out_of_memory_message(identity, step, self.task.device, self.task.config)
+        if self.group.world_size > 1:
+            raise TrainingError(message)
+        return TrainOutcome(identity, "failed", step, message=message)
 
     def _load_base(self) -> Base:
         import torch
@@ -177,46 +247,10 @@ class _Run:
             safety_checker=config.sampling.safety_checker == "auto",
         )
 
-    def _restore(self, job: TrainJob) -> None:
-        import torch
-
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
-            return
-        check_same_run(checkpoint.info["fingerprint"], self.fingerprint, self.task.checkpoints)
-        state = torch.load(
-            io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True
-        )
-        job.load_state_dict(state)
-        self.step = self.saved_step = self.resumed_from = checkpoint.step
-        self._recall(checkpoint)
-        self._say("resumed", f"going on from step {checkpoint.step}")
-
     def _recall(self, checkpoint: Checkpoint) -> None:
         self.resumed_from = checkpoint.step
         self.history = read_json_lines(checkpoint.files[HISTORY])
         self.seconds = float(checkpoint.info.get("train_seconds", 0.0))
-
-    def _steps(self, job: TrainJob) -> bool:
-        """Train to the last step; True when asked to stop before it (a checkpoint is written
-        then).
-        """
-        train = self.task.config.train
-        while self.step < self.last_step:
-            started = time.perf_counter()
-            metrics, stop = self.group.agree(
-                _figures(asdict(job.step())), self.reporter.should_stop()
-            )
-            self.seconds += time.perf_counter() - started
-            self.step += 1
-            self._record(metrics)
-            last = self.step == self.last_step
-            if last or stop or self.step % train.checkpointing_steps == 0:
-                self._save(job, metrics)
-            if stop and not last:
-                return True
-            self._preview(job, last)
-        return False
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
@@ -224,7 +258,7 @@ class _Run:
         if self.group.rank == 0:
             self.reporter.send(StepEvent(self.task.subject.id, self.step, known))
 
-    def _save(self, job: TrainJob, metrics: Mapping[str, float]) -> None:
+    def _save(self, job: AnyJob, metrics: Mapping[str, float]) -> None:
         if self.group.rank == 0:
             import torch
 
@@ -244,14 +278,14 @@ class _Run:
     def _info(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, "train_seconds": round(self.seconds, 3)}
 
-    def _preview(self, job: TrainJob, last: bool) -> None:
+    def _preview(self, job: AnyJob, last: bool) -> None:
         every = self.task.config.sampling.validation_steps
         if self.group.rank != 0 or not every or last or self.step % every:
             return
         images = draw_preview(job, self.task)
         self.reporter.send(PreviewEvent(self.task.subject.id, self.step, images))
 
-    def _export(self, job: TrainJob) -> None:
+    def _export(self, job: AnyJob) -> None:
         if self.group.rank != 0:
             return
         self._say("sampling", "drawing samples")
@@ -274,7 +308,7 @@ class _Run:
         )
 
 
-def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Numbers of a step; what did not apply at it (None) is NaN, so that every worker sends the
     same names.
     """

@@ -278,7 +278,8 @@ def test_a_broken_loss_names_the_step_and_leaves_the_weights(tiny_base_folder: P
     job.step()
     before = weights(job)
     bad = torch.full((3, 4, 16, 16), math.nan)
-    job.spec = replace(job.spec, subject=LatentSet(bad, bad, [PROMPT] * 3), subject_id="biscuit")
+    job.spec = replace(job.spec, subject=LatentSet(bad, bad, [PROMPT] * 3))
+    job.subject_id = "biscuit"
     with pytest.raises(
         TrainingError, match=r"biscuit: .* step 2: loss nan.*learning_rate \(now 0.001\)"
     ):

@@ -61,7 +61,7 @@ def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
         return (Hungry if task.subject.id == "hungry" else StubJob)(0)
 
     monkeypatch.setattr(worker, "build_job", build)
-    monkeypatch.setattr(worker._Run, "_load_base", lambda run: None)
+    monkeypatch.setattr(worker.Run, "_load_base", lambda run: None)
     monkeypatch.setattr(worker, "exported_files", lambda job, task: {"adapter.bin": b""})
 
 

@@ -30,7 +30,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
         return built[-1]
 
     monkeypatch.setattr(worker, "build_job", build)
-    monkeypatch.setattr(worker._Run, "_load_base", lambda run: None)
+    monkeypatch.setattr(worker.Run, "_load_base", lambda run: None)
     monkeypatch.setattr(
         worker, "exported_files", lambda job, task: {"adapter.bin": job.weight.numpy().tobytes()}
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamfleet.adapters.lora import LoraLayers, add_lora
 from dreamfleet.bases import Base
@@ -16,10 +16,9 @@ from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import ConfigError
-from dreamfleet.methods.base import Batch, LossTerms
+from dreamfleet.methods.base import Answers, Batch, LossTerms, Query
 from dreamfleet.methods.dreambooth.config import DreamBoothSettings
-from dreamfleet.methods.dreambooth.loss import DreamBoothLoss
-from dreamfleet.methods.dreambooth.prompts import without_token
+from dreamfleet.methods.dreambooth.loss import DreamBoothObjective
 from dreamfleet.methods.dreambooth.teacher import CurrentTeacher, PretrainedTeacher, Teacher
 from dreamfleet.methods.dreambooth.text import TextCache
 
@@ -46,13 +45,8 @@ class DreamBooth:
         use_memory_settings(config.train, self._trained_modules())
         self._texts = None if self.settings.train_text_encoder else TextCache(base)
         self.teacher = frozen_teacher
-        self._loss = DreamBoothLoss(
-            base,
-            self.settings,
-            self._encode,
-            self._sude_teacher(frozen_teacher),
-            frozen_teacher if self.settings.prior_form == "teacher" else None,
-        )
+        self._current = CurrentTeacher(base, self.settings)
+        self.objective = DreamBoothObjective(self.settings, base.schedule, self.token)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """All trained parameters by name, fp32."""
@@ -60,11 +54,16 @@ class DreamBooth:
 
     def losses(self, batch: Batch) -> LossTerms:
         """L_sub + w_s L_sude + lambda L_prior of a batch, with gradient."""
-        return self._loss(batch)
+        questions = self.objective.questions(batch)
+        pretrained = self._taught(self.teacher, questions.pretrained)
+        current = self._taught(self._current, questions.current)
+        asked = questions.student
+        student = self.base.predict(asked.x_t, asked.t, self._encode(asked.prompts))
+        return self.objective.losses(batch, Answers(student, pretrained, current))
 
     def class_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt without the identifier token."""
-        return [without_token(prompt, self.token) for prompt in prompts]
+        return self.objective.class_prompts(prompts)
 
     def train_mode(self, training: bool) -> None:
         """Training mode for the trained modules.
@@ -111,12 +110,10 @@ class DreamBooth:
             parameters += [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
         return parameters
 
-    def _sude_teacher(self, frozen_teacher: PretrainedTeacher | None) -> Teacher | None:
-        if not self.settings.with_sude:
+    def _taught(self, teacher: Teacher | None, query: Query | None) -> Tensor | None:
+        if teacher is None or query is None:
             return None
-        if self.settings.sude_teacher == "pretrained":
-            return frozen_teacher
-        return CurrentTeacher(self.base, self.settings)
+        return teacher.predict(query.x_t, query.t, query.prompts)
 
     def _encode(self, prompts: tuple[str, ...]) -> Any:
         return (

@@ -1,0 +1,247 @@
+"""LoRA as a kind of slot: PEFT says where it goes, how it starts and what it is called; only the
+forward of many at once is ours.
+
+Shapes: B rows in G groups, R = K x rank, N positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+
+from dreamfleet.adapters.bank import Part, Routing, SlotState
+from dreamfleet.adapters.files import read_adapter_for
+from dreamfleet.adapters.lora import (
+    ADAPTER_NAME,
+    TEXT_ENCODER_TARGETS,
+    LoraLayers,
+    config_metadata,
+    initial_value,
+    lora_config,
+    target_modules,
+)
+from dreamfleet.bases import Base
+from dreamfleet.errors import AdapterFileError, ConfigError
+
+PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file
+IN_PARAMETERS = f".{ADAPTER_NAME}."
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """What decides a LoRA's tensors; names as in `TrainConfig`."""
+
+    rank: int
+    alpha: float
+    layers: LoraLayers
+    train_text_encoder: bool = False
+
+
+class LoraSite:
+    """A linear or convolution layer with W x + scale B A x."""
+
+    def __init__(self, name: str, module: nn.Module, max_rank: int) -> None:
+        self.name, self.module = name, module
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
+            raise ConfigError(
+                f"train.lora_layers: {name} is a grouped or padded convolution, which a packed "
+                "LoRA does not cover; leave it out"
+            )
+        tail = (1, 1) if isinstance(module, nn.Conv2d) else ()
+        down = Part(f"{name}.lora_A{IN_PARAMETERS}weight", (max_rank, *weight.shape[1:]))
+        up = Part(f"{name}.lora_B{IN_PARAMETERS}weight", (weight.shape[0], max_rank, *tail))
+        self.parts = (down, up)
+
+    def change(self, x: Tensor, output: Tensor, routing: Routing) -> Tensor:
+        """`output` + scale B A x, each row with its own A and B.
+
+        Args:
+            x: [B, N, in] or [B, in]; for a convolution [B, C, H, W].
+            output: the layer's own output.
+        """
+        down, up, factor = self._factors(routing)
+        if isinstance(self.module, nn.Conv2d):
+            return self._convolved(x, output, down, up, factor)
+        groups = down.shape[0]
+        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.transpose(1, 2))  # [G, bN, R]
+        if factor is not None:
+            hidden = hidden * factor.unsqueeze(1)
+        flat = output.reshape(groups, -1, output.shape[-1])  # [G, bN, out]
+        return torch.baddbmm(flat, hidden, up.transpose(1, 2)).view(output.shape)
+
+    def _convolved(
+        self, x: Tensor, output: Tensor, down: Tensor, up: Tensor, factor: Tensor | None
+    ) -> Tensor:
+        """down [G, R, C, k, k], up [G, out, R], factor [G, R] or None."""
+        if factor is not None:
+            up = up * factor.unsqueeze(1)
+        conv, groups, rows = self.module, down.shape[0], len(x)
+        assert isinstance(conv, nn.Conv2d)
+        options: Any = {
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+        }
+        if groups == 1:
+            hidden = F.conv2d(x, down[0], **options)  # [B, R, H', W']
+        else:
+            # One grouped convolution: the groups' channels side by side, a group's rows as batch.
+            each = rows // groups
+            side = x.unflatten(0, (groups, each)).transpose(0, 1).flatten(1, 2)  # [b, GC, H, W]
+            mixed = F.conv2d(side, down.flatten(0, 1), groups=groups, **options)  # [b, GR, H', W']
+            hidden = mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)  # [B, R, ...]
+        per_row = (
+            up.unsqueeze(1).expand(groups, rows // groups, -1, -1).flatten(0, 1)
+        )  # [B, out, R]
+        changed = torch.baddbmm(output.flatten(2), per_row, hidden.flatten(2))  # [B, out, N]
+        return changed.view(output.shape)
+
+    def _factors(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A [G, R, ...], B [G, out, R] and what multiplies the R middle values [G, R]."""
+        if routing.trainable:  # gathered anew: backward goes through the gathering
+            return self._gather(routing)
+        gathered: tuple[Tensor, Tensor, Tensor | None] = routing.ready(
+            self.name, lambda: self._gather(routing)
+        )
+        return gathered
+
+    def _gather(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
+        down_part, up_part = self.parts
+        rank = routing.length(down_part.name, 0)
+        down, up = routing.leaf(down_part.name, rank, 0), routing.leaf(up_part.name, rank, 1)
+        if isinstance(self.module, nn.Conv2d):
+            up = up.flatten(2)  # [U, out, r]
+        if not routing.identity:
+            down = routing.per_group(down).flatten(1, 2)  # [G, R, ...]
+            up = routing.per_group(up).transpose(1, 2).flatten(2)  # [G, out, R]
+        factors = routing.factors(self.name)
+        return down, up, None if factors is None else factors.repeat_interleave(rank, dim=1)
+
+
+def lora_sites(base: Base, shape: LoraShape) -> list[LoraSite]:
+    """Where a LoRA of this shape acts, in the order of the modules; `shape.rank` is the largest."""
+    names = _layer_names(base, shape)
+    return [LoraSite(name, module, shape.rank) for name, module in names.items()]
+
+
+def fresh_lora(base: Base, shape: LoraShape, seed: int) -> SlotState:
+    """The adapter that `add_lora` begins with: same layers, same names, same numbers."""
+    tensors: dict[str, Tensor] = {}
+    for site in lora_sites(base, shape):
+        for part in site.parts:
+            tensors[part.name] = initial_value(part.name, part.shape, shape.rank, seed)
+    scale = shape.alpha / shape.rank
+    return SlotState(tensors, {name: scale for name in _layer_names(base, shape)})
+
+
+def lora_to_file(state: SlotState) -> dict[str, Tensor]:
+    """A slot's tensors under PEFT's names in files (`lora.lora_state`)."""
+    return {name.replace(IN_PARAMETERS, "."): value for name, value in state.tensors.items()}
+
+
+def lora_from_file(
+    base: Base, state: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> SlotState:
+    """A slot's state from `lora.lora_state` names.
+
+    Args:
+        scales: per layer alpha / rank; missing: 1.
+
+    Raises:
+        AdapterFileError: a tensor is no LoRA factor.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: set[str] = set()
+    for key, value in state.items():
+        layer, _, side = key.removesuffix(".weight").rpartition(".")
+        if side not in ("lora_A", "lora_B"):
+            raise AdapterFileError(f"{key}: expected a LoRA factor, ...lora_A.weight or lora_B")
+        name = _own_name(base, layer)
+        layers.add(name)
+        tensors[f"{name}.{side}{IN_PARAMETERS}weight"] = value
+    own = {_own_name(base, layer): scale for layer, scale in scales.items()}
+    return SlotState(tensors, {name: own.get(name, 1.0) for name in layers})
+
+
+def read_lora_slot(base: Base, source: str | Path, *, check_base: bool = True) -> SlotState:
+    """The adapter in a file as diffusers would load it, its alphas out of the file's metadata.
+
+    Raises:
+        AdapterFileError: as `files.load_adapter`.
+    """
+    tensors, metadata = read_adapter_for(base, source, check_base=check_base)
+    about = json.loads(metadata.get(PEFT_METADATA_KEY, "{}"))
+    scales = {}
+    for key, value in tensors.items():
+        layer, _, side = key.removesuffix(".weight").rpartition(".")
+        if side == "lora_A":
+            scales[layer] = _scale(layer, int(value.shape[0]), about)
+    return lora_from_file(base, tensors, scales)
+
+
+def shape_of(state: SlotState) -> LoraShape:
+    """A shape that has room for a slot's state."""
+    ranks = [value.shape[0] for name, value in state.tensors.items() if ".lora_A" in name]
+    text = any(name.startswith("text_encoder") for name in state.tensors)
+    return LoraShape(max(ranks, default=1), 1.0, "all", text)
+
+
+def _scale(layer: str, rank: int, about: Mapping[str, Any]) -> float:
+    """alpha / rank of a layer (alpha / sqrt(rank) for rsLoRA); 1 where the file does not say."""
+    prefix, _, name = layer.partition(".")
+    patterns = about.get(f"{prefix}.alpha_pattern") or {}
+    own = [alpha for pattern, alpha in patterns.items() if name.endswith(pattern)]
+    alpha = own[0] if own else about.get(f"{prefix}.lora_alpha")
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (rank**0.5 if about.get(f"{prefix}.use_rslora") else rank)
+
+
+def lora_shape_metadata(base: Base, shape: LoraShape) -> dict[str, dict[str, Any]]:
+    """PEFT's description of the adapter, as `lora.lora_metadata` gives it for one in the base."""
+    return {
+        prefix: config_metadata(lora_config(shape.rank, shape.alpha, targets))
+        for prefix, targets in _targets(base, shape).items()
+    }
+
+
+def _targets(base: Base, shape: LoraShape) -> dict[str, list[str]]:
+    targets = {"unet": target_modules(base.family, shape.layers)}
+    if shape.train_text_encoder:
+        targets |= {name: list(TEXT_ENCODER_TARGETS) for name in base.text_encoders}
+    return targets
+
+
+def _layer_names(base: Base, shape: LoraShape) -> dict[str, nn.Module]:
+    """The layers that PEFT would target, by name with `unet.` or `text_encoder.` in front."""
+    found: dict[str, nn.Module] = {}
+    for prefix, targets in _targets(base, shape).items():
+        config = lora_config(shape.rank, shape.alpha, targets)
+        for name, module in getattr(base, prefix).named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and check_target_module_exists(
+                config, name
+            ):
+                found[f"{prefix}.{name}"] = module
+    return found
+
+
+def _own_name(base: Base, layer: str) -> str:
+    """transformers 5 names CLIP's layers without the `text_model.` of older files."""
+    prefix, _, name = layer.partition(".")
+    module: Any = getattr(base, prefix, None)
+    if module is None:
+        raise AdapterFileError(f"{layer}: expected a layer of the unet or a text encoder")
+    known = dict(module.named_modules())
+    for candidate in (name, name.removeprefix("text_model."), f"text_model.{name}"):
+        if candidate in known:
+            return f"{prefix}.{candidate}"
+    raise AdapterFileError(f"{layer}: this base has no such layer; is the adapter made for it?")

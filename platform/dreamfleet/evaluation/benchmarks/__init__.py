@@ -1,0 +1,1 @@
+"""What sharing a base is worth: our engine against the loops that diffusers documents."""

@@ -1,0 +1,50 @@
+"""A whole benchmark run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dreamfleet.evaluation.benchmarks.record import Figure, record
+from dreamfleet.evaluation.benchmarks.settings import BenchSettings
+
+
+def run_benchmarks(
+    settings: BenchSettings,
+    folder: Path,
+    *,
+    quick: bool,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, Figure]:
+    """Measure and write; a figure is written as soon as it is there.
+
+    Args:
+        folder: where benchmarks.json and benchmarks.md are.
+        quick: leave out what the table does not ask for.
+        only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
+    """
+    import torch
+
+    _pin(settings.num_threads)
+    torch.set_num_threads(settings.num_threads)
+    from dreamfleet.evaluation.benchmarks.measures import FULL, QUICK
+
+    figures: dict[str, Figure] = {}
+    for measure in QUICK if quick else FULL:
+        if only and measure.__name__ not in only:
+            continue
+        own = measure(settings)
+        record(folder, own, settings)
+        for key, figure in own.items():
+            say(f"{key:<30} {figure.value:8.3f} {figure.unit}")
+        figures.update(own)
+    return figures
+
+
+def _pin(cores: int) -> None:
+    """Give all contestants the same cores, however many processes they are."""
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, mine[:cores])

@@ -1,0 +1,194 @@
+"""The engine as a Ray actor, one per device.
+
+The engine steps in a thread of its own (`engine/loop.py`), the actor's event loop stays free for
+callers. Calls are idempotent, so that Ray may repeat them after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import RunConfig
+from dreamfleet.engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dreamfleet.engine.engine import Engine
+    from dreamfleet.engine.loop import EngineLoop
+    from dreamfleet.engine.metrics import StepMetrics
+    from dreamfleet.engine.packed_sampling import ImageRequest, Ticket
+    from dreamfleet.engine.spec import TrainJobSpec
+
+MAX_CONCURRENCY = 1000  # calls that wait cost next to nothing
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """Which base an engine loads.
+
+    Attributes:
+        base_model: embedded, a folder or a hub id.
+        device: cpu or cuda.
+        mixed_precision: no, fp16 or bf16, as in `TrainConfig`.
+    """
+
+    base_model: str
+    device: str
+    mixed_precision: str = "no"
+
+    @staticmethod
+    def of(config: RunConfig, device: str) -> EngineSource:
+        """The base of a run."""
+        return EngineSource(config.base_model, device, config.train.mixed_precision)
+
+
+class EngineActor:
+    """A base and its engine; both are made when they are first needed.
+
+    Args:
+        source: what to load.
+        settings: bounds.
+    """
+
+    def __init__(self, source: EngineSource, settings: EngineSettings) -> None:
+        self._source, self._settings = source, settings
+        self._loop: EngineLoop | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def loop(self) -> EngineLoop:
+        """The engine's thread (callable from any)."""
+        from dreamfleet.engine.loop import EngineLoop
+
+        with self._starting:
+            if self._loop is None:
+                self._loop = EngineLoop(self._build)
+            return self._loop
+
+    async def ping(self) -> bool:
+        """Whether the base is loaded and the thread answers."""
+        await self._ask(lambda engine: None)
+        return True
+
+    async def add_job(
+        self, job_id: str, spec: TrainJobSpec, state: dict[str, Any] | None = None
+    ) -> int:
+        """As `Engine.add_job`; returns the job's steps so far."""
+        return await self._ask(lambda e: e.add_job(job_id, spec, state=state).step_index)
+
+    async def run_until(self, job_id: str, step: int) -> StepMetrics | None:
+        """Train a job until `step` steps are done; that step's figures."""
+        return await asyncio.wrap_future(
+            await self._ask(lambda engine: engine.run_until(job_id, step))
+        )
+
+    async def job_state(self, job_id: str) -> dict[str, Any]:
+        """All that a job needs to go on elsewhere."""
+        return await self._ask(lambda engine: engine.job(job_id).state_dict())
+
+    async def export_job(self, job_id: str, folder: str) -> list[str]:
+        """Write a job's adapter; returns the files."""
+        paths = await self._ask(lambda engine: engine.job(job_id).export(folder))
+        return [str(path) for path in paths]
+
+    async def keep_job_as_adapter(self, job_id: str, name: str) -> None:
+        """Make what a job has learnt so far drawable under a name."""
+        await self._ask(lambda e: e.add_adapter(name, e.job(job_id).final_state()))
+
+    async def release(self, job_id: str) -> None:
+        """End a job and free its slot."""
+        await self._ask(lambda engine: engine.release(job_id))
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """Load an adapter's file or folder into host memory."""
+        await self._ask(lambda engine: engine.add_adapter(name, path))
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        await self._ask(lambda engine: engine.remove_adapter(name))
+
+    async def draw(self, request: ImageRequest) -> Image.Image:
+        """One picture. Cancelling the call stops it before the next step."""
+        ticket: Ticket = await self._ask(lambda engine: engine.submit(request))
+        try:
+            return await asyncio.wrap_future(ticket.image)
+        finally:
+            ticket.cancel()
+
+    async def draw_steps(
+        self, request: ImageRequest
+    ) -> AsyncIterator[tuple[int, int] | Image.Image]:
+        """(steps done, steps in all) after each step, then the picture.
+
+        A consumer that goes away stops it before the next step.
+        """
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def on_step(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (done, total))
+
+        def over(image: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, None)
+
+        ticket: Ticket = await self._ask(lambda engine: engine.submit(request, on_step))
+        ticket.image.add_done_callback(over)
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            yield ticket.image.result()
+        finally:
+            ticket.cancel()
+
+    async def metrics(self) -> dict[str, float]:
+        """As `Engine.metrics`."""
+        return await self._ask(lambda engine: engine.metrics())
+
+    async def close(self) -> None:
+        """End the engine's thread."""
+        await asyncio.to_thread(self.loop.close)
+
+    async def _ask(self, command: Any) -> Any:
+        return await asyncio.wrap_future(self.loop.call(command))
+
+    def _build(self) -> Engine:
+        import torch
+
+        from dreamfleet.bases import load_base
+        from dreamfleet.engine.engine import Engine
+
+        dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        source = self._source
+        base = load_base(
+            source.base_model, device=source.device, dtype=dtypes[source.mixed_precision]
+        )
+        return Engine(base, self._settings)
+
+
+def start_engine(
+    source: EngineSource,
+    settings: EngineSettings | None = None,
+    *,
+    name: str | None = None,
+    **resources: Any,
+) -> Any:
+    """An engine actor's handle.
+
+    Args:
+        name: under which others find it (`ray.get_actor`); None: by its handle only.
+        resources: Ray's, e.g. `num_cpus=1, num_gpus=1`.
+    """
+    import ray
+
+    actor = ray.remote(
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=MAX_CONCURRENCY,
+        **resources,
+    )(EngineActor)
+    named = actor.options(name=name) if name else actor
+    return named.remote(source, settings or EngineSettings())

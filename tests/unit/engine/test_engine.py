@@ -1,0 +1,219 @@
+"""Training and drawing side by side, slots that come and go, and the thread around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreamfleet.adapters.bank import SlotState
+from dreamfleet.adapters.lora_slots import LoraShape, fresh_lora, read_lora_slot
+from dreamfleet.bases import load_base
+from dreamfleet.engine.engine import Engine
+from dreamfleet.engine.loop import EngineLoop
+from dreamfleet.engine.metrics import StepMetrics
+from dreamfleet.engine.packed_sampling import ImageRequest
+from dreamfleet.engine.settings import EngineSettings
+from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
+from tests.tiny_jobs import tiny_job, tiny_spec
+
+REQUEST = ImageRequest("a photo of sks dog", 7, num_inference_steps=3, guidance_scale=2.0)
+
+
+@pytest.fixture
+def engine(tiny_base_folder: Path) -> Iterator[Engine]:
+    engine = Engine(load_base(tiny_base_folder), EngineSettings(max_slots=2))
+    yield engine
+    engine.close()
+
+
+def adapter(engine: Engine, seed: int, rank: int = 4) -> SlotState:
+    fresh = fresh_lora(engine.base, LoraShape(rank, 2.0, "attention"), seed)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {k: torch.randn(v.shape, generator=generator) for k, v in fresh.tensors.items()}
+    return SlotState(tensors, fresh.scales)
+
+
+def work(engine: Engine) -> int:
+    steps = 0
+    while engine.step():
+        steps += 1
+    return steps
+
+
+def same(one: Image.Image, two: Image.Image) -> bool:
+    """Equal up to the last bit of a colour, which rounding decides."""
+    pixels = (np.asarray(picture).astype(int) for picture in (one, two))
+    return bool(np.abs(next(pixels) - next(pixels)).max() <= 1)
+
+
+def test_jobs_and_images_share_the_engine(engine: Engine, tiny_base_folder: Path) -> None:
+    spec = tiny_spec(tiny_base_folder, train__adam_epsilon=1e-4)
+    alone = tiny_job(tiny_base_folder, train__adam_epsilon=1e-4)
+    expected = [alone.step().loss for _ in range(4)]
+    losses: list[float] = []
+    engine.add_job("ada", spec, on_step=lambda metrics: losses.append(metrics.loss))
+    engine.add_adapter("bo", adapter(engine, 1))
+    quiet = engine.submit(replace(REQUEST, adapters=(("bo", 1.0),)))
+    work(engine)
+    assert not losses, "a job waits until it is told how far"
+    reached = engine.run_until("ada", 3)
+    tickets = [engine.submit(replace(REQUEST, adapters=(("bo", 1.0),))), engine.submit(REQUEST)]
+    work(engine)
+    third = reached.result(timeout=0)
+    assert third is not None and third.step == 3
+    assert engine.run_until("ada", 2).result(timeout=0) is third
+    engine.run_until("ada", 4)
+    work(engine)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    pictures = [ticket.image.result(timeout=0) for ticket in (quiet, *tickets)]
+    assert same(pictures[0], pictures[1]) and not same(pictures[1], pictures[2])
+    figures = engine.metrics()
+    assert figures["slots"] == 2 and figures["jobs"] == 1 and figures["images_total"] == 3
+    assert figures["training_steps_total"] == 4 and figures["samples_per_s"] > 0
+    engine.release("ada")
+    engine.release("ada")
+    assert engine.metrics()["slots"] == 1
+    with pytest.raises(BadInputError, match="'ada': not in this engine"):
+        engine.run_until("ada", 9)
+
+
+def test_slots_are_given_to_who_needs_them(engine: Engine, tiny_base_folder: Path) -> None:
+    """Two slots, three adapters and a job: idle adapters make room, a full engine says so."""
+    for seed, name in enumerate(("a", "b", "c")):
+        engine.add_adapter(name, adapter(engine, seed))
+    requests = [replace(REQUEST, adapters=((name, 1.0),)) for name in ("a", "b", "c", "a")]
+    tickets = [engine.submit(request) for request in requests]
+    engine.step()
+    assert engine.metrics()["queue"] == 1, "c waits for a slot; a is there already"
+    work(engine)
+    pictures = [ticket.image.result(timeout=0) for ticket in tickets]
+    assert same(pictures[0], pictures[3])
+    assert not any(same(pictures[0], other) for other in pictures[1:3])
+    engine.add_job("ada", tiny_spec(tiny_base_folder))
+    engine.add_job("bo", tiny_spec(tiny_base_folder))
+    with pytest.raises(CapacityError):
+        engine.add_job("cleo", tiny_spec(tiny_base_folder))
+    waiting = engine.submit(requests[0])
+    work(engine)
+    assert not waiting.image.done()
+    engine.release("bo")
+    work(engine)
+    assert same(waiting.image.result(timeout=0), pictures[0])
+
+
+def test_a_wider_adapter_changes_nothing_for_the_others(
+    engine: Engine, tiny_base_folder: Path
+) -> None:
+    options: dict[str, Any] = {"train__adam_epsilon": 1e-4, "train__lora_layers": "attention"}
+    job = engine.add_job("ada", tiny_spec(tiny_base_folder, **options))
+    alone = tiny_job(tiny_base_folder, **options)
+    engine.run_until("ada", 2)
+    work(engine)
+    ticket = engine.submit(REQUEST)
+    engine.add_adapter("wide", adapter(engine, 3, rank=8))
+    engine.add_adapter("narrow", adapter(engine, 4, rank=2))
+    drawn = engine.submit(replace(REQUEST, adapters=(("narrow", 0.5),)))
+    engine.run_until("ada", 4)
+    work(engine)
+    for _ in range(4):
+        alone.step()
+    theirs = alone.state_dict()["parameters"]
+    for name, value in job.state_dict()["parameters"].items():
+        assert torch.allclose(value, theirs[name], atol=1e-5), name
+    assert not same(ticket.image.result(timeout=0), drawn.image.result(timeout=0))
+
+
+def test_failures_and_cancellation_stay_with_their_owner(
+    engine: Engine, tiny_base_folder: Path
+) -> None:
+    def broken(metrics: StepMetrics) -> None:
+        raise OSError("disk full")
+
+    engine.add_job("ada", tiny_spec(tiny_base_folder))
+    engine.add_job("bo", tiny_spec(tiny_base_folder), on_step=broken)
+    fine, lost = engine.run_until("ada", 2), engine.run_until("bo", 2)
+    gone = engine.submit(REQUEST)
+    gone.cancel()
+    work(engine)
+    assert fine.result(timeout=0) is not None and gone.image.cancelled()
+    with pytest.raises(OSError, match="disk full"):
+        lost.result(timeout=0)
+    assert engine.metrics()["jobs"] == 1 and engine.metrics()["slots"] == 1
+    with pytest.raises(BadInputError, match="adapter 'nobody': not loaded"):
+        engine.submit(replace(REQUEST, adapters=(("nobody", 1.0),)))
+
+
+def test_turns_are_fair(engine: Engine, tiny_base_folder: Path) -> None:
+    engine.add_job("ada", tiny_spec(tiny_base_folder))
+    engine.run_until("ada", 10)
+    work(engine)  # time that was spent while nobody else wanted it is not held against training
+    kinds: list[str] = []
+    engine._figures.note = lambda kind, took: kinds.append(kind)  # type: ignore[method-assign]
+    engine.run_until("ada", 20)
+    for seed in range(2):
+        engine.submit(replace(REQUEST, seed=seed, num_inference_steps=40))
+    for _ in range(12):
+        engine.step()
+    assert {"training", "sampling"} == set(kinds[:6])
+
+
+def test_exports_are_read_back_with_their_alpha(
+    engine: Engine, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    job = engine.add_job("ada", tiny_spec(tiny_base_folder, train__lora_alpha=7.0))
+    engine.run_until("ada", 2)
+    work(engine)
+    job.export(tmp_path)
+    state, back = job.final_state(), read_lora_slot(engine.base, tmp_path)
+    assert back.scales == state.scales and set(state.scales.values()) == {7 / 4}
+    assert all(torch.equal(back.tensors[name], value) for name, value in state.tensors.items())
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"no")
+    with pytest.raises(AdapterFileError):
+        engine.add_adapter("ada", tmp_path)
+
+
+def test_host_adapters_are_bounded(tiny_base_folder: Path) -> None:
+    engine = Engine(load_base(tiny_base_folder), EngineSettings(max_host_adapters=2))
+    for seed, name in enumerate(("a", "b", "c")):
+        engine.add_adapter(name, adapter(engine, seed))
+    assert engine.metrics()["host_adapters"] == 2
+    with pytest.raises(BadInputError, match="here: b, c"):
+        engine.submit(replace(REQUEST, adapters=(("a", 1.0),)))
+    engine.close()
+
+
+def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
+    loop = EngineLoop(lambda: Engine(load_base(tiny_base_folder)))
+    loop.call(lambda engine: engine.add_job("ada", tiny_spec(tiny_base_folder))).result(60)
+    reached = loop.call(lambda engine: engine.run_until("ada", 2)).result(60)
+    ticket = loop.call(lambda engine: engine.submit(REQUEST)).result(60)
+    metrics = reached.result(60)
+    assert metrics is not None and metrics.step == 2
+    assert ticket.image.result(60).size == (64, 64)
+    with pytest.raises(BadInputError):
+        loop.call(lambda engine: engine.job("bo")).result(60)
+    loop.call(lambda engine: setattr(engine, "_turn", None)).result(60)
+    lost_ticket = loop.call(lambda engine: engine.submit(REQUEST)).result(60)
+    with pytest.raises(TypeError, match="not callable"):
+        lost_ticket.image.result(60)
+    assert loop.call(lambda engine: engine.metrics()["jobs"]).result(60) == 0
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.call(lambda engine: None).result(1)
+
+    def no_base() -> Engine:
+        raise OSError("no such base")
+
+    lost = EngineLoop(no_base)
+    time.sleep(0.05)
+    with pytest.raises(OSError, match="no such base"):
+        lost.call(lambda engine: None).result(5)
+    lost.close()

@@ -1,0 +1,78 @@
+"""The benchmarks run, with counts too small to mean anything, and record what they are asked to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamfleet.evaluation.benchmarks.record import MEANINGS, Figure, record
+from dreamfleet.evaluation.benchmarks.run import run_benchmarks
+from dreamfleet.evaluation.benchmarks.settings import BenchSettings
+
+SMALLEST = BenchSettings(
+    rank=2, jobs=2, rounds=1, steps=1, inference_steps=1, registered_adapters=4
+)
+IN_PROCESS = (
+    "single_job",
+    "packed_training",
+    "sude_overhead_alone",
+    "sude_overhead_packed",
+    "packed_sude_sweep",
+    "mixed_batch",
+    "swap_serving",
+    "adapter_switch",
+    "many_registered",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cores() -> Iterator[None]:
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
+
+
+def test_every_measure_in_this_process_gives_its_figures(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    settings = BenchSettings(**{**SMALLEST.__dict__, "base_model": str(tiny_base_folder)})
+    lines: list[str] = []
+    figures = run_benchmarks(settings, tmp_path, quick=False, only=IN_PROCESS, say=lines.append)
+    apart = {"packed_vs_processes_speedup", "packed_memory_fraction", "help_ms"}
+    assert set(figures) == set(MEANINGS) - apart
+    assert len(lines) == len(figures)
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    for key, figure in figures.items():
+        own = written[key]
+        assert own["value"] == pytest.approx(figure.value, abs=1e-4)
+        assert own["unit"] in ("ratio", "fraction", "ms") and own["samples"]
+        assert {"date", "hardware", "settings", "versions"} <= set(own)
+        assert f"`{key}`" in (tmp_path / "benchmarks.md").read_text()
+
+
+@pytest.mark.slow
+def test_processes_race(tiny_base_folder: Path, tmp_path: Path) -> None:
+    settings = BenchSettings(**{**SMALLEST.__dict__, "base_model": str(tiny_base_folder)})
+    only = ("packed_against_processes", "help_time")
+    figures = run_benchmarks(settings, tmp_path, quick=False, only=only, say=lambda line: None)
+    assert 0 < figures["packed_memory_fraction"].value < 1.5
+
+
+def test_a_run_replaces_only_what_it_measured(tmp_path: Path) -> None:
+    first = {
+        "single_job_speedup": Figure(1.5, "ratio", [1.4, 1.6]),
+        "help_ms": Figure(9, "ms", [9]),
+    }
+    record(tmp_path, first, SMALLEST)
+    record(tmp_path, {"help_ms": Figure(7, "ms", [7])}, BenchSettings())
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert written["help_ms"]["value"] == 7
+    assert written["single_job_speedup"]["samples"] == [1.4, 1.6]
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| 1.5 | 1.4 to 1.6 |" in page and page.count("\n- ") == 2

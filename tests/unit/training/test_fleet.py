@@ -1,0 +1,113 @@
+"""An engine of the fleet, without Ray around it: subjects share steps, each has its own end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from dreamfleet.engine.settings import EngineSettings
+from dreamfleet.runtime.engine_actor import EngineSource
+from dreamfleet.training import fleet
+from dreamfleet.training.fleet import FleetEngine, FleetSummary
+from dreamfleet.training.task import DirectReporter, StageEvent, TrainEvent, TrainOutcome, TrainTask
+from dreamfleet.training.worker import train_in_process
+from tests.tiny_jobs import tiny_config
+from tests.unit.training.stubs import subject
+from tests.unit.training.stubs import task as stub_task
+
+
+def real_task(base: Path, folder: Path, identity: str, **options: Any) -> TrainTask:
+    """A task that the engine can train, on random latents."""
+    options = {"train__max_train_steps": 6, "train__checkpointing_steps": 4, **options}
+    config = tiny_config(base, base_model=str(base), **options)
+    generator = np.random.default_rng(len(identity))
+    latents = generator.standard_normal((1, 4, 16, 16)).astype(np.float32)
+    own = replace(
+        subject(identity),
+        latent_mean=latents,
+        latent_std=0.1 * np.abs(latents),
+        flipped_mean=latents,
+        flipped_std=latents,
+    )
+    made = stub_task(folder / identity)
+    return replace(made, config=config, subject=own, checkpoints=str(folder / identity))
+
+
+@pytest.fixture
+def engine(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FleetEngine]:
+    events: list[TrainEvent] = []
+    monkeypatch.setattr(fleet, "RelayClient", lambda relay: DirectReporter(events.append))
+    engine = FleetEngine(EngineSource(str(tiny_base_folder), "cpu"), EngineSettings(4), events)
+    yield engine
+    engine.loop.close()
+
+
+def trained(engine: FleetEngine, *tasks: TrainTask) -> list[TrainOutcome]:
+    """All at once, as Ray would call it."""
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return list(pool.map(engine._train, tasks))
+
+
+def test_subjects_share_steps_and_fail_alone(
+    engine: FleetEngine, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    engine.loop.call(lambda own: None).result(60)  # the base is loaded before all begin
+    ada, bo = (real_task(tiny_base_folder, tmp_path, name) for name in ("ada", "bo"))
+    sick = real_task(tiny_base_folder, tmp_path, "sick")
+    sick.subject.latent_mean[:] = np.nan
+    full = real_task(tiny_base_folder, tmp_path, "full", train__mode="full")
+    wrong = replace(
+        real_task(tiny_base_folder, tmp_path, "wrong"), config=stub_task(tmp_path).config
+    )
+    outcomes = trained(engine, ada, sick, bo, full, wrong)
+    assert [own.status for own in outcomes] == [
+        "finished",
+        "failed",
+        "finished",
+        "finished",
+        "failed",
+    ]
+    assert "sick: training broke down at step 1" in outcomes[1].message
+    assert "train.rank" in outcomes[4].message
+    assert outcomes[0].details["jobs_per_step"] > 1
+    notes = [own for own in engine._relay if isinstance(own, StageEvent) and own.stage == "alone"]
+    assert [own.subject_id for own in notes] == ["full"]
+    assert engine.loop.call(lambda own: own.metrics()["slots"]).result(60) == 0, "memory returned"
+    alone = train_in_process(replace(ada, checkpoints=str(tmp_path / "alone")))
+    assert [own["step"] for own in outcomes[0].history] == [own["step"] for own in alone.history]
+    weights = "adapter/pytorch_lora_weights.safetensors"
+    mine, theirs = load_file(tmp_path / "ada" / weights), load_file(tmp_path / "alone" / weights)
+    assert all(np.allclose(mine[name], value, atol=1e-5) for name, value in theirs.items())
+    (again,) = trained(engine, ada)
+    assert (again.status, again.resumed_from) == ("finished", 6), "a finished run is not repeated"
+
+
+def test_stopped_subjects_go_on_from_their_checkpoint(
+    engine: FleetEngine, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = real_task(tiny_base_folder, tmp_path, "ada")
+    seen: list[TrainEvent] = []
+    stopping = DirectReporter(seen.append, lambda: len(seen) >= 3)
+    monkeypatch.setattr(fleet, "RelayClient", lambda relay: stopping)
+    (first,) = trained(engine, task)
+    assert first.status == "stopped" and 0 < first.step < 6
+    (late,) = trained(engine, replace(task, checkpoints=str(tmp_path / "late")))
+    assert (late.status, late.step) == ("stopped", 0), "nothing begins after that"
+    monkeypatch.setattr(fleet, "RelayClient", lambda relay: DirectReporter())
+    engine._stopping = False
+    (second,) = trained(engine, task)
+    assert (second.status, second.step, second.resumed_from) == ("finished", 6, first.step)
+
+
+def test_the_summary_says_how_many_shared_a_step() -> None:
+    assert FleetSummary(1, {"ada": 3.0, "bo": 2.0}).text() == (
+        "one engine: 2.5 subjects shared a training step, on average"
+    )
+    assert FleetSummary(2).text() == "2 engines: no subject shared a step"
