@@ -285,13 +285,16 @@ class PackedSampler:
             return []
         try:
             pixels = self.base.decode_latents(torch.stack([drawing.x for drawing in finished]))
+            pictures = [Image.fromarray(picture.numpy()) for picture in pixels]
+            if self.base.safety_checker is not None:
+                pictures = self.base.safety_checker(pictures)
         except Exception as error:
             if len(finished) == 1:
                 _fail(finished[0].ticket, error)
                 return [finished[0].ticket]
             return [ticket for drawing in finished for ticket in self._decode([drawing])]
-        for drawing, picture in zip(finished, pixels, strict=True):
-            _deliver(drawing.ticket, Image.fromarray(picture.numpy()))
+        for drawing, picture in zip(finished, pictures, strict=True):
+            _deliver(drawing.ticket, picture)
         return [drawing.ticket for drawing in finished]
 
 

@@ -32,19 +32,22 @@ class EngineSource:
     """Which base an engine loads.
 
     Attributes:
-        base_model: embedded, a folder or a hub id.
+        base_model: embedded, a folder or a hub id, as `RunConfig.base_source`.
         device: cpu or cuda.
         mixed_precision: no, fp16 or bf16, as in `TrainConfig`.
+        safety_checker: whether pictures go through the base's own, where it has one.
     """
 
     base_model: str
     device: str
     mixed_precision: str = "no"
+    safety_checker: bool = False
 
     @staticmethod
     def of(config: RunConfig, device: str) -> EngineSource:
         """The base of a run."""
-        return EngineSource(config.base_model, device, config.train.mixed_precision)
+        checked = config.sampling.safety_checker == "auto"
+        return EngineSource(config.base_source, device, config.train.mixed_precision, checked)
 
 
 class EngineActor:
@@ -164,7 +167,10 @@ class EngineActor:
         dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
         source = self._source
         base = load_base(
-            source.base_model, device=source.device, dtype=dtypes[source.mixed_precision]
+            source.base_model,
+            device=source.device,
+            dtype=dtypes[source.mixed_precision],
+            safety_checker=source.safety_checker,
         )
         return Engine(base, self._settings)
 

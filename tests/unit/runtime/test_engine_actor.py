@@ -62,7 +62,7 @@ def test_trains_draws_and_stops_for_who_goes_away(tiny_base_folder: Path, tmp_pa
 def test_a_base_that_cannot_be_loaded_is_the_answer_to_every_call() -> None:
     config = RunConfig.model_validate({"base_model": "no/such-base"})
     source = EngineSource.of(config, "cpu")
-    assert source == EngineSource("no/such-base", "cpu", "no")
+    assert source == EngineSource("no/such-base", "cpu", "no", safety_checker=True)
 
     async def use(engine: EngineActor) -> None:
         for _ in range(2):
