@@ -200,8 +200,8 @@ def _refuse_early(command: Sequence[str]) -> None:
         )
     given = known.make_context(command[0], list(command[1:])).params
     if isinstance(known, ConfigCommand):
-        config = _config(given.pop("photos"), given.pop("config_file"), given)
-        check_job_places(config, writes_output=command[0] == "personalize", in_job=True)
+        config = _config(given.pop("photos", ()), given.pop("config_file", None), given)
+        check_job_places(config, writes_output=command[0] != "prepare", in_job=True)
 
 
 @cli.command(context_settings=CONTEXT)

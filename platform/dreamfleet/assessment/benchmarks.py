@@ -35,6 +35,7 @@ from dreamfleet.evaluation.protocols import (
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
 from dreamfleet.personalization import personalize
+from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.world.spec import ImageSpec
@@ -123,6 +124,7 @@ class _Benchmark:
     def __init__(self, plan: BenchmarkPlan, progress: Progress) -> None:
         from dreamfleet.bases import inspect_base
 
+        plan = replace(plan, config=with_pinned_base(plan.config))
         self.plan, self.progress = plan, progress
         self.is_world = plan.benchmark == "worldbench"
         self.output = local_output(_with_output(plan))

@@ -159,6 +159,10 @@ class Assessment:
         """Write all files and record the run."""
         notes = [*self.notes, *(f"{n} is left out: {why}" for n, why in drawn.left_out.items())]
         notes += [f"{where or 'bare base'}: {why}" for where, why in drawn.failures.items()]
+        notes += [
+            f"{who}: left out of all figures, for not every arm has its pictures."
+            for who in drawn.dropped
+        ]
         settings = {**self.facts, **self._settings(drawn)}
         complete = {"protocol": self.kicker, **summary, "settings": settings,
                     "warnings": list(self.warnings), "notes": notes}  # fmt: skip

@@ -24,6 +24,7 @@ from dreamfleet.evaluation.drawing import Arm
 from dreamfleet.evaluation.protocols import Ask, asks_for, images_per_prompt, prompts_hash
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores
+from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 
@@ -114,7 +115,7 @@ def _complete(
         )
     beside = place if place.is_dir() else place.parent
     recipe = beside / "config.yaml"
-    config = load_config(recipe if recipe.is_file() else None, overrides)
+    config = with_pinned_base(load_config(recipe if recipe.is_file() else None, overrides))
     if not config.subject.class_word or not config.subject.images:
         raise BadInputError(
             f"adapter {place}: no config.yaml beside it that says whom it shows; give --class-word "

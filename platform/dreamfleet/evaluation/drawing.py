@@ -14,13 +14,14 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.data.photos import to_png
 from dreamfleet.data.ray_pipeline import actor_pool, dataset, rows_of
 from dreamfleet.errors import DreamfleetError
-from dreamfleet.evaluation.judges import Judges, JudgeSpec, Question
+from dreamfleet.evaluation.judges import NOT_NAMED, Judges, JudgeSpec, Question
 from dreamfleet.evaluation.results import json_ready
 
 if TYPE_CHECKING:
@@ -77,12 +78,17 @@ class DrawingPlan:
     scheduler: str
     device: str = "cpu"
 
+    @cached_property
+    def judges_hash(self) -> str:
+        """Of the judges and their local weights, read once."""
+        return self.judges.fingerprint()
+
     def key(self, unit: Unit) -> str:
         """Of all that decides the unit's rows."""
         photos = self.references.get(unit.question.subject_id, ())
         arm = {name: value for name, value in asdict(unit.arm).items() if name != "adapter"}
         parts: list[Any] = [
-            self.base_hash, self.judges.fingerprint(), arm, repr(unit.question), unit.seeds,
+            self.base_hash, self.judges_hash, arm, repr(unit.question), unit.seeds,
             sorted(unit.columns.items()), [hashlib.sha256(photo).hexdigest() for photo in photos],
             self.num_inference_steps, self.guidance_scale, self.scheduler,
         ]  # fmt: skip
@@ -91,11 +97,19 @@ class DrawingPlan:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a drawing run gave."""
+    """What a drawing run gave.
+
+    Attributes:
+        rows: of the subjects whose pictures are all there.
+        left_out: judge -> why.
+        failures: adapter -> why.
+        dropped: subjects of which an arm's pictures are missing; no arm has rows of them.
+    """
 
     rows: list[dict[str, Any]]
-    left_out: dict[str, str]  # judge -> why
-    failures: dict[str, str]  # adapter -> why
+    left_out: dict[str, str]
+    failures: dict[str, str]
+    dropped: tuple[str, ...] = ()
 
 
 def draw_and_judge(
@@ -108,18 +122,16 @@ def draw_and_judge(
     """Do what is not done yet; returns the rows of all units, in their order.
 
     Pictures go below `output_dir/pictures`. With `session` None everything runs in this process.
+    A subject of which a unit failed is dropped from all arms: their means cover the same subjects.
 
     Raises:
-        DreamfleetError: not one unit could be drawn.
+        DreamfleetError: an arm has no picture, or no subject has all of them.
     """
     keys = [plan.key(unit) for unit in units]
     parts = output_dir / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    todo = [
-        (key, unit)
-        for key, unit in zip(keys, units, strict=True)
-        if not (parts / f"{key}.json").is_file()
-    ]
+    finished = _finished(keys, parts, plan)
+    todo = [(key, unit) for key, unit in zip(keys, units, strict=True) if key not in finished]
     if len(todo) < len(units):
         progress.info(f"pictures: {len(units) - len(todo)} of {len(units)} prompts done before")
     failures: dict[str, str] = {}
@@ -131,22 +143,75 @@ def draw_and_judge(
             else:
                 _keep(output_dir, key, result)
             stage.update(done)
-    return _collected(keys, parts, failures)
+    return _collected(keys, units, parts, failures)
 
 
-def _collected(keys: Sequence[str], parts: Path, failures: dict[str, str]) -> Drawn:
-    rows: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
+def _finished(keys: Sequence[str], parts: Path, plan: DrawingPlan) -> set[str]:
+    """Keys of parts that hold all that can be scored: one that was scored while a judge could not
+    be loaded is done again once that judge can be.
+    """
+    missing: dict[str, set[str]] = {}
     for key in keys:
         path = parts / f"{key}.json"
         if path.is_file():
-            part = json.loads(path.read_text(encoding="utf-8"))
+            left_out = json.loads(path.read_text(encoding="utf-8"))["left_out"]
+            missing[key] = {judge for judge, why in left_out.items() if why != NOT_NAMED}
+    still: set[str] = set()
+    if any(missing.values()):
+        still = set(Judges(plan.judges, {}).left_out)
+    return {key for key, judges in missing.items() if judges <= still}
+
+
+def _collected(
+    keys: Sequence[str], units: Sequence[Unit], parts: Path, failures: dict[str, str]
+) -> Drawn:
+    found = {key: _part(parts / f"{key}.json") for key in keys}
+    _check_arms(keys, units, found, failures)
+    lost = dict.fromkeys(
+        unit.question.subject_id
+        for key, unit in zip(keys, units, strict=True)
+        if found[key] is None
+    )
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for key, unit in zip(keys, units, strict=True):
+        part = found[key]
+        if part is not None and unit.question.subject_id not in lost:
             rows += part["rows"]
             left_out |= part["left_out"]
     if not rows:
-        reason = next(iter(failures.values()), "no prompts")
-        raise DreamfleetError(f"no picture could be drawn and scored: {reason}")
-    return Drawn(rows, left_out, failures)
+        raise DreamfleetError(
+            f"no subject has the pictures of every arm: {_first_failure(failures)}"
+        )
+    return Drawn(rows, left_out, failures, tuple(lost))
+
+
+def _check_arms(
+    keys: Sequence[str],
+    units: Sequence[Unit],
+    found: Mapping[str, Any],
+    failures: Mapping[str, str],
+) -> None:
+    drawn = dict.fromkeys((unit.arm.host, unit.arm.steps) for unit in units)
+    alive = {(u.arm.host, u.arm.steps) for k, u in zip(keys, units, strict=True) if found[k]}
+    empty = [arm for arm in drawn if arm not in alive]
+    if empty or not units:
+        names = ", ".join(f"{host}, {steps} steps" if steps else host for host, steps in empty)
+        raise DreamfleetError(
+            f"no picture could be drawn and scored for {names or 'any arm'}: "
+            f"{_first_failure(failures)}"
+        )
+
+
+def _first_failure(failures: Mapping[str, str]) -> str:
+    return next(iter(failures.values()), "no prompts")
+
+
+def _part(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return part
 
 
 def _keep(output_dir: Path, key: str, result: Mapping[str, Any]) -> None:
@@ -243,7 +308,7 @@ class Painter:
 
         if self._base is not None and self._holds == adapter:
             return self._base
-        whole = bool(adapter) and adapter_kind(adapter) == "full"
+        whole = bool(adapter) and Path(adapter).is_dir() and adapter_kind(adapter) == "full"
         if self._base is None or whole or self._whole:
             self._base = None  # before the next is loaded: two may not fit
             name = adapter if whole else self._plan.base_model

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dreamfleet.world.splits import Subject
 
 Pictures = Sequence["Image.Image"]
+NOT_NAMED = "no checkpoint named"
 WORLD_WEIGHTS = ("oracle_a", "oracle_b", "identity", "segmenter", "clip")
 
 
@@ -50,16 +51,19 @@ class JudgeSpec:
     required: bool = False
 
     def fingerprint(self) -> str:
-        """Of the judges and, for the world's, of their weights."""
+        """Of the judges and of weights that lie in local folders."""
         parts = [repr(self)]
         if self.world:
             from dreamfleet.world.evaluators.load import SHIPPED
 
             for name in WORLD_WEIGHTS:
                 path = Path(self.evaluators or SHIPPED) / name / "model.safetensors"
-                parts.append(
-                    hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-                )
+                parts.append(_file_hash(path) if path.is_file() else "")
+            return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        for name in (self.clip, self.dino, self.blip):
+            folder = Path(name)
+            if name and folder.is_dir():
+                parts += [_file_hash(path) for path in sorted(folder.rglob("*.safetensors"))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -275,6 +279,11 @@ def _renamed(score: Score, metric: str) -> Score:
     return Score(f"{metric}[{backbone}", score.value, score.parts, score.higher_is_better)
 
 
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_named(checkpoint: str) -> None:
     if not checkpoint:
-        raise BadInputError("no checkpoint named")
+        raise BadInputError(NOT_NAMED)

@@ -24,10 +24,8 @@ def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFile
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
 
-    portable = config.model_copy(update={"base_model": _portable_base_name(config.base_model)})
-    name = portable.base_source
-    files = inspect_base(name)
-    pinned = {"base_model": name, "revision": None, "variant": None}
+    pinned = _pinned_base(config)
+    files = inspect_base(str(pinned["base_model"]))
     own = [
         replace(request, config=resolved_config(request.config.model_copy(update=pinned), files))
         for request in requests
@@ -43,10 +41,18 @@ def _check_class_data(config: RunConfig) -> None:
         find_photos([config.prior.class_data_dir], max_photos=config.prior.num_class_images)
 
 
-def _portable_base_name(name: str) -> str:
+def with_pinned_base(config: RunConfig) -> RunConfig:
+    """`config` with base model, revision and variant in one name that any process can load."""
+    return config.model_copy(update=_pinned_base(config))
+
+
+def _pinned_base(config: RunConfig) -> dict[str, str | None]:
     """A local folder by its absolute path: workers have other working directories."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if name != "embedded" and folder.is_dir() else name
+    name, folder = config.base_model, Path(config.base_model).expanduser()
+    if name != "embedded" and folder.is_dir():
+        name = str(folder.absolute())
+    source = config.model_copy(update={"base_model": name}).base_source
+    return {"base_model": source, "revision": None, "variant": None}
 
 
 def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Folder:

@@ -173,10 +173,9 @@ def engine_count(cluster: ClusterConfig, session: RaySession, jobs: int, device:
     them.
     """
     resources = _engine_resources(cluster, device)
-    places = (
-        session.num_gpus / resources.get("num_gpus", 1) if device == "cuda" else session.num_cpus
-    )
-    return max(1, min(cluster.num_workers, jobs, int(places) or 1))
+    there = {"num_cpus": session.num_cpus, "num_gpus": session.num_gpus}
+    places = [int(there[name] / resources[name]) for name in there if resources.get(name)]
+    return max(1, min(cluster.num_workers, jobs, *places))
 
 
 def _engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
 from dreamfleet.evaluation.evaluation_report import EvaluationPage, render_evaluation
-from dreamfleet.evaluation.judges import Judges, JudgeSpec, Question
+from dreamfleet.evaluation.judges import NOT_NAMED, Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics import WorldIdentityBackbone, dino_i
 from dreamfleet.evaluation.results import RESULTS, read_rows, write_rows
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
@@ -194,20 +196,61 @@ class TestDrawing:
         moved = units([Arm("lora", "elsewhere", "hash")])[0]  # the same weights in another folder
         assert first.key(moved) in keys
 
-    def test_one_bad_adapter_does_not_stop_the_others(
+    def test_an_arm_without_a_picture_is_an_error(
         self, base: Path, evaluators: Path, tmp_path: Path
     ) -> None:
-        arms = [Arm("gone", str(tmp_path / "gone"), "x"), Arm()]
-        found = draw_and_judge(
-            units(arms, ("state",)), plan(base, evaluators), tmp_path, None, SilentProgress()
-        )
-        assert {row["host"] for row in found.rows} == {"base"}
-        assert list(found.failures) == [str(tmp_path / "gone")]
-        with pytest.raises(DreamfleetError, match="no picture could be drawn"):
+        arms = [Arm("gone", str(tmp_path / "gone"), "x", 9), Arm()]
+        with pytest.raises(DreamfleetError, match=r"scored for gone, 9 steps: .*gone"):
             draw_and_judge(
-                units(arms[:1], ("state",)), plan(base, evaluators), tmp_path / "b", None,
-                SilentProgress(),
-            )  # fmt: skip
+                units(arms, ("state",)), plan(base, evaluators), tmp_path, None, SilentProgress()
+            )
+
+    def test_a_subject_that_an_arm_lost_is_dropped_from_all(
+        self, base: Path, evaluators: Path, adapter: Path, tmp_path: Path
+    ) -> None:
+        good = units([Arm(), Arm("lora", str(adapter), "hash")], ("state",))
+        lost = units([Arm(), Arm("lora", str(tmp_path / "gone"), "x")], ("state",))
+        lost = [replace(u, question=replace(u.question, subject_id="other")) for u in lost]
+        found = draw_and_judge(
+            [*good, *lost], plan(base, evaluators), tmp_path, None, SilentProgress()
+        )
+        assert {(row["host"], row["subject"]) for row in found.rows} == {
+            ("base", SUBJECT.subject_id), ("lora", SUBJECT.subject_id)
+        }  # fmt: skip
+        assert found.dropped == ("other",)
+        assert list(found.failures) == [str(tmp_path / "gone")]
+
+    def test_what_a_judge_could_not_see_is_done_again_once_it_can(
+        self, base: Path, evaluators: Path, tmp_path: Path
+    ) -> None:
+        half = units([Arm()], ("state",))
+        judges = plan(base, evaluators)
+        draw_and_judge(half, judges, tmp_path, None, SilentProgress())
+        (part,) = (tmp_path / "parts").glob("*.json")
+        stored = json.loads(part.read_text())
+        for left_out, done_before in (({"CLIP": "offline"}, 0), ({"DINO": NOT_NAMED}, 1)):
+            part.write_text(json.dumps({**stored, "left_out": left_out}))
+            said = Notes()
+            draw_and_judge(half, judges, tmp_path, None, said)
+            assert len(said.lines) == done_before
+
+    def test_a_lora_file_draws_as_its_folder(
+        self, drawn: Drawn, base: Path, evaluators: Path, adapter: Path, folder: Path
+    ) -> None:
+        file = next(adapter.glob("*.safetensors"))
+        arms = [Arm("file", str(file), "hash", 7, 0), Arm("lora", str(adapter), "hash", 7, 0)]
+        found = draw_and_judge(
+            units(arms, ("state",)), plan(base, evaluators), folder / "out", None, SilentProgress()
+        )
+        one, two = (opened(folder, found.rows[place]) for place in (0, 2))
+        assert (one == two).all()
+
+    def test_other_weights_in_a_judge_s_folder_are_another_judge(self, tmp_path: Path) -> None:
+        prints = set()
+        for content in (b"one", b"two"):
+            (tmp_path / "model.safetensors").write_bytes(content)
+            prints.add(JudgeSpec(world=False, clip=str(tmp_path)).fingerprint())
+        assert len(prints) == 2
 
 
 class TestJudges:

@@ -9,7 +9,11 @@ import pytest
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.personalization import personalize
-from dreamfleet.personalization.planning import complete_requests, warn_of_prompts
+from dreamfleet.personalization.planning import (
+    complete_requests,
+    warn_of_prompts,
+    with_pinned_base,
+)
 from dreamfleet.runtime import session
 from dreamfleet.runtime.progress import SilentProgress
 from tests.tiny_bases import make_tiny_sd1
@@ -112,3 +116,14 @@ def test_long_prompts_are_warned_of(tmp_path: Path, base: Path) -> None:
     progress = Warnings()
     warn_of_prompts(requests, files, progress)
     assert "the base reads the first" in progress.lines[0]
+
+
+def test_the_base_s_name_holds_in_any_process(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    pinned = with_pinned_base(config_for(tmp_path, base_model=base.name, variant="fp16"))
+    assert pinned.base_source == pinned.base_model == f"{base}#fp16"
+    assert with_pinned_base(pinned) == pinned
+    hub = with_pinned_base(config_for(tmp_path, base_model="a/b", revision="main"))
+    assert (hub.base_model, hub.revision) == ("a/b@main", None)

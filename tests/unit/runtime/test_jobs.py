@@ -90,6 +90,8 @@ def test_a_checkout_sends_its_code_and_another_folder_nothing(
         (("personalize", "--rank", "0", "--output-dir", "/o"), "train.rank"),
         (("personalize", "s3://b/p", "--class-word", "dog"), "absolute --output-dir"),
         (("prepare", "s3://b/p", "--output-dir", "squares"), "absolute --output-dir"),
+        (("benchmark", "worldbench"), "absolute --output-dir"),
+        (("evaluate", "--adapter", "s3://b/a", "--output-dir", "here"), "absolute --output-dir"),
     ],
 )
 def test_refused_before_anything_is_sent(

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from dreamfleet.config import ClusterConfig
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.training import fleet
@@ -111,3 +113,16 @@ def test_the_summary_says_how_many_shared_a_step() -> None:
         "one engine: 2.5 subjects shared a training step, on average"
     )
     assert FleetSummary(2).text() == "2 engines: no subject shared a step"
+
+
+def test_no_more_engines_than_cpus_and_gpus_hold() -> None:
+    def count(device: str, cpus: float, gpus: float, **resources: float) -> int:
+        cluster = ClusterConfig(num_workers=8, resources_per_worker=resources)
+        session: Any = SimpleNamespace(num_cpus=cpus, num_gpus=gpus)
+        return fleet.engine_count(cluster, session, 100, device)
+
+    assert count("cpu", 4, 0) == 4
+    assert count("cpu", 4, 0, CPU=2) == 2
+    assert count("cpu", 4, 0, CPU=8) == 1
+    assert count("cuda", 16, 2, GPU=0.5) == 4
+    assert count("cuda", 2, 2, GPU=0.25) == 2
