@@ -462,11 +462,17 @@ def preference(
 
     names = Path(a).expanduser().absolute(), Path(b).expanduser().absolute()
     kept = study.Votes(votes or names[0] / "votes.db", *map(str, names))
+    pairs = study.load_pairs(*names)
     if results:
-        for line in study.share_lines(study.preference_shares(kept.all()), a, b):
+        current, everything = {pair.pair_id for pair in pairs}, kept.all()
+        counted = [vote for vote in everything if vote.pair in current]
+        if len(counted) < len(everything):
+            old = len(everything) - len(counted)
+            click.echo(f"{old} votes on other pictures than A and B hold now: left out", err=True)
+        for line in study.share_lines(study.preference_shares(counted), a, b):
             click.echo(line)
         return
-    app = study.preference_app(study.load_pairs(*names), kept, comparisons=comparisons)
+    app = study.preference_app(pairs, kept, comparisons=comparisons)
     click.echo(f"http://{host}:{port}  (votes: {kept.path}; Ctrl-C ends)", err=True)
     study.serve(app, host, port)
 

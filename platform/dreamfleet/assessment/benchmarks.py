@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dreamfleet.assessment.common import (
     AssessmentResult,
     JudgeNames,
     adapter_arm,
+    checkpoints_of,
     local_output,
     mean_history,
     units_of,
@@ -34,10 +36,11 @@ from dreamfleet.evaluation.protocols import (
 )
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
-from dreamfleet.personalization import personalize
+from dreamfleet.personalization import SubjectResult, personalize
 from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
+from dreamfleet.runtime.storage import Folder
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import SUBJECT_COUNTS, Subject
 
@@ -183,8 +186,10 @@ class _Benchmark:
                 continue
             own = config.model_copy(deep=True)
             own.subject.class_word = member.class_word
+            complete = resolved_config(own, self.files)
+            _check_steps(subject, complete)
             arm = adapter_arm(subject.output_dir, self.plan.arm, subject.steps, config.train.seed)
-            arms[member.subject_id] = arm, resolved_config(own, self.files)
+            arms[member.subject_id] = arm, complete
         if not arms:
             raise TrainingError(f"no subject was trained: {next(iter(self.failed.values()))}")
         return arms
@@ -201,7 +206,11 @@ class _Benchmark:
         config = self.plan.config.model_copy(deep=True)
         config.subject.images = [str(listed)]
         config.train.seed += index
-        config.output_dir = str(self.output / "adapters" / f"seed-{config.train.seed}")
+        seed = f"seed-{config.train.seed}"
+        config.output_dir = str(self.output / "adapters" / seed)
+        if config.cluster.storage_path:  # subjects have the same names in every benchmark and seed
+            storage = Folder(config.cluster.storage_path)
+            config.cluster.storage_path = storage.child(self.output.name).child(seed).location
         config.sampling.num_validation_images = 0  # pictures are drawn once, by the benchmark
         config.tracking.register_adapter = False
         config.cluster.parallel = "subjects"  # one subject alone must not be spread over workers
@@ -256,7 +265,11 @@ class _Benchmark:
         config: RunConfig,
     ) -> Assessment:
         plan = self.plan
-        folders = [Path(arm.adapter) for arms in trained for arm, _ in arms.values()]
+        checkpoints = [
+            checkpoints_of(Path(arm.adapter), own, subject_id)
+            for arms in trained
+            for subject_id, (arm, own) in arms.items()
+        ]
         embedded_photos = not self.is_world and config.base_model == EMBEDDED
         notes = [f"{who}: not trained ({why})" for who, why in self.failed.items()]
         if self.missing:
@@ -289,8 +302,9 @@ class _Benchmark:
                 f"learning rate {config.train.learning_rate:g}",
                 "SuDe": f"weight {config.sude.weight:g}",
                 "oracle": self.judges.oracle or "none",
+                **({"scored states": _states_text(plan.scored_states)} if self.is_world else {}),
             },
-            history=mean_history(folders),
+            history=mean_history(checkpoints),
         )
 
 
@@ -298,6 +312,24 @@ def _with_output(plan: BenchmarkPlan) -> RunConfig:
     config = plan.config.model_copy()
     config.output_dir = config.output_dir or f"runs/{plan.benchmark}-{plan.arm}"
     return config
+
+
+def _states_text(states: Mapping[str, Sequence[str]] | None) -> str:
+    """The same for the same states, whatever their order."""
+    if states is None:
+        return "all"
+    named = sorted((name, sorted(own)) for name, own in states.items())
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
+
+
+def _check_steps(subject: SubjectResult, config: RunConfig) -> None:
+    """Refuse an adapter of an earlier run of the command that was trained for longer."""
+    wanted = config.train.max_train_steps
+    if subject.steps != wanted:
+        raise BadInputError(
+            f"{subject.id}: its adapter in {subject.output_dir} was trained for {subject.steps} "
+            f"steps, and {wanted} are asked for; give another --output-dir"
+        )
 
 
 def _check_world(plan: BenchmarkPlan, judges: JudgeSpec) -> None:

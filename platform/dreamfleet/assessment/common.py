@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.adapters.files import adapter_kind, adapter_path
 from dreamfleet.config import RunConfig, dreamfleet_home
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
 from dreamfleet.evaluation.evaluation_report import (
     EvaluationPage,
@@ -29,8 +28,11 @@ from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_su
 from dreamfleet.evaluation.scores import headline, title
 from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.jobs import check_job_places
+from dreamfleet.runtime.storage import Folder
 from dreamfleet.seeding import key_to_int
+from dreamfleet.training.checkpoints import CheckpointFolder, read_json_lines, step_name
 from dreamfleet.training.export import ADAPTER
+from dreamfleet.training.output import OutputFolder
 from dreamfleet.training.worker import HISTORY
 
 if TYPE_CHECKING:
@@ -273,15 +275,22 @@ def units_of(
     return units
 
 
-def mean_history(folders: Sequence[Path]) -> list[dict[str, float]]:
-    """Training figures by step, averaged over adapters; empty where none are at hand."""
+def checkpoints_of(adapter: Path, config: RunConfig, subject_id: str) -> Folder:
+    """Where the training of the adapter in folder `adapter` kept its checkpoints."""
+    return OutputFolder.of(
+        Folder(str(adapter)), config.cluster.storage_path, subject_id
+    ).checkpoints
+
+
+def mean_history(checkpoints: Sequence[Folder]) -> list[dict[str, float]]:
+    """Training figures by step, averaged over runs; empty where none are at hand.
+
+    Args:
+        checkpoints: each run's folder of checkpoints.
+    """
     sums: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for folder in folders:
-        path = folder / "checkpoints" / ADAPTER / HISTORY
-        if not path.is_file():
-            continue
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+    for folder in checkpoints:
+        for row in _history(folder):
             for name, value in row.items():
                 if isinstance(value, int | float):
                     sums[int(row.get("step", 0))][name].append(float(value))
@@ -289,3 +298,16 @@ def mean_history(folders: Sequence[Path]) -> list[dict[str, float]]:
         {name: sum(values) / len(values) for name, values in figures.items()}
         for _, figures in sorted(sums.items())
     ]
+
+
+def _history(checkpoints: Folder) -> list[dict[str, Any]]:
+    """Of the finished adapter; else of the newest checkpoint, for a whole model's copy is gone."""
+    try:
+        if checkpoints.child(ADAPTER).exists(HISTORY):
+            return read_json_lines(checkpoints.child(ADAPTER).read(HISTORY))
+        newest = CheckpointFolder(checkpoints).newest_step()
+        if newest is None:
+            return []
+        return read_json_lines(checkpoints.child(step_name(newest)).read(HISTORY))
+    except (OSError, ValueError, DreamfleetError):
+        return []  # curves are an extra: storage out of reach must not cost the figures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,20 @@ from dreamfleet.evaluation.evaluation_report import main_arm
 from dreamfleet.evaluation.results import SUMMARY, read_summary
 from dreamfleet.evaluation.scores import compare_entries, higher_is_better, title
 
+# Settings without which two figures do not measure the same thing.
+SAME_SETTINGS = (
+    "base hash", "sampler", "judges", "prompts", "pictures per prompt", "oracle", "scored states",
+)  # fmt: skip
 NO_FIGURES = (".without_adapter",)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the things compared: its name and its figures by subject."""
+    """One of the things compared: its name, its figures by subject, and how they were measured."""
 
     name: str
     entry: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -37,13 +42,16 @@ def compare(
         What was compared, and one mapping per other and figure (see `scores.compare_entries`).
 
     Raises:
-        BadInputError: fewer than two, or one that has no figures, or other subjects.
+        BadInputError: fewer than two, or one that has no figures, other subjects, or figures that
+            were measured otherwise.
     """
     if len(places) < 2:
         raise BadInputError(f"{len(places)} given to compare; expected two or more")
     found = [_read(place, tracking_uri, experiment) for place in places]
     if len({item.name for item in found}) < len(found):
-        found = [Compared(place, item.entry) for place, item in zip(places, found, strict=True)]
+        found = [replace(item, name=place) for place, item in zip(places, found, strict=True)]
+    for item in found[1:]:
+        _check_settings(found[0], item)
     others = {item.name: item.entry for item in found[1:]}
     return found, compare_entries(found[0].entry, others)
 
@@ -60,6 +68,16 @@ def comparison_lines(
             yield f"  {title(row['figure']):<44} {_difference(row)}"
         if own and all(row["interval"] is None for row in own):
             yield "  (fewer than 8 subjects: no interval)"
+
+
+def _check_settings(a: Compared, b: Compared) -> None:
+    for key in SAME_SETTINGS:
+        one, other = a.settings.get(key), b.settings.get(key)
+        if None not in (one, other) and one != other:
+            raise BadInputError(
+                f"{a.name} and {b.name} were not measured alike: {key} {one} and {other}; compare "
+                "results of the same settings"
+            )
 
 
 def _difference(row: Mapping[str, Any]) -> str:
@@ -86,7 +104,7 @@ def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
         return _read_run(place, tracking_uri, experiment)
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
-        return Compared(folder.name, main_arm(summary))
+        return _of_summary(folder.name, summary)
     if (folder / ADAPTER_JSON).is_file():
         info = read_adapter_json(folder)
         return Compared(folder.name, _single(info.name, info.metrics))
@@ -103,8 +121,12 @@ def _read_run(run_id: str, tracking_uri: str | None, experiment: str) -> Compare
     if text is not None:
         import json
 
-        return Compared(row.name or run_id, main_arm(json.loads(text)))
+        return _of_summary(row.name or run_id, json.loads(text))
     return Compared(row.name or run_id, _single(row.subject or run_id, row.metrics))
+
+
+def _of_summary(name: str, summary: Mapping[str, Any]) -> Compared:
+    return Compared(name, main_arm(summary), summary.get("settings", {}))
 
 
 def _single(subject: str, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dreamfleet.assessment.common import (
     AssessmentResult,
     JudgeNames,
     adapter_arm,
+    checkpoints_of,
     local_output,
     mean_history,
     units_of,
@@ -88,7 +89,7 @@ def evaluate(
         notes=("References are all photos that the adapter was made from.",),
         facts={"adapter": str(place), "prompts": prompts_hash(protocol)[:16],
                "pictures per prompt": str(count)},
-        history=mean_history([place]),
+        history=mean_history([checkpoints_of(place, config, subject_id)]),
     )  # fmt: skip
     from dreamfleet.runtime.session import ray_session
 

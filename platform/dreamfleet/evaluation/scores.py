@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -82,13 +83,13 @@ def summarise_world(
     rows: Sequence[Row], scored_states: Mapping[str, Sequence[str]] | None
 ) -> dict[str, Any]:
     """WorldBench's figures from rows of the drawing pipeline, and the published metrics beside."""
-    renamed = {"class_" + DIVERSITY: DIVERSITY, DRIFT: DRIFT, SELECTION: SELECTION}
+    names = (DIVERSITY, DRIFT, SELECTION)
     rungs: list[dict[str, Any]] = []
     for host, steps in _arms(rows):
         mine = [row for row in rows if row["host"] == host and row["steps"] == steps]
-        figures = _figures(mine, list(renamed))
+        figures = _figures(mine, names)
         for subject in dict.fromkeys(str(row["subject"]) for row in mine):
-            own = {renamed[n]: v[subject] for n, v in figures.items() if subject in v}
+            own = {n: v[subject] for n, v in figures.items() if subject in v}
             rungs.append({"subject": subject, "host": host, "steps": steps, **own})
     summary = summarise(rows, rungs, scored_states)
     published = {(e["host"], e["steps"]): e for e in summarise_scores(rows)["table"]}
@@ -103,8 +104,8 @@ def summarise_world(
 def compare_entries(
     a: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """`a` minus each of `others`, figure by figure, paired by subject; p values adjusted by Holm
-    over all figures and pairs.
+    """`a` minus each of `others`, figure by figure, over the subjects that have the figure in both;
+    p values adjusted by Holm over all figures and pairs.
 
     Args:
         a: an entry of a summary's `table`.
@@ -115,12 +116,7 @@ def compare_entries(
     """
     found: list[dict[str, Any]] = []
     for name, other in others.items():
-        for figure, own in a["subjects"].items():
-            theirs = {s: v for s, v in other["subjects"].get(figure, {}).items() if v is not None}
-            mine = {s: v for s, v in own.items() if v is not None}
-            if mine and theirs:
-                result = compare_paired(mine, theirs)
-                found.append({"other": name, "figure": figure, **asdict(result)})
+        found += _differences(a, name, other)
     if not found:
         raise BadInputError(
             "the two have no figure in common; expected results of the same protocol and judges"
@@ -130,6 +126,28 @@ def compare_entries(
     for i, row in enumerate(found):
         row["p_holm"] = adjusted.get(str(i))
     return found
+
+
+def _differences(a: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    apart = False
+    for figure, own in a["subjects"].items():
+        theirs = _known(other["subjects"].get(figure, {}))
+        mine = _known(own)
+        common = [subject for subject in mine if subject in theirs]
+        apart |= bool(mine and theirs and not common)
+        if common:
+            result = compare_paired({s: mine[s] for s in common}, {s: theirs[s] for s in common})
+            found.append({"other": name, "figure": figure, **asdict(result)})
+    if apart and not found:
+        raise BadInputError(
+            f"{name}: no subject in common with the first; expected results of the same subjects"
+        )
+    return found
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {s: v for s, v in values.items() if v is not None and math.isfinite(v)}
 
 
 def title(figure: str) -> str:

@@ -47,7 +47,7 @@ class CheckpointFolder:
         Raises:
             DreamfleetError: the storage cannot be written; earlier checkpoints are untouched.
         """
-        name = f"step-{step:08d}"
+        name = step_name(step)
         self.write(name, files, {**info, "step": step})
         self._prune(max(keep, 2))
         return name
@@ -108,6 +108,11 @@ class CheckpointFolder:
             if name not in kept and whole and name < whole[-1]:
                 self.folder.child(name).delete(MANIFEST)
                 self.folder.delete_folder(name)
+
+
+def step_name(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
 
 
 def _manifest(files: Mapping[str, bytes], info: Mapping[str, Any]) -> bytes:

@@ -134,7 +134,7 @@ class TestDrawing:
         assert all(-1 <= scene[name] <= 1 for name in named)
         assert scene["aligned"] in (True, False) and "similarity" in scene
         of_class = next(row for row in drawn.rows if row["kind"] == "class")
-        assert {DRIFT, "class_" + DIVERSITY} <= set(of_class)
+        assert {DRIFT, DIVERSITY} <= set(of_class)
         assert not {name for name in of_class if name.startswith(("clip_", "dino_"))}
         write_rows(folder / RESULTS, drawn.rows)
         stored = read_rows(folder / RESULTS)

@@ -35,7 +35,8 @@ def run(tmp_path: Path) -> Path:
         for i in range(count):
             name = f"{host}-{i}.png"
             Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / name)
-            rows.append({"host": host, "steps": int(host != "base"), "subject": "D00-dog",
+            rows.append({"host": host, "steps": i % 2 + 1 if host == "lora" else 0,
+                         "subject": "D00-dog",
                          "kind": "state" if i % 2 else "scene", "picture": name,
                          **READING})  # fmt: skip
     rows.append({**rows[0], "kind": "class"})
@@ -95,7 +96,7 @@ class TestScore:
         fill(check, **{wrong: {"class": "unreadable"}})
         result = score_labels(check)
         assert result["agreement"] == pytest.approx(11 / 12)  # above 90 %
-        assert result["error_rate_by_arm"] == {"base, 0": 0.0, "lora, 1": pytest.approx(1 / 6)}
+        assert result["error_rate_by_arm"] == {"base": 0.0, "lora": pytest.approx(1 / 6)}
         assert result["passed"] is False
         assert result["confusions"][0]["label"] == "unreadable"
 
@@ -125,6 +126,10 @@ class TestPage:
             assert client.get("/picture/..%2fkey.csv").status_code == 404
             wrong = {"id": "000", "seen": "dog/flying", "scene": "snow"}
             assert client.post("/label", data=wrong).status_code == 400
+            for scene in ("", "unreadable"):
+                no_scene = {"id": "000", "seen": "dog/running", "scene": scene}
+                assert client.post("/label", data=no_scene).status_code == 400
+            assert 'name="scene" required' in client.get("/").text
             right = {"id": "000", "seen": "dog/running", "scene": "snow"}
             assert "1 of 2 labelled" in client.post("/label", data=right).text
             last = client.post("/label", data={"id": "001", "seen": "unreadable", "scene": ""}).text

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from dreamfleet import cli
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.preference import (
     Pair,
@@ -56,6 +57,22 @@ class TestPairs:
         assert all(pair.a.name == pair.b.name for pair in pairs)
         assert all(pair.a.name.startswith("recipe") for pair in pairs)  # never the bare base
         assert all(len(pair.references) == 1 for pair in pairs)
+
+    def test_other_pictures_are_other_pairs(self, pairs: list[Pair], tmp_path: Path) -> None:
+        again = load_pairs(tmp_path / "a", results(tmp_path / "b", 90))
+        assert not {pair.pair_id for pair in pairs} & {pair.pair_id for pair in again}
+
+    def test_results_count_votes_on_present_pictures_only(
+        self, pairs: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        places = str(tmp_path / "a"), str(tmp_path / "b")
+        votes = [Vote("me", pairs[0].pair_id, "text", "a"), Vote("me", "gone", "text", "b")]
+        Votes(tmp_path / "v.db", *places).add(votes)
+        arguments = ["preference", *places, "--votes", str(tmp_path / "v.db"), "--results"]
+        assert cli.main(arguments) == 0
+        said = capsys.readouterr()
+        assert "100.0%" in said.out and "1 votes of 1 people" in said.out
+        assert "1 votes on other pictures" in said.err
 
     def test_nothing_in_common_is_refused(self, tmp_path: Path) -> None:
         a = results(tmp_path / "a", 1)
@@ -111,10 +128,21 @@ class TestShares:
         error = np.std([1.0] * 6 + [0.0] * 2, ddof=1) / 8**0.5
         assert share.interval == pytest.approx((0.75 - 2.364624 * error, 1.0), abs=1e-4)
 
+    def test_where_people_are_the_unit_each_counts_once(self) -> None:
+        votes = [Vote("busy", f"p{i}", "text", "a") for i in range(93)]
+        votes += [Vote(f"v{v}", "p0", "text", "b") for v in range(7)]
+        (share,) = preference_shares(votes)
+        assert (share.a, share.b, share.num_votes) == (1 / 8, 7 / 8, 100)
+        assert share.interval[0] <= share.a <= share.interval[1]
+
     def test_lines(self) -> None:
         lines = list(share_lines(preference_shares([Vote("v", "p", "text", "a")]), "mine", "yours"))
         assert "mine 100.0%, yours 0.0%" in lines[1]
         assert list(share_lines([], "a", "b")) == ["no votes yet"]
+
+
+def _ids(pairs: list[Pair]) -> list[str]:
+    return [pair.pair_id for pair in pairs]
 
 
 class TestPages:
@@ -171,6 +199,18 @@ class TestPages:
             client.cookies.set("dreamfleet_voter", "'; DROP TABLE votes;--")
             assert client.post("/vote", data=good).status_code == 400
         assert votes.all() == []
+
+    def test_only_a_person_s_own_pages_are_answered(self, pairs: list[Pair], votes: Votes) -> None:
+        with TestClient(preference_app(pairs, votes, comparisons=1)) as client:
+            client.get("/")
+            (own,) = order_for(str(client.cookies["dreamfleet_voter"]), _ids(pairs), 1)
+            codes = {
+                pair_id: client.post(
+                    "/vote", data={"pair": pair_id, "subject": "left", "text": "left"}
+                ).status_code
+                for pair_id in _ids(pairs)
+            }
+        assert {pair_id for pair_id, code in codes.items() if code == 200} == {own}
 
     def test_order_and_sides_are_random_but_stay(self, pairs: list[Pair]) -> None:
         ids = [pair.pair_id for pair in pairs]

@@ -82,6 +82,28 @@ class TestCompare:
         with pytest.raises(BadInputError, match="no figure in common"):
             compare_entries(entry({CLIP: [1.0]}), {"b": entry({DIV: [1.0]})})
 
+    def test_one_null_costs_one_subject_and_other_subjects_are_refused(self) -> None:
+        a, b = entry({CLIP: [0.2] * 9}), entry({CLIP: [0.1] * 9})
+        b["subjects"][CLIP]["s0"] = None
+        (found,) = compare_entries(a, {"b": b})
+        assert found["num_subjects"] == 8 and found["interval"] is not None
+        b["subjects"][CLIP] = {"somebody": 0.1}
+        with pytest.raises(BadInputError, match="same subjects"):
+            compare_entries(a, {"b": b})
+
+    def test_figures_that_were_measured_otherwise_are_refused(self, tmp_path: Path) -> None:
+        settings = {"oracle": "A", "scored states": "all", "adapter": "x"}
+        for name, changes in (
+            ("one", {}), ("two", {"adapter": "y"}), ("three", {"scored states": "0f"})
+        ):  # fmt: skip
+            (tmp_path / name).mkdir()
+            summary = {"table": [entry({CLIP: [0.5]})], "settings": {**settings, **changes}}
+            write_summary(tmp_path / name / SUMMARY, summary)
+        one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+        assert compare([one, two])
+        with pytest.raises(BadInputError, match="scored states all and 0f"):
+            compare([one, three])
+
     def test_folders_and_adapters(self, tmp_path: Path) -> None:
         for name, value in (("one", 0.5), ("two", 0.25)):
             (tmp_path / name).mkdir()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.evaluation.scores import title
 from dreamfleet.evaluation.world_metrics import WorldScorer
 from dreamfleet.evaluation.worldbench import (
     BenchSettings,
@@ -28,6 +29,7 @@ from dreamfleet.evaluation.worldbench import (
 )
 from dreamfleet.evaluation.worldbench.command import parse_steps
 from dreamfleet.evaluation.worldbench.plan import jobs_for, requests_for
+from dreamfleet.evaluation.worldbench.run import read_results
 from dreamfleet.evaluation.worldbench.summary import (
     DIVERSITY,
     choose_guidance,
@@ -260,6 +262,15 @@ def made_up_rows(num_subjects: int = 8) -> list[dict[str, Any]]:
 
 
 class TestSummary:
+    def test_old_ladders_call_the_class_s_variety_by_its_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows" / "s0" / "lora.json"
+        path.parent.mkdir(parents=True)
+        rung = {"steps": 200, "div[world-identity-distance]": 0.3}
+        path.write_text(json.dumps({"rows": [], "rungs": [rung]}))
+        _, (found,) = read_results(tmp_path)
+        assert found == {"subject": "s0", "host": "lora", "steps": 200, DIVERSITY: 0.3}
+        assert title(DIVERSITY).startswith("Class variety")
+
     def test_figures_and_pairs(self) -> None:
         rungs = [
             {"subject": f"s{i}", "host": host, "steps": steps, DIVERSITY: value}

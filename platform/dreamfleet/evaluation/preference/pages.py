@@ -81,9 +81,8 @@ def preference_app(
         given = {name: texts[-1] for name, texts in parse_qs(body.decode("latin-1")).items()}
         pair_id = given.get("pair", "")
         answers = {question: given.get(question, "") for question in QUESTIONS}
-        if pair_id not in by_id or any(
-            answer not in (*SIDES, "neither") for answer in answers.values()
-        ):
+        known = pair_id in order_for(voter, list(by_id), comparisons)
+        if not known or any(answer not in (*SIDES, "neither") for answer in answers.values()):
             return Response("not an answer to one of the pages", status_code=400)
         votes.add(_as_votes(voter, pair_id, answers))
         return RedirectResponse("/", status_code=303)

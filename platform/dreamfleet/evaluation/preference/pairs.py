@@ -23,7 +23,11 @@ Key = tuple[str, str, int, int]  # subject, prompt, noise seed, training seed
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison: two pictures and what they should show."""
+    """One comparison: two pictures and what they should show.
+
+    Its id is of question and pictures: a vote on pictures that were since drawn anew does not
+    count.
+    """
 
     pair_id: str
     subject: str
@@ -53,9 +57,14 @@ def load_pairs(a: str | Path, b: str | Path) -> list[Pair]:
         subject, prompt = key[:2]
         if subject not in references:
             references[subject] = _references(one, subject) or _references(two, subject)
-        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        digest = _pair_id(key, first[key], second[key])
         pairs.append(Pair(digest, subject, prompt, first[key], second[key], references[subject]))
     return pairs
+
+
+def _pair_id(key: Key, a: Path, b: Path) -> str:
+    pictures = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (a, b)]
+    return hashlib.sha256(repr((key, pictures)).encode()).hexdigest()[:16]
 
 
 def _pictures(folder: Path) -> Mapping[Key, Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from dreamfleet.evaluation.preference.votes import QUESTIONS, Choice, Vote
+from dreamfleet.evaluation.preference.votes import CHOICES, QUESTIONS, Choice, Vote
 
 MIN_VOTERS = 8  # from here on people are the unit, as subjects are elsewhere
 CONFIDENCE = 0.95
@@ -20,10 +20,11 @@ class Share:
     """How often A was preferred.
 
     Attributes:
-        a, b, neither: shares of all votes on the question.
-        interval: of `a`, at 95 %: t over people's own shares from `MIN_VOTERS` people on, else
-            Wilson's over single votes, which takes the votes of one person as independent.
-        unit: "people" or "votes": what the interval is over.
+        a, b, neither: means of people's own shares from `MIN_VOTERS` people on, else shares of all
+            votes on the question.
+        interval: of `a`, at 95 %: t over people's own shares, or Wilson's over single votes, which
+            takes the votes of one person as independent.
+        unit: "people" or "votes": what shares and interval are over.
     """
 
     question: str
@@ -65,13 +66,11 @@ def _share(question: str, votes: Sequence[Vote]) -> Share:
     for vote in votes:
         by_voter[vote.voter].append(vote.choice)
     choices = [vote.choice for vote in votes]
-    count = {choice: choices.count(choice) / len(choices) for choice in ("a", "b", "neither")}
     people = len(by_voter) >= MIN_VOTERS
-    interval = (
-        _t_interval([own.count("a") / len(own) for own in by_voter.values()])
-        if people
-        else _wilson(choices.count("a"), len(choices))
-    )
+    units = list(by_voter.values()) if people else [choices]
+    own = {choice: [unit.count(choice) / len(unit) for unit in units] for choice in CHOICES}
+    count = {choice: float(np.mean(shares)) for choice, shares in own.items()}
+    interval = _t_interval(own["a"]) if people else _wilson(choices.count("a"), len(choices))
     return Share(
         question, len(votes), len(by_voter), count["a"], count["b"], count["neither"],
         interval, "people" if people else "votes",

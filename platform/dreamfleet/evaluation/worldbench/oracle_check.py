@@ -41,7 +41,8 @@ MAX_BODY_BYTES = 4096
 
 
 def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, seed: int = 0) -> int:
-    """Draw `count` pictures of state and scene prompts, as many of each arm as can be.
+    """Draw `count` pictures of state and scene prompts, as many of each arm as can be. An arm is a
+    host, whatever its training steps.
 
     Args:
         folders: outputs of `benchmark worldbench` or check_embedded_base.py.
@@ -57,12 +58,11 @@ def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, see
     """
     if (output_dir / LABELS).exists():
         raise BadInputError(f"{output_dir / LABELS}: there already; label those, or draw elsewhere")
-    by_arm: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    by_arm: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
         for row in read_rows(folder / RESULTS):
             if row["kind"] in ("state", "scene") and row.get("seen_class"):
-                arm = (str(row["host"]), int(row["steps"]))
-                by_arm.setdefault(arm, []).append({**row, "folder": str(folder)})
+                by_arm.setdefault(str(row["host"]), []).append({**row, "folder": str(folder)})
     chosen = _in_equal_parts(by_arm, count, seed)
     if not chosen:
         raise BadInputError(f"{', '.join(map(str, folders))}: no pictures of states or scenes")
@@ -101,7 +101,7 @@ def score_labels(output_dir: Path) -> dict[str, Any]:
     for name, row in key.items():
         label = _checked(output_dir, name, labels.get(name, {}), row["kind"])
         wrong = not _agrees(label, row)
-        errors.setdefault(f"{row['host']}, {row['steps']}", []).append(wrong)
+        errors.setdefault(row["host"], []).append(wrong)
         for question in questions if label["class"] != UNREADABLE else ("class",):
             if label[question]:
                 questions[question].append(label[question] == row[f"seen_{question}"])
@@ -171,7 +171,8 @@ def label_app(output_dir: Path) -> FastAPI:
                  "scene": given.get("scene", "")}  # fmt: skip
         rows = _read_csv(output_dir / LABELS)
         try:
-            _checked(output_dir, entry["id"], entry, "")
+            # The scene is always asked for: the page does not know what the prompt wanted.
+            _checked(output_dir, entry["id"], entry, "scene")
         except BadInputError as error:
             return Response(str(error), status_code=400)
         if entry["id"] not in {row["id"] for row in rows}:
@@ -184,7 +185,7 @@ def label_app(output_dir: Path) -> FastAPI:
 
 
 def _in_equal_parts(
-    by_arm: Mapping[tuple[str, int], list[dict[str, Any]]], count: int, seed: int
+    by_arm: Mapping[str, list[dict[str, Any]]], count: int, seed: int
 ) -> list[dict[str, Any]]:
     """Arms take turns, each in an order of its own; the whole is shuffled again."""
     lots = numpy_generator("oracle check", seed)

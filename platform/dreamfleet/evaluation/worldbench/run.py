@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from dreamfleet.evaluation.worldbench.ladder import (
     train_ladder,
 )
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings, Host, Job, jobs_for
-from dreamfleet.evaluation.worldbench.summary import SELECTION
+from dreamfleet.evaluation.worldbench.summary import DIVERSITY, SELECTION, VARIETY
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import Subject, benchmark_photo
 
@@ -164,7 +164,7 @@ class WorldBench:
                 div([by_kind["class"]], EncoderDistance(backbone)),
                 pres(by_kind["class"], photos, backbone),
             ]
-            figures |= {score.name: score.value for score in scores}
+            figures |= _class_names({score.name: score.value for score in scores})
         return figures
 
     def _save_pictures(
@@ -196,8 +196,15 @@ def read_results(output_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str,
         stored = json.loads(path.read_text(encoding="utf-8"))
         rows += stored["rows"]
         names = {"subject": path.parent.name, "host": path.stem}
-        rungs += [{**names, **rung} for rung in stored["rungs"]]
+        rungs += [{**names, **_class_names(rung)} for rung in stored["rungs"]]
     return rows, rungs
+
+
+def _class_names(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A rung's figures with its variety named for what it is, the class's; older files say `div`,
+    which elsewhere is the variety of the subject's pictures.
+    """
+    return {DIVERSITY if name == VARIETY else name: value for name, value in figures.items()}
 
 
 def _pictures_folder(subject: Subject, host_name: str, steps: int) -> str:

@@ -21,7 +21,8 @@ SCORED_STATE_SHARE = 0.85
 LEARNT_SHARE = 0.95
 DISEASE_LOSS = 0.15
 DISEASE_FACTORS = (1, 2, 4)  # of N*
-DIVERSITY = "div[world-identity-distance]"
+VARIETY = "div[world-identity-distance]"  # of one prompt's pictures
+DIVERSITY = f"class_{VARIETY}"  # of "photo of a {class}"
 DRIFT = "pres[world-identity]"
 SELECTION = "selection_fidelity[world-identity]"
 

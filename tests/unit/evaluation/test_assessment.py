@@ -1,0 +1,73 @@
+"""What evaluations and benchmarks decide before and after drawing; no Ray, no pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dreamfleet.assessment import BenchmarkPlan
+from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
+from dreamfleet.assessment.common import checkpoints_of, mean_history
+from dreamfleet.errors import BadInputError
+from dreamfleet.runtime.progress import SilentProgress
+from dreamfleet.training.checkpoints import json_lines, step_name
+from dreamfleet.training.worker import HISTORY
+from tests.tiny_bases import make_tiny_sd1
+from tests.unit.data.helpers import config_for
+
+
+def test_runs_of_a_benchmark_share_no_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_tiny_sd1(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    config = config_for(
+        tmp_path,
+        base_model="tiny",
+        output_dir=str(tmp_path / "bench"),
+        cluster={"storage_path": "s3://bucket/runs?scheme=http"},
+    )
+    bench = _Benchmark(BenchmarkPlan("dreambench", config, num_seeds=2), SilentProgress())
+    bench.output.mkdir()
+    members = [_Member("rex", "dog", ("rex.png",), ("rex.png",))]
+    session: Any = SimpleNamespace(num_cpus=2, num_gpus=0)
+    first, second = (bench._training_config(members, index, session) for index in (0, 1))
+    assert first.base_model == second.base_model == str(base)
+    assert first.cluster.storage_path == "s3://bucket/runs/bench/seed-0?scheme=http"
+    assert second.cluster.storage_path == "s3://bucket/runs/bench/seed-1?scheme=http"
+    assert config.cluster.storage_path == "s3://bucket/runs?scheme=http"
+
+
+def test_an_adapter_that_was_trained_for_longer_is_refused(tmp_path: Path) -> None:
+    config = config_for(tmp_path, train={"max_train_steps": 200})
+    subject: Any = SimpleNamespace(id="rex", steps=400, output_dir=tmp_path)
+    with pytest.raises(BadInputError, match=r"400 steps, and 200.*--output-dir"):
+        _check_steps(subject, config)
+    subject.steps = 200
+    _check_steps(subject, config)
+
+
+def test_scored_states_are_told_apart_by_what_they_hold() -> None:
+    assert _states_text(None) == "all"
+    one = _states_text({"dog": ["running", "sitting"], "teapot": []})
+    assert one == _states_text({"teapot": [], "dog": ["sitting", "running"]})
+    assert one != _states_text({"dog": ["running"], "teapot": []})
+
+
+def test_curves_come_from_wherever_the_checkpoints_are(tmp_path: Path) -> None:
+    storage = config_for(tmp_path, cluster={"storage_path": str(tmp_path / "shared")})
+    inside, shared = tmp_path / "rex" / "checkpoints" / "adapter", tmp_path / "shared" / "bo"
+    whole = shared / step_name(2)  # a whole model's copy below `adapter` is deleted
+    for folder, loss in ((inside, 1.0), (whole, 3.0)):
+        folder.mkdir(parents=True)
+        (folder / HISTORY).write_bytes(json_lines([{"step": 2, "loss": loss}]))
+    (whole / "manifest.json").write_text("{}")
+    places = [
+        checkpoints_of(tmp_path / "rex", config_for(tmp_path), "rex"),
+        checkpoints_of(tmp_path / "bo", storage, "bo"),
+        checkpoints_of(tmp_path / "gone", storage, "gone"),
+    ]
+    assert mean_history(places) == [{"step": 2.0, "loss": 2.0}]
