@@ -33,16 +33,23 @@ from dreamfleet.errors import AdapterFileError, ConfigError
 
 PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file
 IN_PARAMETERS = f".{ADAPTER_NAME}."
+_TARGET_ENDS = tuple(f".{name}" for name in (*target_modules("sd1", "all"), *TEXT_ENCODER_TARGETS))
 
 
 @dataclass(frozen=True)
 class LoraShape:
-    """What decides a LoRA's tensors; names as in `TrainConfig`."""
+    """What decides a LoRA's tensors; names as in `TrainConfig`.
+
+    Attributes:
+        more_layers: layers beyond those that `layers` and `train_text_encoder` name, for adapters
+            that others have trained; a bank has room for them, training leaves them alone.
+    """
 
     rank: int
     alpha: float
     layers: LoraLayers
     train_text_encoder: bool = False
+    more_layers: frozenset[str] = frozenset()
 
 
 class LoraSite:
@@ -130,6 +137,11 @@ class LoraSite:
 def lora_sites(base: Base, shape: LoraShape) -> list[LoraSite]:
     """Where a LoRA of this shape acts, in the order of the modules; `shape.rank` is the largest."""
     names = _layer_names(base, shape)
+    for more in sorted(shape.more_layers - set(names)):
+        component, _, name = more.partition(".")
+        module = dict(getattr(base, component).named_modules()).get(name)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            names[more] = module
     return [LoraSite(name, module, shape.rank) for name, module in names.items()]
 
 
@@ -192,7 +204,9 @@ def shape_of(state: SlotState) -> LoraShape:
     """A shape that has room for a slot's state."""
     ranks = [value.shape[0] for name, value in state.tensors.items() if ".lora_A" in name]
     text = any(name.startswith("text_encoder") for name in state.tensors)
-    return LoraShape(max(ranks, default=1), 1.0, "all", text)
+    layers = {name.partition(".lora_")[0] for name in state.tensors}
+    more = frozenset(layer for layer in layers if not layer.endswith(_TARGET_ENDS))
+    return LoraShape(max(ranks, default=1), 1.0, "all", text, more)
 
 
 def _scale(layer: str, rank: int, about: Mapping[str, Any]) -> float:

@@ -20,14 +20,19 @@ def use_memory_settings(train: TrainConfig, modules: Iterable[tuple[str, Any]]) 
     Raises:
         ConfigError: xformers was asked for and cannot be used here.
     """
-    if train.allow_tf32:  # of the whole process, as torch has it
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    if train.allow_tf32:
+        use_tf32()
     for name, module in modules:
         if train.gradient_checkpointing:
             _checkpoint_gradients(module)
         if name == "unet" and train.enable_xformers_memory_efficient_attention:
             _use_xformers(module)
+
+
+def use_tf32() -> None:
+    """TF32 for fp32 products of the whole process, as torch has it."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def _checkpoint_gradients(module: Any) -> None:

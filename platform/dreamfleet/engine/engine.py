@@ -4,6 +4,7 @@ share its slots and its steps.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -19,12 +20,12 @@ from dreamfleet.engine.attention import use_fast_attention
 from dreamfleet.engine.memory import rows_that_fit
 from dreamfleet.engine.metrics import StepMetrics
 from dreamfleet.engine.packed_job import PackedJob, lora_shape
-from dreamfleet.engine.packed_sampling import ImageRequest, OnStep, PackedSampler, Ticket
+from dreamfleet.engine.packed_sampling import ImageRequest, OnStep, PackedSampler, Ticket, fail
 from dreamfleet.engine.packed_training import PackedTrainer
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.engine.spec import TrainJobSpec
 from dreamfleet.engine.teacher import MIB, FrozenTeacher, TeacherCache
-from dreamfleet.errors import BadInputError, CapacityError
+from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
 from dreamfleet.methods.dreambooth.text import TextCache
 
 OnTrainStep = Callable[[StepMetrics], None]
@@ -149,7 +150,7 @@ class Engine:
             AdapterFileError: it is damaged or not for this base.
         """
         state = source if isinstance(source, SlotState) else read_lora_slot(self.base, source)
-        self._room_for(shape_of(state))
+        self._check_holds(name, state)
         self._host[name] = state
         self._host.move_to_end(name)
         if name in self._resident and self._bank is not None:
@@ -172,6 +173,12 @@ class Engine:
             BadInputError: a wrong request, or an adapter that is not here.
         """
         request.checked(self.base)
+        names = {name for name, _ in request.adapters}
+        if len(names) > self.settings.max_slots:
+            raise BadInputError(
+                f"a request with {len(names)} adapters: this engine holds "
+                f"{self.settings.max_slots} at once; ask for fewer or raise max_slots"
+            )
         for name, _ in request.adapters:
             if name not in self._host:
                 raise BadInputError(
@@ -226,9 +233,9 @@ class Engine:
         """Fail all jobs and requests: something broke that belongs to none of them."""
         for job_id in list(self._jobs):
             self._end(job_id, error)
+        for ticket in self._queue:
+            fail(ticket, error)
         for ticket in [*self._queue, *self._sampler.abort(error)]:
-            if not ticket.image.done():
-                ticket.image.set_exception(error)
             self._done(ticket)
         self._queue.clear()
 
@@ -239,6 +246,7 @@ class Engine:
         for ticket in self._queue:
             ticket.image.cancel()
         self._queue.clear()
+        self._sampler.abort(RuntimeError("the engine is closed"))
         if self._bank is not None:
             self._bank.close()
 
@@ -294,12 +302,15 @@ class Engine:
                 ticket.image.cancel()
                 self._done(ticket)
                 continue
-            adapters = self._placed(ticket) if len(self._sampler) < max(room, 1) else None
+            try:
+                adapters = self._placed(ticket) if len(self._sampler) < max(room, 1) else None
+            except Exception as error:
+                fail(ticket, error)
+                self._done(ticket)
+                continue
             if adapters is None:
                 waiting.append(ticket)
-                continue
-            self._sampler.add(ticket, adapters)
-            if ticket.image.done():
+            elif not self._sampler.add(ticket, adapters):
                 self._done(ticket)
         self._queue = waiting
 
@@ -317,10 +328,18 @@ class Engine:
         if name in self._resident:
             self._resident.move_to_end(name)
             return
+        if name not in self._host:
+            raise BadInputError(
+                f"adapter {name!r}: it was removed while a request for it waited; add it again"
+            )
         bank = self._room_for(shape_of(self._host[name]))
         self._free_a_slot(bank, keep)
         slot = bank.claim()
-        bank.assign(slot, self._host[name])
+        try:
+            bank.assign(slot, self._host[name])
+        except Exception:
+            bank.release(slot)
+            raise
         self._resident[name] = slot
 
     def _free_a_slot(self, bank: AdapterBank, keep: list[str] | None = None) -> None:
@@ -345,12 +364,15 @@ class Engine:
             return self._bank
         old, sites = self._bank, lora_sites(self.base, wanted)
         bank = AdapterBank(sites, self.settings.max_slots, self.base.device)
-        for training in self._jobs.values():
-            training.job.move(bank)
-        for name, slot in self._resident.items():
-            bank.claim(slot)
-            assert old is not None
-            bank.assign(slot, self._host.get(name) or old.export(slot))
+        with contextlib.ExitStack() as undo:  # all move, or none
+            undo.callback(bank.close)
+            for training in self._jobs.values():
+                undo.callback(training.job.move(bank))
+            for name, slot in self._resident.items():
+                bank.claim(slot)
+                assert old is not None
+                bank.assign(slot, self._host.get(name) or old.export(slot))
+            undo.pop_all()
         if old is not None:
             old.close()
         self._bank, self._shape = bank, wanted
@@ -358,6 +380,17 @@ class Engine:
         rows = self._trainer.max_rows if self._trainer else self.max_rows
         self._trainer = PackedTrainer(self.base, bank, self.teacher, rows)
         return bank
+
+    def _check_holds(self, name: str, state: SlotState) -> None:
+        """Refuse an adapter before anybody asks for a picture with it."""
+        bank = self._room_for(shape_of(state))
+        for part, tensor in state.tensors.items():
+            if not bank.has_part(part, tensor.shape):
+                raise AdapterFileError(
+                    f"adapter {name!r}: {part} of shape {tuple(tensor.shape)} has no place in this "
+                    f"engine; expected a LoRA of linear and convolution layers of base model "
+                    f"{self.base.name}"
+                )
 
     def _training(self, job_id: str) -> _Training:
         if job_id not in self._jobs:
@@ -393,6 +426,7 @@ def _union(one: LoraShape, two: LoraShape) -> LoraShape:
         one.alpha,
         max(one.layers, two.layers, key=LAYERS.index),
         one.train_text_encoder or two.train_text_encoder,
+        one.more_layers | two.more_layers,
     )
 
 

@@ -80,4 +80,6 @@ class EngineLoop:
     def _refuse(self, error: BaseException) -> None:
         """An engine that could not be built answers every command with the reason."""
         while (command := self._commands.get()) is not None:
-            command[1].set_exception(error)
+            result = command[1]
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)

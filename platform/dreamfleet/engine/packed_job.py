@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,23 +207,37 @@ class PackedJob(Learner):
         self.bank.release(self.slot)
         self._prepared.clear()
 
-    def move(self, bank: AdapterBank) -> None:
-        """Go on in another bank, in a slot of the same number, bit for bit."""
-        state = self.state_dict()
-        self.bank = bank
-        self._attach(bank, self.slot)
-        self.load_state_dict(state)
+    def move(self, bank: AdapterBank) -> Callable[[], None]:
+        """Go on in another bank, in a slot of the same number, bit for bit.
+
+        Returns:
+            Takes the job back to where it was, for as long as the old bank is whole. A move that
+            fails leaves it there by itself.
+        """
+        before, state = dict(vars(self)), self.state_dict()
+
+        def back() -> None:
+            vars(self).update(before)
+
+        try:
+            self.bank = bank
+            self._attach(bank, self.slot)
+            self.load_state_dict(state)
+        except Exception:
+            back()
+            raise
+        return back
 
     def _attach(self, bank: AdapterBank, slot: int | None = None) -> None:
         self.slot = bank.claim(slot)
         try:
             bank.assign(self.slot, fresh_lora(self.base, self.shape, self.config.train.seed))
-        except ConfigError:
+            parameter = bank.parameter(self.slot)  # [P]
+            parameter.grad = bank.gradient(self.slot)
+            super().__init__(self.config.train, [parameter], self.spec.subject_id, self.base.dtype)
+        except Exception:
             bank.release(self.slot)
             raise
-        parameter = bank.parameter(self.slot)  # [P]
-        parameter.grad = bank.gradient(self.slot)
-        super().__init__(self.config.train, [parameter], self.spec.subject_id, self.base.dtype)
 
     @property
     def _flat(self) -> Tensor:

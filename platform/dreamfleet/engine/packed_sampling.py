@@ -135,19 +135,25 @@ class PackedSampler:
         self._plan = lru_cache(maxsize=64)(
             lambda name, steps: linear_steps(base.scheduler_config, name, steps)
         )
-        self._joined: tuple[tuple[int, ...], Conditioning] | None = None
+        self._joined: tuple[list[Conditioning], Conditioning] | None = None
 
     def __len__(self) -> int:
         return len(self._drawings)
 
-    def add(self, ticket: Ticket, adapters: Adapters = ()) -> None:
-        """Join from the next step on; a request that cannot begin fails its ticket only."""
+    def add(self, ticket: Ticket, adapters: Adapters = ()) -> bool:
+        """Join from the next step on; a request that cannot begin fails its ticket only.
+
+        Returns:
+            Whether it joined.
+        """
         ticket.adapters = adapters
         try:
             with torch.no_grad():
                 self._drawings.append(self._begin(ticket))
         except Exception as error:
-            _fail(ticket, error)
+            fail(ticket, error)
+            return False
+        return True
 
     def step(self) -> list[Ticket]:
         """One denoising step of as many requests as fit; returns those that ended.
@@ -177,7 +183,7 @@ class PackedSampler:
         tickets = [drawing.ticket for drawing in self._drawings]
         self._drawings.clear()
         for ticket in tickets:
-            _fail(ticket, error)
+            fail(ticket, error)
         return tickets
 
     def latents(self, ticket: Ticket) -> Tensor:
@@ -236,13 +242,11 @@ class PackedSampler:
             self._step(part)
         except Exception as error:
             if len(part) == 1:
-                _fail(part[0].ticket, error)
-                return [part[0].ticket]
-            return [ticket for drawing in part for ticket in self._advance([drawing])]
-        failed = []
-        for drawing in part:
-            failed += _report(drawing)
-        return failed
+                return [_lost(part[0].ticket, error)]
+        else:
+            return [ticket for drawing in part for ticket in _report(drawing)]
+        # Out here the error's traceback holds the pass's activations no longer.
+        return [ticket for drawing in part for ticket in self._advance([drawing])]
 
     def _step(self, part: Sequence[_Drawing]) -> None:
         device = self.base.device
@@ -274,9 +278,9 @@ class PackedSampler:
 
     def _texts_of(self, part: Sequence[_Drawing]) -> Conditioning:
         """Joined once for as long as the same requests share a pass."""
-        key = tuple(id(drawing.texts) for drawing in part)
-        if self._joined is None or self._joined[0] != key:
-            self._joined = (key, Conditioning.cat([drawing.texts for drawing in part]))
+        texts = [drawing.texts for drawing in part]
+        if self._joined is None or not _identical(self._joined[0], texts):
+            self._joined = (texts, Conditioning.cat(texts))
         return self._joined[1]
 
     def _decode(self, finished: Sequence[_Drawing]) -> list[Ticket]:
@@ -290,12 +294,17 @@ class PackedSampler:
                 pictures = self.base.safety_checker(pictures)
         except Exception as error:
             if len(finished) == 1:
-                _fail(finished[0].ticket, error)
-                return [finished[0].ticket]
-            return [ticket for drawing in finished for ticket in self._decode([drawing])]
-        for drawing, picture in zip(finished, pictures, strict=True):
-            _deliver(drawing.ticket, picture)
-        return [drawing.ticket for drawing in finished]
+                return [_lost(finished[0].ticket, error)]
+        else:
+            for drawing, picture in zip(finished, pictures, strict=True):
+                _deliver(drawing.ticket, picture)
+            return [drawing.ticket for drawing in finished]
+        return [ticket for drawing in finished for ticket in self._decode([drawing])]
+
+
+def _identical(one: Sequence[object], two: Sequence[object]) -> bool:
+    """The very same objects, in the same order."""
+    return len(one) == len(two) and all(a is b for a, b in zip(one, two, strict=True))
 
 
 def _shapes(drawing: _Drawing) -> tuple[torch.Size, torch.Size]:
@@ -310,13 +319,20 @@ def _report(drawing: _Drawing) -> list[Ticket]:
     try:
         ticket.on_step(drawing.done, len(drawing.steps))
     except Exception as error:
-        _fail(ticket, error)
+        fail(ticket, error)
         drawing.done = -1  # never finished
         return [ticket]
     return []
 
 
-def _fail(ticket: Ticket, error: Exception) -> None:
+def _lost(ticket: Ticket, error: Exception) -> Ticket:
+    """Fail a ticket; the error's traceback, which holds a pass's activations, goes."""
+    fail(ticket, error.with_traceback(None))
+    return ticket
+
+
+def fail(ticket: Ticket, error: Exception) -> None:
+    """End a request, unless its requester has cancelled it."""
     if ticket.image.set_running_or_notify_cancel():
         ticket.image.set_exception(error)
 

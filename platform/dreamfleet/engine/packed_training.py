@@ -93,14 +93,13 @@ class PackedTrainer:
         failures: Failures = {}
         try:
             return self._accumulate(jobs, failures), failures
-        except torch.OutOfMemoryError as error:
-            if len(jobs) == 1:
-                return {}, {jobs[0]: error}
-            self.max_rows = max(1, self.max_rows // 2)
-            torch.cuda.empty_cache()
         except Exception as error:
-            if len(jobs) == 1:
-                return {}, {jobs[0]: error}
+            kept = error.with_traceback(None)  # which would hold the pass's activations
+        if isinstance(kept, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            self.max_rows = max(1, self.max_rows // 2) if len(jobs) > 1 else self.max_rows
+        if len(jobs) == 1:
+            return {}, {jobs[0]: kept}
         sums: dict[PackedJob, MetricSum] = {}
         for job in jobs:
             own, failed = self._gradients([job])
@@ -206,7 +205,7 @@ class PackedTrainer:
             scaled: Tensor = job.scaler.scale(terms.total / job.micro_steps)
             return scaled
         except Exception as error:
-            failures[job] = error
+            failures[job] = error.with_traceback(None)
             return None
 
     def _current(self, rows: Sequence[_Rows]) -> list[Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -91,13 +92,14 @@ class TrainJobSpec:
         return make_batch(
             train.seed,
             indices,
-            self._subject_set(),
+            self._subject_set,
             class_prompts,
             self._prior_set(),
             num_train_timesteps=num_train_timesteps,
             device=device,
         )
 
+    @cached_property  # a set remembers its key, which takes a while to make
     def _subject_set(self) -> LatentSet:
         subject = self.subject
         if self.config.data.random_flip or subject.flipped_mean is None:

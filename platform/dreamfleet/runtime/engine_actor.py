@@ -36,18 +36,22 @@ class EngineSource:
         device: cpu or cuda.
         mixed_precision: no, fp16 or bf16, as in `TrainConfig`.
         safety_checker: whether pictures go through the base's own, where it has one.
+        allow_tf32: as in `TrainConfig`.
     """
 
     base_model: str
     device: str
     mixed_precision: str = "no"
     safety_checker: bool = False
+    allow_tf32: bool = False
 
     @staticmethod
     def of(config: RunConfig, device: str) -> EngineSource:
         """The base of a run."""
-        checked = config.sampling.safety_checker == "auto"
-        return EngineSource(config.base_source, device, config.train.mixed_precision, checked)
+        train, checked = config.train, config.sampling.safety_checker == "auto"
+        return EngineSource(
+            config.base_source, device, train.mixed_precision, checked, train.allow_tf32
+        )
 
 
 class EngineActor:
@@ -162,10 +166,13 @@ class EngineActor:
         import torch
 
         from dreamfleet.bases import load_base
+        from dreamfleet.bases.acceleration import use_tf32
         from dreamfleet.engine.engine import Engine
 
         dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
         source = self._source
+        if source.allow_tf32:
+            use_tf32()
         base = load_base(
             source.base_model,
             device=source.device,

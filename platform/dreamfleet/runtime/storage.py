@@ -176,7 +176,8 @@ class Folder:
         from pyarrow.fs import FileType
 
         filesystem, root = self._remote
-        return bool(filesystem.get_file_info(posixpath.join(root, name)).type != FileType.NotFound)
+        info = _patiently(lambda: filesystem.get_file_info(posixpath.join(root, name)))
+        return bool(info.type != FileType.NotFound)
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
@@ -185,7 +186,8 @@ class Folder:
             return
         filesystem, root = self._remote
         if self.exists(name):
-            filesystem.delete_file(posixpath.join(root, name))
+            with contextlib.suppress(FileNotFoundError):  # a lost answer may have been a yes
+                _patiently(lambda: filesystem.delete_file(posixpath.join(root, name)))
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder below this one with all it holds, if it is there."""
@@ -196,7 +198,8 @@ class Folder:
             return
         filesystem, root = self._remote
         if self.exists(name):
-            filesystem.delete_dir(posixpath.join(root, name))
+            with contextlib.suppress(FileNotFoundError):
+                _patiently(lambda: filesystem.delete_dir(posixpath.join(root, name)))
 
     def touch(self, name: str) -> None:
         """Make a file the most recently used one, where the storage can tell."""

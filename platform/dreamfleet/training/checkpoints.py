@@ -8,6 +8,7 @@ ones are deleted manifest first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -49,7 +50,8 @@ class CheckpointFolder:
         """
         name = step_name(step)
         self.write(name, files, {**info, "step": step})
-        self._prune(max(keep, 2))
+        with contextlib.suppress(OSError):  # what cannot be deleted now is tried next time
+            self._prune(max(keep, 2))
         return name
 
     def write(self, name: str, files: Mapping[str, bytes], info: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
+from dreamfleet.training.memory import free_device_memory
 from dreamfleet.training.task import StageEvent, TrainEvent, TrainOutcome, TrainTask
 from dreamfleet.training.worker import Run, figures
 
@@ -100,12 +101,12 @@ class FleetEngine(EngineActor):
                     return self._together(run)
             with self._alone:
                 return self._by_itself(run, reason)
-        except (DreamfleetError, RuntimeError, MemoryError) as error:
-            return run.failed(error)
         except Exception as error:
-            return failed(task.subject.id, error)
+            outcome = _told(run, error)
         finally:
             self._stopping = self._stopping or reporter.should_stop()
+        free_device_memory()  # out here the error's traceback holds the job no longer
+        return outcome
 
     def _by_itself(self, run: Run, reason: str) -> TrainOutcome:
         if self._stopping:
@@ -158,6 +159,16 @@ class _Sharing:
     def mean(self) -> float:
         """Jobs of a step, this one included, on average."""
         return sum(self._counts) / len(self._counts) if self._counts else 0.0
+
+
+def _told(run: Run, error: Exception) -> TrainOutcome:
+    """What went wrong with a run, whatever it is: an error that left the actor would look like the
+    actor's own.
+    """
+    try:
+        return run.failed(error)
+    except Exception:
+        return failed(run.task.subject.id, error)
 
 
 def failed(subject_id: str, error: BaseException) -> TrainOutcome:
@@ -304,6 +315,9 @@ class _Queue:
                 continue  # went back into the queue with its engine
             try:
                 outcome = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:  # the engine itself lives
+                cause = error.cause if isinstance(error.cause, Exception) else error
+                outcome = failed(self._running[reference][0].subject_id, cause)
             except ray.exceptions.RayError as error:
                 self._engine_lost(self._running[reference][1], error)
                 continue
@@ -314,6 +328,8 @@ class _Queue:
         """An engine died more than `max_failures` times: the subject at work is blamed, the waiting
         one goes elsewhere.
         """
+        import ray
+
         there = [
             (reference, job)
             for reference, (job, engine) in self._running.items()
@@ -322,6 +338,8 @@ class _Queue:
         for reference, _ in there:
             del self._running[reference]
         self._waiting += [job for _, job in there[1:]]
+        with contextlib.suppress(Exception):
+            ray.kill(self.engines[index])  # none may train the same folders beside the next one
         self.engines[index] = self._start_engine()
         self._on_outcome(failed(there[0][1].subject_id, error))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from dreamfleet.engine.batch import LatentSet, make_batch, sample_positions
-from tests.tiny_jobs import CLASS_PROMPT, PROMPT, latent_set
+from tests.tiny_jobs import CLASS_PROMPT, PROMPT, latent_set, tiny_spec
 
 SUBJECT, PRIOR = latent_set(PROMPT), latent_set(CLASS_PROMPT, seed=1)
 
@@ -104,3 +107,11 @@ def test_sets_that_do_not_fit_are_refused() -> None:
         LatentSet(zeros, zeros, ["a"])
     with pytest.raises(ValueError, match="go together"):
         LatentSet(zeros, zeros, ["a", "b"], flipped_mean=zeros)
+
+
+def test_a_set_without_its_mirror_pictures_is_made_once(tiny_base_folder: Path) -> None:
+    spec = tiny_spec(tiny_base_folder, data__random_flip=False)
+    own = spec.subject
+    spec = replace(spec, subject=replace(own, flipped_mean=own.mean, flipped_std=own.std))
+    assert spec._subject_set is spec._subject_set, "its key is not made anew for every step"
+    assert spec._subject_set.key == own.key != spec.subject.key

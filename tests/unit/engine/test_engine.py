@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamfleet.adapters.bank import SlotState
+from dreamfleet.adapters.bank import AdapterBank, SlotState
 from dreamfleet.adapters.lora_slots import LoraShape, fresh_lora, read_lora_slot
 from dreamfleet.bases import load_base
 from dreamfleet.engine.engine import Engine
 from dreamfleet.engine.loop import EngineLoop
 from dreamfleet.engine.metrics import StepMetrics
+from dreamfleet.engine.packed_job import PackedJob
 from dreamfleet.engine.packed_sampling import ImageRequest
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
@@ -151,6 +153,123 @@ def test_failures_and_cancellation_stay_with_their_owner(
         engine.submit(replace(REQUEST, adapters=(("nobody", 1.0),)))
 
 
+def test_requests_that_cannot_be_placed_fail_alone(
+    engine: Engine, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_adapter("a", adapter(engine, 0))
+    engine.add_adapter("b", adapter(engine, 1))
+    reached = engine.run_until(_added(engine, "ada", tiny_base_folder), 1)
+    gone = engine.submit(replace(REQUEST, adapters=(("a", 1.0),)))
+    engine.remove_adapter("a")
+    bank, assign = engine._bank, AdapterBank.assign
+
+    def broken(self: AdapterBank, slot: int, state: SlotState) -> None:
+        raise RuntimeError("CUDA error")
+
+    lost = engine.submit(replace(REQUEST, adapters=(("b", 1.0),)))
+    monkeypatch.setattr(AdapterBank, "assign", broken)
+    work(engine)
+    assert reached.done() and reached.exception() is None
+    with pytest.raises(BadInputError, match="'a': it was removed while a request"):
+        gone.image.result(timeout=0)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        lost.image.result(timeout=0)
+    engine.release("ada")
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        engine.add_job("bo", tiny_spec(tiny_base_folder))
+    assert bank is not None and bank.used == 0, "no slot is lost"
+    monkeypatch.setattr(AdapterBank, "assign", assign)
+    cancelled = engine.submit(replace(REQUEST, adapters=(("b", 1.0),)))
+    cancelled.image.cancel()
+    engine.step()
+    assert engine._users["b"] == 1, "it is drawn, and counted, until it is dropped"
+    cancelled.cancel()
+    work(engine)
+    assert engine._users["b"] == 0
+    many = tuple((name, 1.0) for name in ("a", "b", "c"))
+    engine.add_adapter("a", adapter(engine, 0))
+    engine.add_adapter("c", adapter(engine, 0))
+    with pytest.raises(BadInputError, match="3 adapters: this engine holds 2"):
+        engine.submit(replace(REQUEST, adapters=many))
+
+
+def _added(engine: Engine, job_id: str, folder: Path) -> str:
+    engine.add_job(job_id, tiny_spec(folder))
+    return job_id
+
+
+def test_a_bank_that_cannot_be_made_wider_leaves_all_where_they_are(
+    engine: Engine, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [engine.add_job(name, tiny_spec(tiny_base_folder)) for name in ("ada", "bo")]
+    before, load = engine._bank, PackedJob.load_state_dict
+
+    def full(self: PackedJob, state: Any) -> None:
+        if self is jobs[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        load(self, state)
+
+    monkeypatch.setattr(PackedJob, "load_state_dict", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.add_adapter("wide", adapter(engine, 3, rank=8))
+    assert engine._bank is before and all(job.bank is before for job in jobs)
+    reached = [engine.run_until(name, 2) for name in ("ada", "bo")]
+    work(engine)
+    first, second = (own.result(timeout=0) for own in reached)
+    assert first is not None and second is not None
+    assert first.loss == pytest.approx(second.loss), "both learn, from the same samples"
+
+
+def test_layers_that_others_train_are_drawn_with(engine: Engine, tiny_base_folder: Path) -> None:
+    """Adding B A to the layers' weights gives the same picture."""
+    merged = Engine(load_base(tiny_base_folder))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in (
+        "unet.down_blocks.0.resnets.0.time_emb_proj",
+        "unet.conv_in",
+        _layer(engine, "layers.0.mlp.fc1"),
+    ):
+        component, _, name = layer.partition(".")
+        weight = getattr(merged.base, component).get_parameter(f"{name}.weight")
+        down = torch.randn(2, *weight.shape[1:], generator=generator)
+        tail = (1, 1) if weight.dim() == 4 else ()
+        up = torch.randn(len(weight), 2, *tail, generator=generator)
+        tensors[f"{layer}.lora_A.subject.weight"] = down
+        tensors[f"{layer}.lora_B.subject.weight"] = up
+        with torch.no_grad():
+            weight += (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+    bare = engine.submit(REQUEST)
+    engine.add_adapter("foreign", SlotState(tensors))
+    own = engine.submit(replace(REQUEST, adapters=(("foreign", 1.0),)))
+    expected = merged.submit(REQUEST)
+    work(engine)
+    work(merged)
+    merged.close()
+    pictures = [ticket.image.result(timeout=0) for ticket in (own, expected, bare)]
+    assert same(pictures[0], pictures[1]) and not same(pictures[0], pictures[2])
+    norm = _layer(engine, "layer_norm1")
+    wrong = SlotState({f"{norm}.lora_A.subject.weight": torch.zeros(2, 4)})
+    with pytest.raises(AdapterFileError, match=r"'norm': .*has no place in this engine"):
+        engine.add_adapter("norm", wrong)
+    with pytest.raises(BadInputError, match="'norm': not loaded"):
+        engine.submit(replace(REQUEST, adapters=(("norm", 1.0),)))
+
+
+def _layer(engine: Engine, end: str) -> str:
+    names = [name for name, _ in engine.base.text_encoder.named_modules()]
+    return "text_encoder." + next(name for name in names if name.endswith(end))
+
+
+def test_closing_ends_what_is_drawn(tiny_base_folder: Path) -> None:
+    engine = Engine(load_base(tiny_base_folder))
+    ticket = engine.submit(REQUEST)
+    engine.step()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ticket.image.result(timeout=0)
+
+
 def test_turns_are_fair(engine: Engine, tiny_base_folder: Path) -> None:
     engine.add_job("ada", tiny_spec(tiny_base_folder))
     engine.run_until("ada", 10)
@@ -214,6 +333,18 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
 
     lost = EngineLoop(no_base)
     time.sleep(0.05)
+    with pytest.raises(OSError, match="no such base"):
+        lost.call(lambda engine: None).result(5)
+    left = threading.Event()
+
+    def slow() -> Engine:
+        left.wait(10)
+        raise OSError("no such base")
+
+    lost.close()
+    lost = EngineLoop(slow)
+    lost.call(lambda engine: None).cancel()
+    left.set()
     with pytest.raises(OSError, match="no such base"):
         lost.call(lambda engine: None).result(5)
     lost.close()

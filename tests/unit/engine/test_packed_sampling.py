@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from dreamfleet.bases import Base, load_base
 from dreamfleet.diffusion.linear_steps import linear_steps
 from dreamfleet.engine.packed_sampling import ImageRequest, PackedSampler, Ticket
 from dreamfleet.errors import BadInputError, ConfigError
+from dreamfleet.methods.dreambooth import text
 from dreamfleet.methods.dreambooth.text import TextCache
 
 SCHEDULERS: dict[str, Any] = {
@@ -201,6 +203,52 @@ def test_cancelled_and_failing_requests_leave_the_others(sampler: PackedSampler)
         sampler.step()
     assert_same(drawing.x, expected)
     assert good.image.done() and calls == [(done, 5) for done in range(1, 6)]
+
+
+def test_a_broken_pass_is_freed_before_its_requests_are_drawn_alone(
+    sampler: PackedSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, held = sampler.base.predict, list[Any]()
+
+    def small_memory(x: Tensor, *others: Any) -> Tensor:
+        assert not any(own() is not None for own in held)
+        if len(x) > 2:
+            activations = torch.zeros(4)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(x, *others)
+
+    tickets = [joined(sampler, request) for request in (REQUESTS[0], REQUESTS[2])]
+    monkeypatch.setattr(sampler.base, "predict", small_memory)
+    while len(sampler):
+        sampler.step()
+    assert held and all(ticket.image.result(timeout=0) for ticket in tickets)
+
+
+def test_requests_that_cannot_begin_do_not_join(sampler: PackedSampler) -> None:
+    ticket, gone = (Ticket(REQUESTS[3]) for _ in range(2))
+    gone.image.cancel()
+    assert sampler.add(ticket) and sampler.add(gone)
+    assert not sampler.add(Ticket(ImageRequest("a", 1, num_inference_steps=0)))
+    assert len(sampler) == 2
+
+
+def test_embeddings_are_kept_for_the_newest_prompts_only(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, asked = base.encode_prompts, list[str]()
+
+    def counted(prompts: list[str]) -> Any:
+        asked.extend(prompts)
+        return encode(prompts)
+
+    monkeypatch.setattr(base, "encode_prompts", counted)
+    monkeypatch.setattr(text, "MAX_PROMPTS", 2)
+    texts = TextCache(base)
+    assert len(texts.encode(["a cat", "a dog", "a cat", "dog", "a cat"])) == 5
+    assert asked == ["a cat", "a dog", "dog"]
+    texts.encode(["a dog"])
+    assert asked[3:] == ["a dog"]
 
 
 def test_a_nan_adapter_spoils_its_own_picture_only(base: Base, sampler: PackedSampler) -> None:

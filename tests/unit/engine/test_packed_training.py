@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -319,9 +320,14 @@ def test_when_memory_runs_out_passes_become_smaller(
     jobs = [packed_job(trainer, tiny_spec(tiny_base_folder, train__train_batch_size=2))]
     jobs += [packed_job(trainer, tiny_spec(tiny_base_folder)) for _ in range(2)]
     predict = trainer.base.predict
+    held: list[weakref.ref[Tensor]] = []
+    limit = 3
 
     def small_memory(x_t: Tensor, t: Tensor, texts: Any) -> Tensor:
-        if len(x_t) > 3:
+        assert not any(own() is not None for own in held), "a failed pass is freed before others"
+        if len(x_t) > limit:
+            activations = torch.zeros(4)
+            held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(x_t, t, texts)
 
@@ -330,4 +336,8 @@ def test_when_memory_runs_out_passes_become_smaller(
     stepped(trainer, *jobs)
     assert trainer.max_rows == 3
     assert [job.step_index for job in jobs] == [1, 1, 1]
+    limit = 1
+    outcomes = trainer.step(jobs)
+    assert isinstance(outcomes[jobs[0]], torch.OutOfMemoryError)
+    assert held and not any(own() is not None for own in held), "nor does the kept error hold it"
     assert 1 <= rows_that_fit(trainer.base) <= 64

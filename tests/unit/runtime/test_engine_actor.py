@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from dreamfleet.config import RunConfig
@@ -63,6 +64,8 @@ def test_a_base_that_cannot_be_loaded_is_the_answer_to_every_call() -> None:
     config = RunConfig.model_validate({"base_model": "no/such-base"})
     source = EngineSource.of(config, "cpu")
     assert source == EngineSource("no/such-base", "cpu", "no", safety_checker=True)
+    fast = EngineSource.of(RunConfig.model_validate({"train": {"allow_tf32": True}}), "cpu")
+    assert fast.allow_tf32 and not source.allow_tf32
 
     async def use(engine: EngineActor) -> None:
         for _ in range(2):
@@ -71,3 +74,12 @@ def test_a_base_that_cannot_be_loaded_is_the_answer_to_every_call() -> None:
         await engine.close()
 
     asyncio.run(use(EngineActor(source, EngineSettings())))
+
+
+def test_tf32_is_put_into_effect(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul = torch.backends.cuda.matmul
+    for place in (matmul, torch.backends.cudnn):
+        monkeypatch.setattr(place, "allow_tf32", False)
+    source = EngineSource(str(tiny_base_folder), "cpu", allow_tf32=True)
+    EngineActor(source, EngineSettings())._build().close()
+    assert matmul.allow_tf32 and torch.backends.cudnn.allow_tf32

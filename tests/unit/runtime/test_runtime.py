@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import _MockFileSystem
 from rich.console import Console
 
 from dreamfleet.config import ClusterConfig, RunConfig
@@ -150,6 +151,39 @@ def test_lost_requests_are_repeated_and_real_refusals_are_not(
     with pytest.raises(OSError, match="ACCESS_DENIED"):
         storage._patiently(never)
     assert len(calls) == 1
+
+
+def test_storage_that_is_busy_still_deletes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0,))
+    lost = {"get_file_info", "delete_file", "delete_dir"}
+
+    class Busy:
+        """A store that carries out every first request and loses the answer."""
+
+        type_name = "s3"
+
+        def __init__(self) -> None:
+            self.filesystem, self.lost = _MockFileSystem(), set(lost)
+
+        def __getattr__(self, name: str) -> Any:
+            def ask(*arguments: Any) -> Any:
+                answer = getattr(self.filesystem, name)(*arguments)
+                if name in self.lost:
+                    self.lost.discard(name)
+                    raise OSError("AWS Error SLOW_DOWN: HTTP status 503")
+                return answer
+
+            return ask
+
+    busy = Busy()
+    busy.filesystem.create_dir("run/a")
+    busy.filesystem.open_output_stream("run/b.bin").close()
+    folder = Folder("mock://run")
+    object.__setattr__(folder, "_remote", (busy, "run"))
+    assert folder.exists("b.bin")
+    folder.delete("b.bin")
+    folder.delete_folder("a")
+    assert folder.names() == [] and not busy.lost
 
 
 def _hold(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,9 +18,9 @@ from dreamfleet.config import ClusterConfig
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.training import fleet
-from dreamfleet.training.fleet import FleetEngine, FleetSummary
+from dreamfleet.training.fleet import FleetEngine, FleetJob, FleetSummary, _Queue
 from dreamfleet.training.task import DirectReporter, StageEvent, TrainEvent, TrainOutcome, TrainTask
-from dreamfleet.training.worker import train_in_process
+from dreamfleet.training.worker import Run, train_in_process
 from tests.tiny_jobs import tiny_config
 from tests.unit.training.stubs import subject
 from tests.unit.training.stubs import task as stub_task
@@ -106,6 +107,75 @@ def test_stopped_subjects_go_on_from_their_checkpoint(
     engine._stopping = False
     (second,) = trained(engine, task)
     assert (second.status, second.step, second.resumed_from) == ("finished", 6, first.step)
+
+
+def test_an_error_of_any_kind_is_an_outcome(
+    engine: FleetEngine, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run, job: Any) -> None:
+        raise RuntimeError("mat1 and mat2 do not fit")
+
+    monkeypatch.setattr(Run, "begin", broken)
+    (outcome,) = trained(engine, real_task(tiny_base_folder, tmp_path, "ada"))
+    assert (outcome.status, outcome.message) == ("failed", "RuntimeError: mat1 and mat2 do not fit")
+
+
+class RayError(Exception):
+    """As `ray.exceptions.RayError`; Ray itself is imported once its environment is set."""
+
+
+class RayTaskError(RayError):
+    cause = ValueError("no such token")
+
+
+class Handle:
+    """What the queue knows of an actor; its `train` gives a reference."""
+
+    def __init__(self) -> None:
+        self.train = SimpleNamespace(remote=lambda task: task)
+
+
+def test_a_task_that_raises_is_no_lost_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Exception | TrainOutcome] = {
+        "ada": RayTaskError("a long traceback"),
+        "bo": TrainOutcome("bo", "finished", 6),
+        "cleo": RayError(),
+        "dot": TrainOutcome("dot", "finished", 6),
+    }
+
+    def get(reference: str) -> TrainOutcome:
+        answer = answers[reference]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    killed: list[Any] = []
+    ray = SimpleNamespace(
+        wait=lambda references, timeout: (references, []),
+        get=get,
+        kill=killed.append,
+        exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    outcomes: list[TrainOutcome] = []
+    jobs = [FleetJob(name, lambda name=name: name) for name in answers]  # type: ignore[misc]
+    queue = _Queue(jobs, Handle, 1, 2, outcomes.append)
+    first = queue.engines[0]
+    queue.fill()
+    queue.collect(0)
+    assert [(own.subject_id, own.status) for own in outcomes] == [
+        ("ada", "failed"),
+        ("bo", "finished"),
+    ]
+    assert outcomes[0].message == "ValueError: no such token"
+    assert queue.engines == [first] and not killed
+    queue.fill()
+    queue.collect(0)
+    assert [own.subject_id for own in outcomes[2:]] == ["cleo"], "dot goes to the next engine"
+    assert killed == [first] and queue.engines != [first]
+    queue.fill()
+    queue.collect(0)
+    assert outcomes[3].subject_id == "dot" and not queue.busy()
 
 
 def test_the_summary_says_how_many_shared_a_step() -> None:

@@ -189,6 +189,18 @@ def test_full_disk_is_said_and_keeps_what_there_is(
     assert train_in_process(task(tmp_path)).resumed_from == 10
 
 
+def test_old_checkpoints_that_cannot_be_deleted_end_no_run(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Folder, name: str) -> None:
+        raise OSError("AWS Error ACCESS_DENIED during DeleteObject operation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete_folder", refused)
+        made = task(tmp_path, steps=20, every=5, checkpoints_total_limit=2)
+        assert train_in_process(made).status == "finished"
+
+
 def test_checkpoint_hook_is_called_at_every_checkpoint(tmp_path: Path, jobs: Jobs) -> None:
     seen: list[int] = []
     train_in_process(

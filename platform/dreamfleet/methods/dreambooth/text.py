@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
 from dreamfleet.bases import Base
 from dreamfleet.diffusion.conditioning import Conditioning
+
+MAX_PROMPTS = 512  # the least recently used goes: they lie on the device
 
 
 class TextCache:
@@ -16,13 +19,12 @@ class TextCache:
     """
 
     def __init__(self, base: Base) -> None:
-        self._base = base
-        self._known: dict[str, Conditioning] = {}
+        def encoded(prompt: str) -> Conditioning:
+            with torch.no_grad():
+                return base.encode_prompts([prompt]).detach()
+
+        self._encoded = lru_cache(maxsize=MAX_PROMPTS)(encoded)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """[B, L, D] without gradient."""
-        for prompt in prompts:
-            if prompt not in self._known:
-                with torch.no_grad():
-                    self._known[prompt] = self._base.encode_prompts([prompt]).detach()
-        return Conditioning.cat([self._known[prompt] for prompt in prompts])
+        return Conditioning.cat([self._encoded(prompt) for prompt in prompts])
