@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,10 +77,15 @@ def test_a_base_that_cannot_be_loaded_is_the_answer_to_every_call() -> None:
     asyncio.run(use(EngineActor(source, EngineSettings())))
 
 
-def test_tf32_is_put_into_effect(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    matmul = torch.backends.cuda.matmul
-    for place in (matmul, torch.backends.cudnn):
-        monkeypatch.setattr(place, "allow_tf32", False)
-    source = EngineSource(str(tiny_base_folder), "cpu", allow_tf32=True)
-    EngineActor(source, EngineSettings())._build().close()
-    assert matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+def test_tf32_is_put_into_effect(tiny_base_folder: Path) -> None:
+    places: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        source = EngineSource(str(tiny_base_folder), "cpu", allow_tf32=True)
+        EngineActor(source, EngineSettings())._build().close()
+        assert all(place.allow_tf32 for place in places)
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
