@@ -24,7 +24,7 @@ def row(paths: list[Path]) -> list[Image.Image]:
 
 
 def main(photos: Path, run: Path, target: Path) -> None:
-    first = sorted((run / "samples").glob("*_0.png"))
+    first = sorted((run / "samples").glob("*_1.png"))
     bare = [run / "samples" / "without_adapter" / path.name for path in first]
     rows = [row(sorted(photos.glob("*.png"))), row(bare), row(first)]
     sheet = Image.new("RGB", (COLUMNS * CELL_PX, len(rows) * CELL_PX), "white")
