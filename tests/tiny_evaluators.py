@@ -33,21 +33,24 @@ def make_tiny_evaluators(folder: Path) -> Path:
             (folder / name).mkdir(parents=True)
             state = {key: value.contiguous() for key, value in model.state_dict().items()}
             save_file(state, folder / name / "model.safetensors")
-        _write_clip(folder / "clip")
+        write_tiny_clip(folder / "clip", TOWER, image_size=64, projection_dim=12)
     return folder
 
 
-def _write_clip(folder: Path) -> None:
+def write_tiny_clip(
+    folder: Path, tower: dict[str, int], *, image_size: int, projection_dim: int
+) -> None:
+    """A CLIP with random weights; `tower`: sizes of both its towers."""
     tokenizer = make_tiny_tokenizer()
     text = {
-        **TOWER,
+        **tower,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 24,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**TOWER, "image_size": 64, "patch_size": 16}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    vision = {**tower, "image_size": image_size, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

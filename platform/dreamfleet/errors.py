@@ -55,3 +55,8 @@ class TrainingError(DreamfleetError):
 
 class CapacityError(DreamfleetError):
     """An engine has no free slot or place now."""
+
+
+def first_line(error: object) -> str:
+    """What an error says, cut to one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

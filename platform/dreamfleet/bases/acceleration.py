@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dreamfleet.config import TrainConfig
-from dreamfleet.errors import ConfigError
+from dreamfleet.errors import ConfigError, first_line
 
 
 def use_memory_settings(train: TrainConfig, modules: Iterable[tuple[str, Any]]) -> None:
@@ -54,7 +54,7 @@ def _use_xformers(unet: Any) -> None:
             "your torch); or leave it out: torch's own attention is nearly as lean"
         ) from error
     except Exception as error:  # wrong build, no GPU: as many kinds as xformers has operators
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{key}: xformers cannot be used here ({reason}); leave it out: torch's own attention "
             "is nearly as lean"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreamfleet.errors import BaseModelError
+from dreamfleet.errors import BaseModelError, first_line
 
 WEIGHT_FOLDERS = ("unet", "vae", "text_encoder", "text_encoder_2", "safety_checker")
 OTHER_VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*")
@@ -80,14 +80,10 @@ def _explained(name: str, revision: str | None, error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | OSError):
         return (
             f"{asked}: neither a local folder nor in the hub's cache, and the hub cannot be "
-            f"reached ({_first_line(error)}); fetch it where there is a network "
+            f"reached ({first_line(error)}); fetch it where there is a network "
             f"(`hf download {name}`), or give a diffusers folder"
         )
     return (
-        f"{asked}: neither a local folder nor to be had from the hub ({_first_line(error)}); "
+        f"{asked}: neither a local folder nor to be had from the hub ({first_line(error)}); "
         "check the name and the network, or give a diffusers folder"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from dreamfleet.bases.files import BaseFiles, inspect_base, read_json
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.bases.safety import SafetyChecker
 from dreamfleet.diffusion.schedule import NoiseSchedule
-from dreamfleet.errors import BaseModelError
+from dreamfleet.errors import BaseModelError, first_line
 
 
 def load_base(
@@ -100,7 +100,7 @@ def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
     try:
         model, info = _read(files, component, options)
     except Exception as error:  # a damaged folder fails in as many ways as there are readers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BaseModelError(
             f"base model {files.name}: {files.path / component} cannot be loaded: {reason}; "
             "fetch or save the folder again"

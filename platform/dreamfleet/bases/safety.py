@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dreamfleet.bases.quiet import quiet_libraries
-from dreamfleet.errors import BaseModelError
+from dreamfleet.errors import BaseModelError, first_line
 
 if TYPE_CHECKING:
     from dreamfleet.bases.files import BaseFiles
@@ -82,7 +82,7 @@ class SafetyChecker:
                     self._folder / COMPONENT, local_files_only=True, use_safetensors=True
                 )
         except Exception as error:  # as many kinds as there are readers
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise BaseModelError(
                 f"{self._folder / COMPONENT} cannot be loaded: {reason}; fetch the folder again, "
                 "or draw without it: --safety-checker off"

@@ -18,6 +18,7 @@ from dreamfleet.engine.settings import EngineSettings
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dreamfleet.bases import Base
     from dreamfleet.engine.engine import Engine
     from dreamfleet.engine.loop import EngineLoop
     from dreamfleet.engine.metrics import StepMetrics
@@ -51,6 +52,24 @@ class EngineSource:
         train, checked = config.train, config.sampling.safety_checker == "auto"
         return EngineSource(
             config.base_source, device, train.mixed_precision, checked, train.allow_tf32
+        )
+
+    def load(self) -> Base:
+        """The base, frozen.
+
+        Raises:
+            BaseModelError: it cannot be loaded.
+        """
+        import torch
+
+        from dreamfleet.bases import load_base
+
+        dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        return load_base(
+            self.base_model,
+            device=self.device,
+            dtype=dtypes[self.mixed_precision],
+            safety_checker=self.safety_checker,
         )
 
 
@@ -163,23 +182,12 @@ class EngineActor:
         return await asyncio.wrap_future(self.loop.call(command))
 
     def _build(self) -> Engine:
-        import torch
-
-        from dreamfleet.bases import load_base
         from dreamfleet.bases.acceleration import use_tf32
         from dreamfleet.engine.engine import Engine
 
-        dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        source = self._source
-        if source.allow_tf32:
+        if self._source.allow_tf32:
             use_tf32()
-        base = load_base(
-            source.base_model,
-            device=source.device,
-            dtype=dtypes[source.mixed_precision],
-            safety_checker=source.safety_checker,
-        )
-        return Engine(base, self._settings)
+        return Engine(self._source.load(), self._settings)
 
 
 def start_engine(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.config import RunConfig, environment
-from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
+from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError, first_line
 from dreamfleet.runtime.auth import client_environment
 from dreamfleet.runtime.session import added_environment
 from dreamfleet.runtime.storage import is_uri
@@ -134,7 +134,7 @@ def submit(job: Submission, *, wait: bool, say: Callable[[str], None]) -> int:
             )
         except Exception as error:  # Ray raises bare ConnectionError, RuntimeError and others
             raise DreamfleetError(
-                f"Ray head at {address}: the job was not taken ({_first_line(error)}); check the "
+                f"Ray head at {address}: the job was not taken ({first_line(error)}); check the "
                 "address, that the head runs with its dashboard, and that ~/.ray/auth_token or "
                 "RAY_AUTH_TOKEN holds its token"
             ) from error
@@ -156,9 +156,5 @@ def _follow(client: Any, identity: str, say: Callable[[str], None]) -> int:
         say(f"job {identity} was stopped")
         return STOPPED
     if info.driver_exit_code is None:  # it never ran
-        raise DreamfleetError(f"job {identity}: {info.status}: {_first_line(info.message)}")
+        raise DreamfleetError(f"job {identity}: {info.status}: {first_line(info.message)}")
     return int(info.driver_exit_code) or 1
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

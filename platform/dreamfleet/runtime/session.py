@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dreamfleet.config import ClusterConfig, environment
-from dreamfleet.errors import DreamfleetError
+from dreamfleet.errors import DreamfleetError, first_line
 from dreamfleet.runtime.auth import token_environment
 
 # The default of 30 % of the memory is far more than photos and latents need; what does not fit is
@@ -132,7 +132,7 @@ def _init(address: str | None, cluster: ClusterConfig, dashboard: bool) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DreamfleetError(
-            f"Ray at {address} cannot be joined ({_first_line(error)}); check the address, "
+            f"Ray at {address} cannot be joined ({first_line(error)}); check the address, "
             "that the cluster runs, "
             "and that RAY_AUTH_TOKEN or ~/.ray/auth_token holds its token (or leave "
             "--ray-address and RAY_ADDRESS "
@@ -192,7 +192,3 @@ def _cpus_wanted(cluster: ClusterConfig) -> int:
     waiting for ever.
     """
     return max(1, round(cluster.num_workers * cluster.resources_per_worker.get("CPU", 1)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

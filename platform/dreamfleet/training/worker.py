@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import dump_config
 from dreamfleet.errors import DreamfleetError, TrainingError
+from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import (
     Checkpoint,
@@ -234,18 +235,7 @@ class Run:
         return TrainOutcome(identity, "failed", step, message=message)
 
     def _load_base(self) -> Base:
-        import torch
-
-        from dreamfleet.bases import load_base
-
-        dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        config = self.task.config
-        return load_base(
-            config.base_source,
-            device=self.task.device,
-            dtype=dtypes[config.train.mixed_precision],
-            safety_checker=config.sampling.safety_checker == "auto",
-        )
+        return EngineSource.of(self.task.config, self.task.device).load()
 
     def _recall(self, checkpoint: Checkpoint) -> None:
         self.resumed_from = checkpoint.step

@@ -19,7 +19,6 @@ from transformers import (
     BertTokenizer,
     BlipConfig,
     BlipForImageTextRetrieval,
-    CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
     ViTConfig,
@@ -40,7 +39,7 @@ from dreamfleet.evaluation.metrics import (
     div,
     pres,
 )
-from tests.tiny_bases import make_tiny_tokenizer
+from tests.tiny_evaluators import write_tiny_clip
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,19 +83,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbones") / "tiny-clip"
     torch.manual_seed(0)
-    tokenizer = make_tiny_tokenizer()
-    text = {
-        **TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 24,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**TOWER, "image_size": 48, "patch_size": 16}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_tiny_clip(folder, TOWER, image_size=48, projection_dim=20)
     return folder
 
 

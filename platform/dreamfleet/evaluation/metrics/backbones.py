@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dreamfleet.bases.quiet import quiet_libraries
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, first_line
 
 if TYPE_CHECKING:
     from dreamfleet.world.evaluators import Clip, IdentityJudge
@@ -251,7 +251,7 @@ def _loaded(
         with quiet_libraries():
             loaded = read(name_or_path, **options)
     except Exception as error:  # offline, unknown id, wrong architecture: as many kinds as readers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BadInputError(
             f"metric backbone {name_or_path!r} cannot be loaded: {reason}; give the folder of a "
             "downloaded copy, or allow downloads"
