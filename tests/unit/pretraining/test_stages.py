@@ -27,6 +27,8 @@ from dreamfleet.training.pretraining.stage import (
 from dreamfleet.world.draw import draw_dataset
 from tests.unit.pretraining.recipes import TINY, write_recipe
 
+pytestmark = pytest.mark.heavy
+
 
 def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Weights, averaged weights and optimiser state of a stage's last checkpoint."""
