@@ -143,14 +143,10 @@ class TrainJob(Learner):
     def _gathered_base(self) -> Base:
         """A base of its own with the gathered weights, which one worker can draw with alone."""
         base = self._fresh_base()
-        modules = sorted({name.partition(".")[0] for name in self._gathered})
-        for module in modules:
-            own = {
-                name.removeprefix(f"{module}."): value
-                for name, value in self._gathered.items()
-                if name.startswith(f"{module}.")
-            }
-            getattr(base, module).float().load_state_dict(own, strict=False)  # less the buffers
+        with torch.no_grad():
+            for module in {name.partition(".")[0] for name in self._gathered}:
+                for name, parameter in getattr(base, module).float().named_parameters():
+                    parameter.copy_(self._gathered[f"{module}.{name}"])
         use_fast_attention(base)
         return base
 

@@ -64,6 +64,7 @@ class PretrainRecipe:
     num_pictures: int = 60_000
     num_pictures_even: int = 0  # of them, with all states alike often
     num_pictures_b: int = 20_000  # oracle B's own data draw
+    num_pictures_b_even: int = 0
     portrait_identities: int = 300
     portraits_per_identity: int = 4
     latent_channels: int = 16
@@ -131,7 +132,13 @@ class Pretraining:
 
     @cached_property
     def corpus_b(self) -> Corpus:
-        return Corpus(self.folder / "corpus_b", self.recipe.seed + 1, self.recipe.num_pictures_b)
+        recipe = self.recipe
+        return Corpus(
+            self.folder / "corpus_b",
+            recipe.seed + 1,
+            recipe.num_pictures_b,
+            recipe.num_pictures_b_even,
+        )
 
     @cached_property
     def portraits(self) -> Portraits:
