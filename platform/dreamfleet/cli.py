@@ -602,6 +602,129 @@ def cache_clear() -> None:
     click.echo(f"{open_cache().clear() / 2**20:.1f} MiB freed")
 
 
+def serve_options(command: Command) -> Command:
+    """The settings of a Serve application."""
+    choices = (
+        click.option("--adapters", metavar="DIR", help="An adapter's folder, or a folder of them."),
+        click.option(
+            "--registry",
+            is_flag=True,
+            help="Adapters from MLflow's registry instead (--tracking-uri).",
+        ),
+        click.option("--tracking-uri", metavar="URI", help="Default: as for personalize."),
+        click.option(
+            "--base-model", metavar="TEXT", help="Default: the one that the adapters were made for."
+        ),
+        click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"])),
+        click.option("--mixed-precision", default="no", type=click.Choice(["no", "fp16", "bf16"])),
+        click.option("--safety-checker", default="auto", type=click.Choice(["auto", "off"])),
+        click.option("--num-replicas", type=click.IntRange(1), help="Engines. [1]"),
+        click.option(
+            "--max-replicas", type=click.IntRange(1), help="Autoscaling, up to so many engines."
+        ),
+        click.option("--max-slots", type=click.IntRange(1), help="Adapters on a device. [16]"),
+        click.option(
+            "--cache-mib", type=click.IntRange(1), help="Adapters in host memory, MiB. [1024]"
+        ),
+        click.option("--max-waiting", type=click.IntRange(0), help="Pictures that wait. [64]"),
+        click.option(
+            "--sample-images", type=click.IntRange(0), help="Pictures a minute kept in MLflow. [0]"
+        ),
+    )
+    for option in reversed(choices):
+        command = option(command)
+    return command
+
+
+@cli.group(context_settings=CONTEXT, invoke_without_command=True)
+@serve_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--no-auth", is_flag=True, help="Ask for no API keys; on this machine only.")
+@click.option("--tracking/--no-tracking", default=True, help="Record the service in MLflow.")
+@click.option("--ray-address", metavar="URL", help="A running Ray; default: a private one.")
+@debug_option
+@click.pass_context
+def serve(
+    context: click.Context,
+    host: str,
+    port: int,
+    no_auth: bool,
+    tracking: bool,
+    ray_address: str | None,
+    **given: Any,
+) -> None:
+    """Serve adapters behind an OpenAI-compatible images endpoint, until Ctrl-C or SIGTERM.
+
+    \b
+    dreamfleet keys create
+    dreamfleet serve --adapters runs/biscuit --port 8000
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dreamfleet.config import ClusterConfig
+    from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.serving.command import settings_from_flags
+    from dreamfleet.serving.recording import recorder
+    from dreamfleet.serving.server import serve_foreground
+
+    settings = settings_from_flags({**given, "auth": not no_auth})
+    progress = ConsoleProgress()
+    serve_foreground(
+        settings,
+        host=host,
+        port=port,
+        cluster=ClusterConfig(ray_address=ray_address),
+        progress=progress,
+        recorder=recorder(settings, given["tracking_uri"], progress.warn) if tracking else None,
+    )
+
+
+@cli.group(context_settings=CONTEXT)
+@debug_option
+def keys() -> None:
+    """API keys of `dreamfleet serve`: made, listed, revoked; they hold at once."""
+
+
+@keys.command("create", context_settings=CONTEXT)
+@click.option(
+    "--scope",
+    default="generate",
+    show_default=True,
+    type=click.Choice(["generate", "admin"]),
+    help="generate: draw and list; admin: change adapters too.",
+)
+@click.option("--name", default="", metavar="TEXT", help="For whom, to find it in the list.")
+@debug_option
+def keys_create(scope: str, name: str) -> None:
+    """Make a key and print it: this once only, what is kept is its hash."""
+    from dreamfleet.serving.keys import KeyFile
+
+    key, entry = KeyFile().create(scope, name)
+    click.echo(f"key {entry.id}, scope {entry.scope}; it is not shown again", err=True)
+    click.echo(key)
+
+
+@keys.command("list", context_settings=CONTEXT)
+@debug_option
+def keys_list() -> None:
+    """Ids, scopes and names; never the keys."""
+    from dreamfleet.serving.keys import KeyFile
+
+    for entry in KeyFile().keys():
+        click.echo(f"{entry.id}  {entry.scope:<8}  {entry.created}  {entry.name}".rstrip())
+
+
+@keys.command("revoke", context_settings=CONTEXT)
+@click.argument("key_id", metavar="ID")
+@debug_option
+def keys_revoke(key_id: str) -> None:
+    """Make a key worthless, by its id."""
+    from dreamfleet.serving.keys import KeyFile
+
+    click.echo(f"key {KeyFile().revoke(key_id).id} is revoked", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
