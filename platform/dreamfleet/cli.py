@@ -680,6 +680,84 @@ def serve(
     )
 
 
+@serve.command("build", context_settings=CONTEXT)
+@serve_options
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address of the proxies.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--output", metavar="FILE.yaml", help="File to write; default: standard output.")
+@debug_option
+def serve_build(host: str, port: int, output: str | None, **given: Any) -> None:
+    """Write a Serve YAML file of a service, for `serve deploy` or a RayService."""
+    from dreamfleet.serving.command import settings_from_flags
+    from dreamfleet.serving.deploy import serve_file
+
+    text = serve_file(settings_from_flags(given, own_machine=False), host=host, port=port)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    Path(output).write_text(text, encoding="utf-8")
+    click.echo(output)
+
+
+@serve.command("deploy", context_settings=CONTEXT)
+@click.argument("file", metavar="FILE.yaml")
+@click.option(
+    "--ray-address",
+    metavar="URL",
+    help="The head's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+)
+@click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
+@click.option("--tracking/--no-tracking", default=True, help="Record the deployment in MLflow.")
+@debug_option
+def serve_deploy(
+    file: str, ray_address: str | None, tracking_uri: str | None, tracking: bool
+) -> None:
+    """Check a Serve YAML file strictly and hand it to a Ray cluster."""
+    from dreamfleet.serving.deploy import deploy, read_serve_file
+    from dreamfleet.serving.recording import record_deployment
+
+    content = read_serve_file(file)
+    place = deploy(content, ray_address)
+    if tracking:
+        record_deployment(
+            content, tracking_uri, place, notify=lambda line: click.echo(line, err=True)
+        )
+    click.echo(f"taken by {place}; `serve status` there tells when it runs", err=True)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service.")
+@click.option("--model", required=True, metavar="TEXT", help="Adapter id, id@alias, or base.")
+@click.option(
+    "--prompt",
+    required=True,
+    metavar="TEXT",
+    help="What to draw; {token} and {class} are the adapter's.",
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What not to draw.")
+@click.option("--num-images", default=1, type=click.IntRange(1, 10), show_default=True)
+@click.option("--size", metavar="WxH", help="Pixels; default: the base model's own.")
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Default: at random.")
+@click.option("--scheduler", type=click.Choice(["ddim", "euler", "dpm"]))
+@click.option("--num-inference-steps", type=click.IntRange(1, 150))
+@click.option("--guidance-scale", type=click.FloatRange(0, 50))
+@click.option("--adapter-strength", type=click.FloatRange(-10, 10))
+@click.option("--output-dir", default=".", show_default=True, metavar="DIR")
+@debug_option
+def query(url: str, output_dir: str, num_images: int, **given: Any) -> None:
+    """Ask a running service for pictures; the key is taken from DREAMFLEET_API_KEY."""
+    from dreamfleet.api import writable_folder
+    from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.serving.client import query as ask
+
+    folder = writable_folder(output_dir)
+    wish = {name: value for name, value in given.items() if value is not None}
+    for seed, picture in ask(url, {**wish, "n": num_images}, progress=ConsoleProgress()):
+        path = folder / f"{given['model'].replace('/', '_')}_{seed}.png"
+        path.write_bytes(picture)
+        click.echo(str(path))
+
+
 @cli.group(context_settings=CONTEXT)
 @debug_option
 def keys() -> None:

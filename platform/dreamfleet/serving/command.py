@@ -12,8 +12,11 @@ from dreamfleet.serving.server import base_of_adapters
 from dreamfleet.serving.settings import ServeSettings, serve_settings
 
 
-def settings_from_flags(given: Mapping[str, Any]) -> ServeSettings:
+def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -> ServeSettings:
     """What `dreamfleet serve` was told; flags that were not given are left to the defaults.
+
+    Args:
+        own_machine: the service will run here, so its cores and folders are these.
 
     Raises:
         BadInputError: no source of adapters, or a wrong value.
@@ -29,12 +32,12 @@ def settings_from_flags(given: Mapping[str, Any]) -> ServeSettings:
         from dreamfleet.tracking import resolve_uri
 
         flags["registry"] = resolve_uri(uri)
-    else:
+    elif own_machine or Path(flags["adapters"]).expanduser().is_dir():
         flags["adapters"] = str(Path(flags["adapters"]).expanduser().absolute())
         flags.setdefault("base_model", base_of_adapters(flags["adapters"]))
     if flags.get("device") == "cuda":
         flags.setdefault("gpus_per_replica", 1.0)
-    else:
+    elif own_machine:
         flags.setdefault("num_threads", _threads(flags.get("num_replicas", 1)))
     return serve_settings(flags)
 

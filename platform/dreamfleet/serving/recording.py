@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,6 +42,27 @@ def recorder(
         return record.end
 
     return begin
+
+
+def record_deployment(
+    content: Mapping[str, Any],
+    tracking_uri: str | None,
+    place: str,
+    notify: Callable[[str], None],
+) -> None:
+    """A run for what was handed to a cluster: settings and place. How it goes there is for
+    Prometheus, which scrapes the cluster.
+    """
+    from dreamfleet.tracking import open_tracker
+
+    tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
+    run = tracker.start_run(
+        f"deploy {datetime.now(UTC):%Y-%m-%d %H:%M}",
+        params=content["applications"][0].get("args") or {},
+        tags={"dreamfleet.kind": "deployment", "dreamfleet.head": place},
+    )
+    run.finish("FINISHED")
+    tracker.close()
 
 
 class Recorder:

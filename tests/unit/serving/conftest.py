@@ -58,6 +58,7 @@ def client(engine: Any, adapters: Path, tmp_path: Path) -> Iterator[Any]:
         FairQueue(capacity=4, max_waiting=4, max_per_key=8),
         Figures("test"),
         refresh_s=3600,
+        pictures_per_replica=4,
     )
     app = build_api(service, keys, Shelf(tmp_path / "shelf"))
     with TestClient(app) as client:
