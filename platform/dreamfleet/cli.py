@@ -615,7 +615,7 @@ def serve_options(command: Command) -> Command:
         click.option(
             "--base-model", metavar="TEXT", help="Default: the one that the adapters were made for."
         ),
-        click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"])),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[auto]"),
         click.option("--mixed-precision", default="no", type=click.Choice(["no", "fp16", "bf16"])),
         click.option("--safety-checker", default="auto", type=click.Choice(["auto", "off"])),
         click.option("--num-replicas", type=click.IntRange(1), help="Engines. [1]"),
@@ -676,8 +676,46 @@ def serve(
         port=port,
         cluster=ClusterConfig(ray_address=ray_address),
         progress=progress,
-        recorder=recorder(settings, given["tracking_uri"], progress.warn) if tracking else None,
+        on_ready=[recorder(settings, given["tracking_uri"], progress.warn)] if tracking else [],
     )
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.argument("photos", nargs=-1)
+@config_option
+@click.option("--prompt", metavar="TEXT", help="Of the first picture; default: on the beach.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Begin again in a used output folder.")
+@click.option("--open/--no-open", "show", default=True, help="Show the first picture.")
+@click.option("--once", is_flag=True, help="End after the first picture instead of serving on.")
+@debug_option
+def launch(
+    photos: tuple[str, ...],
+    config_file: str | None,
+    prompt: str | None,
+    host: str,
+    port: int,
+    resume: bool,
+    overwrite: bool,
+    show: bool,
+    once: bool,
+    **given: Any,
+) -> None:
+    """From photos to a served subject: prepare, train, register, serve, show a picture.
+
+    PHOTOS: as for `dreamfleet personalize`.
+    """
+    config = _config(photos, config_file, given)
+    from dreamfleet.launch import LaunchSettings
+    from dreamfleet.launch import launch as run
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    settings = LaunchSettings(prompt, host, port, resume, overwrite, show, once)
+    result = run(config, settings, say=click.echo, progress=ConsoleProgress())
+    if result.failures:
+        raise DreamfleetError(f"{len(result.failures)} subjects failed, see above")
 
 
 @serve.command("build", context_settings=CONTEXT)

@@ -37,7 +37,7 @@ def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -
         flags.setdefault("base_model", base_of_adapters(flags["adapters"]))
     if flags.get("device") == "cuda":
         flags.setdefault("gpus_per_replica", 1.0)
-    elif own_machine:
+    if own_machine:
         flags.setdefault("num_threads", _threads(flags.get("num_replicas", 1)))
     return serve_settings(flags)
 

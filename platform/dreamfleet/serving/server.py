@@ -10,17 +10,21 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import ClusterConfig
+from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.runtime.progress import Progress
 from dreamfleet.serving.catalogue import FolderSource
 from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, ServeSettings
 
+if TYPE_CHECKING:
+    from dreamfleet.runtime.session import RaySession
+
+OnReady = Callable[[Any], Callable[[], None]]
 READY_WITHIN_S = 600.0  # a large base from a slow disk
 POLL_S = 0.25
 ANSWER_S = 4.0
@@ -35,14 +39,16 @@ def serve_foreground(
     port: int = 8000,
     cluster: ClusterConfig | None = None,
     progress: Progress,
-    recorder: Any = None,
+    on_ready: Sequence[OnReady] = (),
+    done: Callable[[], bool] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is under way and end all processes.
 
     Args:
         settings: of the application.
         cluster: which Ray; default: a private one.
-        recorder: called with the handle once it is ready; what it returns is called at the end.
+        on_ready: called with the ingress's handle; what they return is called at the end.
+        done: asked now and then whether to end; default: only a signal ends it.
 
     Raises:
         BadInputError: something given cannot be used.
@@ -56,23 +62,33 @@ def serve_foreground(
         _no_process_left() as note_processes,
         ray_session(_with_room(settings, cluster), dashboard=False) as session,
     ):
-        at_end = handle = None
+        handle, at_end = None, []
         try:
+            settings = _with_device(settings, session, progress)
             handle = _deployed(settings, host, port)
             _wait_until_ready(handle, progress)
             _announce(handle, settings, host, port, progress)
-            at_end = recorder(handle) if recorder else None
-            while True:
-                time.sleep(3600)
+            at_end += [begin(handle) for begin in on_ready]
+            while done is None or not done():
+                time.sleep(POLL_S)
         finally:
             if handle is not None:
                 progress.info("ending: what is under way is finished")
                 _drain(handle, settings.drain_s)
-            if at_end is not None:
-                at_end()
+            for end in at_end:
+                end()
             if not session.local:
                 _delete()
             note_processes()
+
+
+def _with_device(settings: ServeSettings, session: RaySession, progress: Progress) -> ServeSettings:
+    """`auto` decided by what this Ray has; an engine on a GPU reserves one."""
+    from dreamfleet.runtime.devices import choose_device
+
+    device = choose_device(RunConfig(device=settings.device), session, progress)
+    gpus = settings.gpus_per_replica or (1.0 if device == "cuda" else 0.0)
+    return settings.model_copy(update={"device": device, "gpus_per_replica": gpus})
 
 
 def _with_room(settings: ServeSettings, cluster: ClusterConfig | None) -> ClusterConfig:
@@ -95,6 +111,11 @@ def check_address(settings: ServeSettings, host: str, port: int) -> None:
         )
     if settings.adapters is not None:
         FolderSource(settings.adapters)
+    check_port(host, port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise BadInputError if the port cannot be listened on."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

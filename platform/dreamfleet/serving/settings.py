@@ -21,7 +21,9 @@ class ServeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     base_model: str = Field("embedded", description="as for personalize")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where engines compute")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where engines compute; auto: on a GPU where Ray gives them one"
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="type of the base")
     safety_checker: Literal["auto", "off"] = Field(
         "auto", description="auto: the base's own, where it has one"
