@@ -41,26 +41,12 @@ def client(engine: Any, adapters: Path, tmp_path: Path) -> Iterator[Any]:
 
     from starlette.testclient import TestClient
 
-    from dreamfleet.serving.admission import FairQueue
-    from dreamfleet.serving.api import build_api
-    from dreamfleet.serving.backend import LocalBackend
-    from dreamfleet.serving.catalogue import Catalogue, FolderSource
-    from dreamfleet.serving.figures import Figures
     from dreamfleet.serving.keys import KeyFile
-    from dreamfleet.serving.service import ImageService
-    from dreamfleet.serving.shelf import Shelf
+    from tests.local_service import local_application
 
     own = shutil.copytree(adapters, tmp_path / "adapters")
     keys = KeyFile(tmp_path / "keys.json")
-    service = ImageService(
-        LocalBackend(engine),
-        lambda base_hash: Catalogue(FolderSource(own), base_hash),
-        FairQueue(capacity=4, max_waiting=4, max_per_key=8),
-        Figures("test"),
-        refresh_s=3600,
-        pictures_per_replica=4,
-    )
-    app = build_api(service, keys, Shelf(tmp_path / "shelf"))
+    app, service = local_application(engine, own, keys, tmp_path / "shelf")
     with TestClient(app) as client:
         for _ in range(600):
             if client.get("/healthz").status_code == 200:
