@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dreamfleet.tracking.registry import RegisteredVersion
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # as adapters.files, which would import torch
+WHOLE_MODEL = "model_index.json"
 METADATA_KEY = "dreamfleet"
 ALIASES_FILE = "aliases.json"
 RETIRED = ".retired"  # in an adapter's folder
@@ -108,7 +109,7 @@ class FolderSource:
                 f"--adapters {folder}: no such folder; give an adapter's folder (of `dreamfleet "
                 "personalize`) or a folder of them"
             )
-        self.single = (self.root / WEIGHTS_NAME).is_file()
+        self.single = any((self.root / name).is_file() for name in (WEIGHTS_NAME, WHOLE_MODEL))
         self._known: dict[Path, tuple[tuple[int, ...], Entry]] = {}
 
     def read(self) -> Listing:
@@ -160,9 +161,13 @@ class FolderSource:
         folders = [self.root] if self.single else sorted(self.root.iterdir())
         for folder in folders:
             weights = folder / WEIGHTS_NAME
-            if not weights.is_file() or (folder / RETIRED).exists():
+            if (folder / RETIRED).exists():
                 continue
-            yield self._entry(folder, weights)
+            if weights.is_file():
+                yield self._entry(folder, weights)
+            elif (folder / WHOLE_MODEL).is_file():
+                reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
+                yield Entry(folder.name, folder.name, str(folder), problem=reason)
 
     def _entry(self, folder: Path, weights: Path) -> Entry:
         """An adapter as it was looked at, as long as its files stay the same."""

@@ -102,15 +102,20 @@ def check_address(settings: ServeSettings, host: str, port: int) -> None:
     """Refuse what can be refused before Ray starts.
 
     Raises:
-        BadInputError: no keys on an address that others reach, or the port is taken.
+        BadInputError: no keys on an address that others reach, no folder or registry, or the port
+            is taken.
     """
     if not settings.auth and host not in LOOPBACK:
         raise BadInputError(
             f"--no-auth with --host {host}: without keys the service answers this machine only; "
             "leave --host out, or leave --no-auth out and use `dreamfleet keys create`"
         )
-    if settings.adapters is not None:
-        FolderSource(settings.adapters)
+    if settings.registry is not None:
+        from dreamfleet.tracking.registry import registered_adapters
+
+        registered_adapters(settings.registry, settings.registry_models)
+    else:
+        FolderSource(settings.adapters or "")
     check_port(host, port)
 
 

@@ -44,8 +44,9 @@ def thumbnail_of(location: str) -> bytes | None:
 
 
 def has_thumbnail(location: str) -> bool:
-    """Whether there probably is one (files are not opened)."""
-    return next(_candidates(Path(location)), None) is not None
+    """Whether there probably is one; asked for each of many adapters, so nothing is read."""
+    folder = Path(location)
+    return (folder / "samples").is_dir() or (folder / "config.yaml").is_file()
 
 
 def has_report(location: str) -> bool:

@@ -41,6 +41,13 @@ def test_one_adapter_alone(folder: Path) -> None:
     assert entry.id == "bo"
 
 
+def test_a_whole_model_is_named_and_left_out(folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "model_index.json").write_text("{}", encoding="utf-8")
+    own = catalogue(folder)
+    assert len(own.usable()) == 3 and "fully fine-tuned" in own.problems()["full@full"]
+
+
 def test_an_alias_is_a_version_and_survives_a_restart(folder: Path) -> None:
     first = catalogue(folder)
     first.promote("ada", "champion", "bo")
