@@ -49,6 +49,7 @@ def until(reached: Callable[[], Any]) -> Any:
 def test_a_person_opens_draws_and_compares(
     browser: Any,  # noqa: F811
     studio: tuple[str, KeyFile],
+    tmp_path: Path,
 ) -> None:
     address, keys = studio
 
@@ -94,6 +95,9 @@ def test_a_person_opens_draws_and_compares(
     until(lambda: browser.execute_script(drawn))
     assert '"seed": 5' in one("#curl").text
 
+    for width, height in ((1280, 900), (390, 1400)):
+        browser.set_window_size(width, height)
+        browser.save_screenshot(str(tmp_path / f"drawn-{width}.png"))
     browser.execute_script("document.querySelector('#subjects input[value=base]').click()")
     assert one("#prompt").get_attribute("value") == "a photo of a dog", "a new subject's own words"
     foreign = "return performance.getEntriesByType('resource').map(e => e.name)"

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from dreamfleet import __version__
 from dreamfleet.serving import schemas
@@ -36,6 +37,7 @@ class Studio:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._templates.filters["marked"] = _marked
         self.headers = {
             "Cache-Control": "no-store",
             "Content-Security-Policy": POLICY,
@@ -112,6 +114,19 @@ def _default(field: Mapping[str, Any]) -> str:
     return "" if value is None else str(value)
 
 
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else str(value)
+
+
+def _marked(text: str) -> Markup:
+    """A text whose `names` are code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else part
+        for index, part in enumerate(parts)
+    )
+
+
 def _kinds(field: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The field itself, or the members of a union but null."""
     return [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
@@ -139,7 +154,7 @@ def _limits(field: Mapping[str, Any]) -> str:
         "maxItems": "at most {} entries",
     }
     return ", ".join(
-        text.format(kind[name])
+        text.format(_number(kind[name]))
         for kind in _kinds(field)
         for name, text in words.items()
         if name in kind
