@@ -45,8 +45,9 @@ pytestmark = pytest.mark.usefixtures("ray_running")
 class Service:
     """A running service, and a way to talk to it."""
 
-    def __init__(self, port: int, key: str, handle: Any) -> None:
+    def __init__(self, port: int, key: str, handle: Any, settings: ServeSettings) -> None:
         self.address, self.key, self.handle = f"http://127.0.0.1:{port}", key, handle
+        self.settings = settings
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any, Any]:
         """Status, body and headers."""
@@ -131,7 +132,7 @@ def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     app = build_app(settings.model_dump(mode="json"))
     handle = serve.run(app, name="dreamfleet", route_prefix="/", logging_config=quiet)
-    found = Service(port, keys.create("admin")[0], handle)
+    found = Service(port, keys.create("admin")[0], handle, settings)
     deadline = time.monotonic() + READY_S
     while found.ask("/healthz")[0] != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -182,6 +183,26 @@ def test_load_changes_no_picture(service: Service) -> None:
             assert np.abs(job.result() - alone[name]).max() <= 1, name
     pairs = [np.abs(alone[NAMES[0]] - alone[name]).max() for name in NAMES[1:]]
     assert min(pairs) > 1
+
+
+def test_a_deployment_is_a_run_with_its_versions_and_figures(
+    service: Service, tmp_path: Path
+) -> None:
+    from dreamfleet.serving.recording import Recorder
+    from dreamfleet.tracking.store import MlflowStore
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowStore.connect(uri).client
+    record = Recorder(service.handle, service.settings, uri, print)
+    run_id = record.run.wait_for_id(ANSWER_S)
+    assert run_id is not None
+    record.start()
+    service.draw()
+    record.end()
+    run = client.get_run(run_id)
+    assert run.data.tags["dreamfleet.serves.subject-1"] == "models:/subject-1/subject-1"
+    assert run.data.params["num_replicas"] == "2" and run.data.metrics["pictures"] >= 1
+    assert "engine_sampling_step_s" in run.data.metrics
 
 
 def test_a_burst_is_refused_cleanly_and_passes(service: Service) -> None:

@@ -68,3 +68,13 @@ def test_versions_aliases_and_retirement(registered: tuple[str, Path], tmp_path:
     assert [entry.version for entry, _ in again.usable()] == ["1"]
     with pytest.raises(BadInputError, match="MLflow at"):
         RegistrySource(f"sqlite:///{tmp_path / 'none.db'}", tmp_path).read()
+
+
+def test_what_was_handed_to_a_cluster_is_recorded(registered: tuple[str, Path]) -> None:
+    from dreamfleet.serving.recording import record_deployment
+    from dreamfleet.tracking.runs import list_runs
+
+    uri, _ = registered
+    content = {"applications": [{"args": {"registry": uri, "num_replicas": 2}}]}
+    record_deployment(content, uri, "http://head:8265", notify=print)
+    assert any(run.name.startswith("deploy ") for run in list_runs(uri, "dreamfleet", 10))

@@ -88,7 +88,7 @@ class Recorder:
         self._tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
         name = f"serve {datetime.now(UTC):%Y-%m-%d %H:%M}"
         tags = {"dreamfleet.kind": "deployment", **self._versions()}
-        self._run = self._tracker.start_run(
+        self.run = self._tracker.start_run(
             name, params=settings.model_dump(mode="json", exclude={"keys_file"}), tags=tags
         )
         self._wanted = settings.sample_images
@@ -104,7 +104,7 @@ class Recorder:
         """The last figures, and the end of the run; returns within seconds whatever MLflow does."""
         self._ending.set()
         self._thread.join(END_S)
-        self._run.finish("FINISHED", END_S)
+        self.run.finish("FINISHED", END_S)
         self._tracker.close(END_S)
 
     def _work(self) -> None:
@@ -117,12 +117,12 @@ class Recorder:
             figures = self._handle.snapshot.remote().result(timeout_s=ANSWER_S)
             self._step += 1
             known = {name: figures[name] for name in KEPT if name in figures}
-            self._run.log_metrics(known, self._step)
+            self.run.log_metrics(known, self._step)
             if self._wanted:
                 for prompt, picture in self._handle.take_samples.remote().result(
                     timeout_s=ANSWER_S
                 ):
-                    self._run.log_grid([(prompt, picture)], "served", self._step)
+                    self.run.log_grid([(prompt, picture)], "served", self._step)
 
     def _versions(self) -> dict[str, str]:
         """Links to the registered versions, as tags; many adapters are counted only."""
