@@ -54,7 +54,7 @@ def test_an_alias_is_a_version_and_survives_a_restart(folder: Path) -> None:
     again = catalogue(folder)
     for own in (first, again):
         assert own.resolve("ada@champion").id == "bo" and own.resolve("ada").id == "ada"
-        assert dict(own.usable())[own.resolve("ada")] == {"champion": "bo"}
+        assert {entry.id: names for entry, names in own.usable()}["ada"] == {"champion": "bo"}
     first.promote("ada", "champion", "cy")
     again.refresh()
     assert again.resolve("ada@champion").id == "cy"
