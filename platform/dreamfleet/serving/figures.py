@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from statistics import quantiles
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,7 +23,7 @@ class Figures:
 
     def __init__(self, ingress: str = "") -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry, "namespace": PREFIX}
+        own: dict[str, Any] = {"registry": self.registry, "namespace": PREFIX}
         label = ["ingress"]
         self._requests = Counter(
             "requests", "Requests for pictures by outcome", [*label, "outcome"], **own

@@ -62,7 +62,8 @@ def serve_foreground(
         _no_process_left() as note_processes,
         ray_session(_with_room(settings, cluster), dashboard=False) as session,
     ):
-        handle, at_end = None, []
+        handle: Any = None
+        at_end: list[Callable[[], None]] = []
         try:
             settings = _with_device(settings, session, progress)
             handle = _deployed(settings, host, port)

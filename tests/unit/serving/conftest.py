@@ -47,7 +47,8 @@ def client(engine: Any, adapters: Path, tmp_path: Path) -> Iterator[Any]:
     own = shutil.copytree(adapters, tmp_path / "adapters")
     keys = KeyFile(tmp_path / "keys.json")
     app, service = local_application(engine, own, keys, tmp_path / "shelf")
-    with TestClient(app) as client:
+    opened: Any = TestClient(app)
+    with opened as client:
         for _ in range(600):
             if client.get("/healthz").status_code == 200:
                 break

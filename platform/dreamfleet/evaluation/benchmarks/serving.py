@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import IO
 
 from dreamfleet.bases import load_base
 from dreamfleet.evaluation.benchmarks.contestants import PROMPT, write_adapter
@@ -151,7 +152,7 @@ def _running(command: Sequence[str]) -> Iterator[str]:
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: object) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -159,8 +160,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: objec
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    log.seek(0)  # type: ignore[attr-defined]
-    raise RuntimeError(f"the service did not start: {log.read()[-2000:]!r}")  # type: ignore[attr-defined]
+    log.seek(0)
+    raise RuntimeError(f"the service did not start: {log.read()[-2000:]!r}")
 
 
 def _ratio(slow: Sequence[float], fast: Sequence[float]) -> Figure:
