@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.tiny_adapters import write_adapters
 from tests.tiny_bases import make_tiny_sd1
 
+READY_WITHIN_S = 120.0
 NAMES = ("ada", "bo", "cy")
 
 
@@ -49,9 +51,9 @@ def client(engine: Any, adapters: Path, tmp_path: Path) -> Iterator[Any]:
     app, service = local_application(engine, own, keys, tmp_path / "shelf")
     opened: Any = TestClient(app)
     with opened as client:
-        for _ in range(600):
-            if client.get("/healthz").status_code == 200:
-                break
+        deadline = time.monotonic() + READY_WITHIN_S
+        while client.get("/healthz").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
         client.headers["Authorization"] = f"Bearer {keys.create('admin')[0]}"
         client.service, client.keys, client.folder = service, keys, own
         yield client
