@@ -647,6 +647,7 @@ def serve_options(command: Command) -> Command:
 @click.pass_context
 def serve(
     context: click.Context,
+    /,
     host: str,
     port: int,
     no_auth: bool,

@@ -27,7 +27,7 @@ class LocalBackend:
         return await self._engine.about()
 
     async def draw(self, order: DrawOrder) -> list[bytes]:
-        return await self._engine.draw(order)
+        return await self._engine.draw_order(order)
 
     def draw_events(self, order: DrawOrder) -> AsyncGenerator[Event, None]:
         return self._engine.draw_events(order)
@@ -60,7 +60,7 @@ class ServeBackend:
 
     async def draw(self, order: DrawOrder) -> list[bytes]:
         with _own_errors():
-            response = self._near(order).draw.remote(order)
+            response = self._near(order).draw_order.remote(order)
             try:
                 return await response
             except asyncio.CancelledError:

@@ -68,7 +68,7 @@ class EngineReplica(EngineActor):
         """
         return await self._ask(_about)
 
-    async def draw(self, order: DrawOrder) -> list[bytes]:
+    async def draw_order(self, order: DrawOrder) -> list[bytes]:
         """The pictures. Cancelling the call stops them before the next step.
 
         Raises:

@@ -42,7 +42,7 @@ def test_a_new_order_takes_part_at_once(engine: Any, adapters: Path) -> None:
                     seen.append((name, 0))
 
     async def story() -> None:
-        await engine.draw(order(adapters, "bo", 1))  # its adapter is in memory
+        await engine.draw_order(order(adapters, "bo", 1))  # its adapter is in memory
         began = asyncio.Event()
         first = asyncio.ensure_future(follow("ada", 40, began))
         await began.wait()
@@ -61,7 +61,7 @@ def test_a_consumer_that_goes_away_frees_its_place(engine: Any, adapters: Path) 
             async for event in events:
                 if isinstance(event, StepDone):
                     break
-        call = asyncio.ensure_future(engine.draw(order(adapters, "ada", 900)))
+        call = asyncio.ensure_future(engine.draw_order(order(adapters, "ada", 900)))
         while not (await engine.stats())["drawing"]:
             await asyncio.sleep(0.01)
         call.cancel()
@@ -82,7 +82,7 @@ def test_more_adapters_than_memory_holds(tiny_base: Path, adapters: Path) -> Non
         source = EngineSource(str(tiny_base), "cpu")
         replica = EngineReplica(source, max_slots=2, cache_bytes=cache_bytes, num_threads=1)
         orders = [order(adapters, name, 2) for name in ("ada", "bo", "cy") * 2]
-        pictures = await asyncio.gather(*(replica.draw(own) for own in orders))
+        pictures = await asyncio.gather(*(replica.draw_order(own) for own in orders))
         stats = await replica.stats()
         await replica.close()
         return [own[0] for own in pictures], stats
@@ -111,4 +111,4 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_event(
         with pytest.raises(kind):
             asyncio.run(begin(own))
         with pytest.raises(kind):
-            asyncio.run(engine.draw(own))
+            asyncio.run(engine.draw_order(own))
