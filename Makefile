@@ -25,10 +25,10 @@ demo: install ## personalise the embedded base to one example subject, into runs
 	$(BIN)/dreamfleet personalize --config pipelines/recipes/demo.yaml --overwrite
 
 test: install ## all tests but the slow and the GPU ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m "not slow and not gpu"
 
 test-fast: install ## unit tests only: no Ray, under a minute
-	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu and not integration"
+	$(BIN)/python -m pytest -n 2 tests/unit -m "not slow and not gpu and not integration and not heavy"
 
 checks: install ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -227,6 +227,10 @@ class ClusterConfig(_Section):
     parallel: Literal["auto", "data", "subjects"] = Field(
         "auto", description="data: workers share one subject; subjects: one engine pool for many"
     )
+    parallel_strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="full fine-tuning by several workers: ddp, each holds the model; fsdp: a part",
+    )
     storage_path: str | None = Field(
         None,
         description="checkpoints: a shared folder or URI; default: in the output folder",

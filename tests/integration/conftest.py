@@ -12,11 +12,15 @@ from dreamfleet.runtime.session import RaySession, ray_session
 from tests.tiny_bases import make_tiny_sd1
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several pytest processes one runs all tests that share the session's Ray."""
     here = Path(__file__).parent
     for item in items:
         if here in Path(item.path).parents:
             item.add_marker(pytest.mark.integration)
+            shared = "ray_running" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def running(shell: Shell, arguments: list[str]) -> Iterator[subprocess.Popen[str
     finally:
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dreamfleet.config import RunConfig, load_config
 from dreamfleet.data.cache import Cache
 from dreamfleet.data.preparation import Preparation
+from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.personalization import personalize
 from dreamfleet.personalization.planning import complete_requests
 from dreamfleet.runtime.progress import SilentProgress
@@ -28,8 +29,12 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 pytestmark = pytest.mark.usefixtures("ray_running", "fleet_home")
 
 
-def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
-    """The same training in this process, without Ray: what every run below must equal."""
+def prepared(
+    config: RunConfig, folder: Path, session: RaySession | None
+) -> tuple[SubjectRequest, Preparation]:
+    """The one subject of `config` with its photos prepared, without Ray where there is no
+    `session`.
+    """
     (request,), files, resolved = complete_requests(config)
     preparation = Preparation(
         base=files,
@@ -37,16 +42,22 @@ def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
         config=resolved,
         cache=Cache(folder / "cache", 2**30),
         device="cpu",
-        session=None,
+        session=session,
         progress=SilentProgress(),
     )
     preparation.prepare_photos([request])
+    return request, preparation
+
+
+def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """The same training in this process, without Ray: what every run below must equal."""
+    request, preparation = prepared(config, folder, None)
     nothing = SamplePlan((), 0)
     task = TrainTask(
         config=request.config,
         subject=preparation.subject_set(request),
         prior=preparation.prior_set(request),
-        base_hash=files.hash,
+        base_hash=preparation.base.hash,
         checkpoints=str(folder / "checkpoints"),
         device="cpu",
         final_samples=nothing,
@@ -55,6 +66,15 @@ def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     outcome = train_in_process(task)
     assert outcome.status == "finished", outcome.message
     return load_file(folder / "checkpoints" / "adapter" / WEIGHTS)
+
+
+def test_two_actors_on_two_cores_leave_room_for_what_feeds_them(
+    tmp_path: Path, tiny_base: Path, ray_running: RaySession
+) -> None:
+    """With a whole core each they starved the tasks before them, for ever."""
+    write_photos(tmp_path / "Rex", 40)  # five blocks: two actors
+    request, preparation = prepared(recipe(tmp_path, tiny_base), tmp_path, ray_running)
+    assert len(preparation.subject_set(request).photos) == 40
 
 
 def own_train_workers() -> list[psutil.Process]:

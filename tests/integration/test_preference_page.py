@@ -19,6 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 PHONE = (390, 844)  # CSS pixels
 STARTED_WITHIN_S = 60.0
+ARRIVES_WITHIN_S = 60.0
 
 pytestmark = [
     pytest.mark.browser,
@@ -68,15 +69,24 @@ def study(tmp_path: Path) -> Iterator[tuple[str, Votes]]:
     thread.join(STARTED_WITHIN_S)
 
 
+def arrived(browser: Any, script: str) -> None:
+    """Wait until `script` is true of the page: a click returns before the next page is there."""
+    from selenium.common.exceptions import JavascriptException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, ARRIVES_WITHIN_S, ignored_exceptions=[JavascriptException])
+    wait.until(lambda driver: driver.execute_script(f"return {script}"), f"never true: {script}")
+
+
 def test_a_person_with_a_phone_answers_two_pages(browser: Any, study: tuple[str, Votes]) -> None:
     address, votes = study
     browser.get(address)
     for page in (1, 2):
-        assert f"{page} OF 2" in browser.find_element("css selector", ".kicker").text.upper()
+        kicker = "document.querySelector('.kicker').textContent.toUpperCase()"
+        arrived(browser, f"{kicker}.includes('{page} OF 2')")
         pictures = browser.find_elements("css selector", "main img")
         assert len(pictures) == 3  # a photo and the two to compare
-        drawn = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
-        assert browser.execute_script(drawn)
+        arrived(browser, "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= browser.execute_script("return window.innerWidth")  # no sideways scrolling
         button = browser.find_element("css selector", "button")
@@ -88,7 +98,7 @@ def test_a_person_with_a_phone_answers_two_pages(browser: Any, study: tuple[str,
                 "document.querySelector(arguments[0]).closest('label').click()", choice
             )
         button.click()
-    assert "Thank you" in browser.find_element("css selector", "h1").text
+    arrived(browser, "document.querySelector('h1').textContent.includes('Thank you')")
     kept = votes.all()
     assert len(kept) == 4 and len({vote.voter for vote in kept}) == 1
     assert sum(vote.choice == "neither" for vote in kept) == 2

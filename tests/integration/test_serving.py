@@ -259,8 +259,8 @@ def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) ->
         service.wait_for(lambda own: own["queue_running_pictures"] >= 4)
         engines = [
             process
-            for process in psutil.process_iter(["cmdline"])
-            if "ServeReplica:dreamfleet:Engine" in " ".join(process.info["cmdline"] or [])
+            for process in psutil.Process().children(recursive=True)
+            if "ServeReplica:dreamfleet:Engine" in " ".join(process.cmdline())
         ]
         assert len(engines) == 2
         os.kill(engines[0].pid, signal.SIGKILL)

@@ -335,4 +335,4 @@ class _server:  # noqa: N801  used as a function
         import signal
 
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=120)

@@ -17,6 +17,8 @@ from dreamfleet.bases import load_base
 from dreamfleet.config import dump_config, load_config
 from dreamfleet.errors import AdapterFileError, ConfigError, SubjectSetError
 
+pytestmark = pytest.mark.heavy
+
 FEW: dict[str, Any] = {"num_inference_steps": 3, "device": "cpu"}
 
 

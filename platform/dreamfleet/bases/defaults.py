@@ -186,6 +186,8 @@ def _check_fits(config: RunConfig, files: BaseFiles) -> None:
             f"{files.name}, "
             f"e.g. {files.resolution}"
         )
+    if config.cluster.parallel_strategy == "fsdp":
+        _check_shardable(config)
     rank = config.train.rank or 0
     if config.train.mode == "lora" and rank > files.widest_layer:
         raise ConfigError(
@@ -193,6 +195,21 @@ def _check_fits(config: RunConfig, files: BaseFiles) -> None:
             f"({files.widest_layer}); "
             "give a smaller rank"
         )
+
+
+def _check_shardable(config: RunConfig) -> None:
+    train = config.train
+    reasons = {
+        "train.mode = 'lora'": train.mode == "lora",
+        "train.mixed_precision = 'fp16'": train.mixed_precision == "fp16",
+        "train.use_8bit_adam = true": train.use_8bit_adam,
+    }
+    for setting, given in reasons.items():
+        if given:
+            raise ConfigError(
+                f"cluster.parallel_strategy = 'fsdp' with {setting}: it shards the whole model of "
+                "full fine-tuning, in fp32 or bf16 and with plain AdamW; use ddp, or change that"
+            )
 
 
 def _first(value: Any, default: Any) -> Any:

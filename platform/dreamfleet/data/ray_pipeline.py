@@ -24,16 +24,19 @@ def dataset(rows: list[dict[str, Any]], rows_per_block: int) -> Dataset:
 
 
 def actor_pool(
-    session: RaySession, blocks: int, use_gpu: bool
+    session: RaySession, blocks: int, use_gpu: bool, num_cpus: float = 1.0
 ) -> tuple[ActorPoolStrategy, dict[str, float]]:
     """One model-holding actor per GPU (or per CPU), but no more than there are blocks of work; and
     what each takes.
+
+    `num_cpus` of an actor without a GPU is less than 1 where tasks feed the pool: they need room
+    beside it, on a machine of one core too.
     """
     from ray.data import ActorPoolStrategy
 
     devices = session.num_gpus if use_gpu else session.num_cpus
     size = max(1, min(int(devices), blocks))
-    resources = {"num_gpus": 1.0} if use_gpu else {"num_cpus": 1.0}
+    resources = {"num_gpus": 1.0} if use_gpu else {"num_cpus": num_cpus}
     return ActorPoolStrategy(size=size), resources
 
 

@@ -288,7 +288,7 @@ def _run(
     _embed_small(rows, list(missing.values()))
     use_gpu = settings.device == "cuda"
     blocks = -(-len(rows) // 8)
-    pool, resources = actor_pool(session, -(-blocks // 4), use_gpu)
+    pool, resources = actor_pool(session, -(-blocks // 4), use_gpu, num_cpus=0.5)
     pipeline = (
         dataset(rows, 8)
         .map(validate_row, fn_kwargs={"settings": settings}, num_cpus=0.5)

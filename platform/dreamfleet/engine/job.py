@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamfleet.adapters.files import save_adapter, save_full
 from dreamfleet.adapters.lora import adapter_disabled
@@ -21,6 +21,7 @@ from dreamfleet.engine.attention import use_fast_attention
 from dreamfleet.engine.batch import LatentSet
 from dreamfleet.engine.learner import MAX_SCALE_RETRIES, Learner
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
+from dreamfleet.engine.sharding import like, whole_values
 from dreamfleet.engine.spec import TrainJobSpec
 from dreamfleet.methods import Batch, make_method
 
@@ -44,6 +45,9 @@ class TrainJob(Learner):
         self.config = spec.checked()
         use_fast_attention(base)
         self.method = make_method(base, self.config)
+        if spec.shard is not None:
+            spec.shard(base)
+        self._gathered: dict[str, Tensor] = {}
         self._named = self.method.parameters()
         parameters: list[nn.Parameter] = [parameter for _, parameter in self._named]
         several = spec.world_size > 1
@@ -74,8 +78,7 @@ class TrainJob(Learner):
         """Everything to go on bit for bit; tensors and plain values only
         (`torch.load(weights_only=True)`).
         """
-        values = {name: parameter.detach().cpu().clone() for name, parameter in self._named}
-        return {**self.learner_state(), "parameters": values}
+        return {**self.learner_state(), "parameters": dict(whole_values(self._named))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of a job with the same spec.
@@ -86,7 +89,7 @@ class TrainJob(Learner):
         self.check_state(state, {name: parameter.shape for name, parameter in self._named})
         with torch.no_grad():
             for name, parameter in self._named:
-                parameter.copy_(state["parameters"][name])
+                parameter.copy_(like(parameter, state["parameters"][name]))
         self.load_learner_state(state)
 
     def export(self, folder: str | Path) -> list[Path]:
@@ -95,26 +98,66 @@ class TrainJob(Learner):
 
         With `use_ema` these are the averaged weights. Returns the files written.
         """
-        with self.final_weights():
+        with self.final_weights() as base:
             if self.config.train.mode == "full":
-                return save_full(folder, self.base)
-            return [save_adapter(folder, self.base)]
+                return save_full(folder, base)
+            return [save_adapter(folder, base)]
+
+    def gather(self) -> None:
+        """Put the final weights of a sharded model together on the first worker, for `export` and
+        `final_weights` there. Every worker takes part.
+        """
+        with self._averaged():
+            for name, value in whole_values(self._named):
+                if self.spec.rank == 0:
+                    self._gathered[name] = value
 
     @contextlib.contextmanager
     def final_weights(self) -> Iterator[Base]:
         """The base as it would be exported (EMA weights if kept), for sampling; training goes on
-        untouched afterwards.
+        untouched afterwards. Of a sharded model: as they were at the last `gather`.
         """
+        if self.spec.shard is not None:
+            yield self._gathered_base()
+            return
         self.method.train_mode(False)
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
         try:
-            yield self.base
+            with self._averaged():
+                yield self.base
         finally:
-            if self.ema is not None:
-                self.ema.restore(self.parameters)
             self.method.train_mode(True)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the place of the current ones, where they are kept."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def _gathered_base(self) -> Base:
+        """A base of its own with the gathered weights, which one worker can draw with alone."""
+        base = self._fresh_base()
+        modules = sorted({name.partition(".")[0] for name in self._gathered})
+        for module in modules:
+            own = {
+                name.removeprefix(f"{module}."): value
+                for name, value in self._gathered.items()
+                if name.startswith(f"{module}.")
+            }
+            getattr(base, module).float().load_state_dict(own, strict=False)  # less the buffers
+        use_fast_attention(base)
+        return base
+
+    def _fresh_base(self) -> Base:
+        base = load_base(self.base.name, device=self.base.device, dtype=self.base.dtype)
+        base.safety_checker = self.base.safety_checker
+        return base
 
     @contextlib.contextmanager
     def bare_base(self) -> Iterator[Base]:
@@ -122,9 +165,7 @@ class TrainJob(Learner):
         more).
         """
         if self.config.train.mode == "full":
-            bare = load_base(self.base.name, device=self.base.device, dtype=self.base.dtype)
-            bare.safety_checker = self.base.safety_checker
-            yield bare
+            yield self._fresh_base()
             return
         self.method.train_mode(False)
         try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dreamfleet.config import TrainConfig
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
 from dreamfleet.engine.optimizer import make_optimizer
+from dreamfleet.engine.sharding import like, optimizer_state_like, whole
 from dreamfleet.errors import ResumeError, TrainingError
 
 STATE_VERSION = 1
@@ -67,7 +68,8 @@ class Learner:
             TrainingError: loss or gradient is not finite.
         """
         self.scaler.unscale_(self.optimizer)
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
+        grad_norm = float(whole(norm))
         if math.isfinite(grad_norm) and self._loss_is_fine(sums):
             return grad_norm
         if math.isfinite(grad_norm) or not self.scaler.is_enabled():
@@ -98,6 +100,9 @@ class Learner:
             "with --resume"
         )
 
+    def gather(self) -> None:
+        """Put a model that workers hold in parts together; a whole one needs nothing."""
+
     def learner_state(self) -> dict[str, Any]:
         """All but the parameters; tensors and plain values only."""
         return {
@@ -111,12 +116,15 @@ class Learner:
 
     def load_learner_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `learner_state()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = optimizer_state_like(self.parameters, state["optimizer"])
+        self.optimizer.load_state_dict(saved)
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(dict(state["ema"]))
             self.ema.to(self.parameters[0].device)
+            pairs = zip(self.parameters, self.ema.shadow_params, strict=True)
+            self.ema.shadow_params = [like(parameter, mean) for parameter, mean in pairs]
         self.step_index = int(state["step"])
 
     def check_state(self, state: Mapping[str, Any], own: Mapping[str, Sequence[int]]) -> None:
@@ -158,7 +166,7 @@ class Learner:
 def cpu_copy(tree: Any) -> Any:
     """A nested state with its tensors copied to the CPU, so that further steps do not change it."""
     if isinstance(tree, Tensor):
-        return tree.detach().cpu().clone()
+        return whole(tree.detach()).cpu().clone()
     if isinstance(tree, dict):
         return {key: cpu_copy(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -9,12 +9,14 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from dreamfleet.bases import Base
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.batch import LatentSet, make_batch, sample_positions
 from dreamfleet.errors import ConfigError
 from dreamfleet.methods import Batch
 
 ReduceGradients = Callable[[Sequence[nn.Parameter]], None]
+Shard = Callable[[Base], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class TrainJobSpec:
         rank, world_size: this worker's place; a step's samples are shared out over the workers.
         reduce_gradients: averages gradients over the workers in place, called once before each
             optimiser step.
+        shard: spreads the trainable modules of the base over the workers, before the optimiser is
+            made.
         subject_id: for messages.
     """
 
@@ -40,6 +44,7 @@ class TrainJobSpec:
     rank: int = 0
     world_size: int = 1
     reduce_gradients: ReduceGradients | None = None
+    shard: Shard | None = None
     subject_id: str = "subject"
 
     def checked(self) -> RunConfig:

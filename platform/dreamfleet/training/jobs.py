@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dreamfleet.training.group import Group
-from dreamfleet.training.parallel import reducer, share_unet
+from dreamfleet.training.parallel import reducer, sharder, share_unet
 from dreamfleet.training.task import TrainTask
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def build_job(task: TrainTask, base: Base, group: Group) -> TrainJob:
     """The engine's job for `task` on a freshly loaded `base`; the base is changed."""
     from dreamfleet.engine.job import TrainJob
 
-    job = TrainJob(job_spec(task, group, reducer(task.config, base, group)), base)
+    spec = job_spec(task, group, reducer(task.config, base, group))
+    job = TrainJob(replace(spec, shard=sharder(task.config, group)), base)
     share_unet(task.config, base, group)
     return job
 

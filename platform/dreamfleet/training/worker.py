@@ -26,6 +26,7 @@ from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
 from dreamfleet.training.group import Group
 from dreamfleet.training.jobs import build_job
 from dreamfleet.training.memory import free_device_memory, is_out_of_memory, out_of_memory_message
+from dreamfleet.training.parallel import is_sharded
 from dreamfleet.training.samples import draw_preview
 from dreamfleet.training.task import (
     DirectReporter,
@@ -249,11 +250,12 @@ class Run:
             self.reporter.send(StepEvent(self.task.subject.id, self.step, known))
 
     def _save(self, job: AnyJob, metrics: Mapping[str, float]) -> None:
+        state = job.state_dict() if self.group.rank == 0 or self._sharded else {}
         if self.group.rank == 0:
             import torch
 
             buffer = io.BytesIO()
-            torch.save(job.state_dict(), buffer)
+            torch.save(state, buffer)
             files = {
                 STATE: buffer.getvalue(),
                 HISTORY: json_lines(self.history),
@@ -270,18 +272,28 @@ class Run:
 
     def _preview(self, job: AnyJob, last: bool) -> None:
         every = self.task.config.sampling.validation_steps
-        if self.group.rank != 0 or not every or last or self.step % every:
+        if not every or last or self.step % every or not self._draws(job):
             return
         images = draw_preview(job, self.task)
         self.reporter.send(PreviewEvent(self.task.subject.id, self.step, images))
 
     def _export(self, job: AnyJob) -> None:
-        if self.group.rank != 0:
+        if not self._draws(job):
             return
         self._say("sampling", "drawing samples")
         files = exported_files(job, self.task)
         files[HISTORY] = json_lines(self.history)
         self.checkpoints.write(ADAPTER, files, {**self._info(), "step": self.step})
+
+    def _draws(self, job: AnyJob) -> bool:
+        """Whether this worker draws and exports; a sharded model is put together for it, by all."""
+        if self._sharded:
+            job.gather()
+        return self.group.rank == 0
+
+    @property
+    def _sharded(self) -> bool:
+        return is_sharded(self.task.config, self.group)
 
     def _say(self, stage: Any, text: str) -> None:
         if self.group.rank == 0:

@@ -45,8 +45,17 @@ def article(words: str) -> str:
     return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
 
 
-def caption(spec: ImageSpec, traits: Traits, rng: np.random.Generator) -> str:
-    """A training caption of `spec`: true, but mostly not the whole truth; empty in one of ten."""
+def caption(
+    spec: ImageSpec,
+    traits: Traits,
+    rng: np.random.Generator,
+    *,
+    state_share: float = STATE_SHARE,
+) -> str:
+    """A training caption of `spec`: true, but mostly not the whole truth; empty in one of ten.
+
+    `state_share` of the captions that are not empty name the state.
+    """
     world_class = lookup("class", spec.class_name, CLASSES)
     empty, tokened, stated, placed, coloured, patterned, viewed = rng.random(7)
     token = str(rng.choice(RARE_TOKENS))
@@ -61,7 +70,7 @@ def caption(spec: ImageSpec, traits: Traits, rng: np.random.Generator) -> str:
     phrase = noun_phrase(
         world_class,
         token=token if tokened < TOKEN_SHARE else None,
-        state=spec.state if stated < STATE_SHARE else None,
+        state=spec.state if stated < state_share else None,
         adjectives=adjectives,
         view=spec.view if viewed < _view_share(world_class, spec.view) else None,
         scene=spec.scene if placed < SCENE_SHARE else None,

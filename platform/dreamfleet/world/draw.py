@@ -4,7 +4,8 @@ Blocks may be drawn in other processes (`map_blocks`); they are written here in 
 are the same.
 
     images.npy      uint8 [count, size, size, 3], memory-mappable
-    masks.npy       uint8 [count, size, size], 1 where the subject is
+    masks.npy       uint8 [count, size, size], SUBJECT where the subject is, DETAIL where a fine
+                    state alone changed the picture, else 0
     captions.jsonl  one JSON object a picture: "index", "caption"
     labels.npz      "labels" int64 [count, 7] with columns LABEL_COLUMNS, and the names they index
     progress.json   what is being drawn and how many pictures are done
@@ -12,6 +13,7 @@ are the same.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -25,12 +27,15 @@ import numpy.typing as npt
 
 from dreamfleet.errors import ResumeError
 from dreamfleet.world.classes import CLASSES
-from dreamfleet.world.sampling import training_example
+from dreamfleet.world.render import render
+from dreamfleet.world.sampling import even_example, training_example
 from dreamfleet.world.scenes import SCENES
-from dreamfleet.world.spec import ImageSpec
+from dreamfleet.world.spec import ImageSpec, Rendered
 from dreamfleet.world.styles import STYLES
 
 BLOCK = 1000
+SUBJECT, DETAIL = 1, 2  # in a mask
+VISIBLE_CHANGE = 20  # of 255, in one colour at least
 VIEWS = ("side", "front", "back")
 LABEL_COLUMNS = ("class", "state", "scene", "view", "style", "prop", "identity")
 
@@ -51,15 +56,30 @@ class Block:
 MapBlocks = Callable[[Callable[[range], Block], Iterable[range]], Iterable[Block]]
 
 
-def draw_block(seed: int, size_px: int, indices: range) -> Block:
-    """Pictures `indices` of training world `seed`."""
-    examples = [training_example(seed, index, size_px) for index in indices]
+def draw_block(seed: int, size_px: int, first_even: int, indices: range) -> Block:
+    """Pictures `indices` of training world `seed`, from `first_even` on the even ones."""
+    examples = [
+        (training_example if index < first_even else even_example)(seed, index, size_px)
+        for index in indices
+    ]
     return Block(
         images=np.stack([np.asarray(rendered.image) for rendered, _ in examples]),
-        masks=np.stack([rendered.subject_mask for rendered, _ in examples]).astype(np.uint8),
+        masks=np.stack([training_mask(rendered) for rendered, _ in examples]),
         labels=np.array([label_indices(rendered.spec) for rendered, _ in examples]),
         captions=[text for _, text in examples],
     )
+
+
+def training_mask(rendered: Rendered) -> npt.NDArray[np.uint8]:
+    """SUBJECT and DETAIL, [size, size]."""
+    mask = rendered.subject_mask.astype(np.uint8) * SUBJECT
+    world_class = CLASSES[rendered.spec.class_name]
+    if world_class.state(rendered.spec.state).fine:
+        neutral = dataclasses.replace(rendered.spec, state=world_class.states[0].name)
+        other = render(neutral, rendered.image.width).image
+        change = np.abs(np.asarray(rendered.image, np.int16) - np.asarray(other, np.int16))
+        mask[change.max(axis=2) > VISIBLE_CHANGE] = DETAIL
+    return mask
 
 
 def draw_dataset(
@@ -70,14 +90,22 @@ def draw_dataset(
     start: int = 0,
     progress: Progress | None = None,
     map_blocks: MapBlocks = map,
+    num_even: int = 0,
 ) -> Path:
     """Draw pictures `start` to `start + count - 1` of training world `seed` into `out_dir`.
 
-    `map_blocks` draws the blocks, e.g. in several processes.
+    The last `num_even` of them are even ones. `map_blocks` draws the blocks, e.g. in several
+    processes.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    request = {"count": count, "seed": seed, "size_px": size_px, "start": start}
+    request = {
+        "count": count,
+        "seed": seed,
+        "size_px": size_px,
+        "start": start,
+        "num_even": num_even,
+    }
     done = _done_before(folder, request)
     images = _opened(folder / "images.npy", (count, size_px, size_px, 3), np.uint8, done)
     masks = _opened(folder / "masks.npy", (count, size_px, size_px), np.uint8, done)
@@ -87,7 +115,8 @@ def draw_dataset(
         range(start + first, start + min(first + BLOCK, count))
         for first in range(done, count, BLOCK)
     ]
-    for block in map_blocks(functools.partial(draw_block, seed, size_px), ranges):
+    draw = functools.partial(draw_block, seed, size_px, start + count - num_even)
+    for block in map_blocks(draw, ranges):
         stop = done + len(block.images)
         images[done:stop], masks[done:stop] = block.images, block.masks
         labels[done:stop] = block.labels

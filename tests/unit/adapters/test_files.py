@@ -32,6 +32,8 @@ from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import AdapterFileError
 from tests.unit.adapters.test_lora import output, perturb
 
+pytestmark = pytest.mark.heavy
+
 State = dict[str, Tensor]
 
 

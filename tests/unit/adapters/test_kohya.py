@@ -23,6 +23,8 @@ from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import AdapterFileError, BadInputError
 from tests.unit.adapters.test_lora import output, perturb
 
+pytestmark = pytest.mark.heavy
+
 PROMPT = "a sks dog"
 
 

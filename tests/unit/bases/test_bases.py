@@ -230,6 +230,14 @@ def test_settings_that_do_not_fit_the_base_are_refused(base: Base) -> None:
         resolved_config(load_config(None, {"data.resolution": 60}), base)
 
 
+@pytest.mark.parametrize("setting", ["mode=lora", "mixed_precision=fp16", "use_8bit_adam=true"])
+def test_what_cannot_be_sharded_is_refused(base: Base, setting: str) -> None:
+    key, _, value = setting.partition("=")
+    options = {"cluster.parallel_strategy": "fsdp", "train.mode": "full", f"train.{key}": value}
+    with pytest.raises(ConfigError, match=f"'fsdp' with train.{key} = '?{value}'?: "):
+        resolved_config(load_config(None, options), base)
+
+
 def test_rare_tokens(base: Base) -> None:
     assert rare_token(base.tokenizer, taken=["ktn"]) == "sks"
     assert rare_token(base.tokenizer, taken=["ktn", "sks"]) in ("dog", "cat", "the")

@@ -27,6 +27,8 @@ from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BaseModelError
 from tests.tiny_bases import SECOND_TEXT_WIDTH, TEXT_WIDTH, make_tiny_sd1
 
+pytestmark = pytest.mark.heavy
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 PROMPT = "a sks dog"
 

@@ -20,6 +20,8 @@ import yaml
 from dreamfleet import cli, flags
 from dreamfleet.config import load_config
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = ROOT / "cluster"
 FOLDER = CLUSTER / "kubernetes"

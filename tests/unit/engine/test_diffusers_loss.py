@@ -16,6 +16,8 @@ from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.methods import Batch
 from tests.tiny_jobs import tiny_job
 
+pytestmark = pytest.mark.heavy
+
 TOLERANCE = 1e-5  # relative, fp32
 
 

@@ -26,6 +26,8 @@ from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
 from tests.tiny_jobs import tiny_job, tiny_spec
 
+pytestmark = pytest.mark.heavy
+
 REQUEST = ImageRequest("a photo of sks dog", 7, num_inference_steps=3, guidance_scale=2.0)
 
 

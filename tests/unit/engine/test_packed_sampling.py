@@ -33,6 +33,8 @@ from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.methods.dreambooth import text
 from dreamfleet.methods.dreambooth.text import TextCache
 
+pytestmark = pytest.mark.heavy
+
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,

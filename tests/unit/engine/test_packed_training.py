@@ -25,6 +25,8 @@ from dreamfleet.errors import CapacityError, ConfigError, ResumeError, TrainingE
 from dreamfleet.methods import Batch
 from tests.tiny_jobs import PROMPT, latent_set, packed_job, packed_trainer, tiny_job, tiny_spec
 
+pytestmark = pytest.mark.heavy
+
 # An AdamW epsilon above rounding: else the sign of a zero gradient's rounding error is a full step.
 STABLE = {"train__adam_epsilon": 1e-4}
 JOBS: list[dict[str, Any]] = [

@@ -16,6 +16,8 @@ from dreamfleet.engine.job import TrainJob
 from dreamfleet.errors import ConfigError
 from tests.tiny_jobs import tiny_job, tiny_spec
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -14,6 +14,8 @@ from dreamfleet.evaluation.benchmarks.record import MEANINGS, Figure, record
 from dreamfleet.evaluation.benchmarks.run import run_benchmarks
 from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 
+pytestmark = pytest.mark.heavy
+
 SMALLEST = BenchSettings(
     rank=2, jobs=2, rounds=1, steps=1, inference_steps=1, registered_adapters=4
 )

@@ -34,6 +34,8 @@ from dreamfleet.world.splits import benchmark_photo, subjects
 from tests.tiny_bases import make_tiny_sd1
 from tests.tiny_evaluators import make_tiny_evaluators
 
+pytestmark = pytest.mark.heavy
+
 SUBJECT = subjects("D")[0]
 PHOTO = benchmark_photo(SUBJECT)
 

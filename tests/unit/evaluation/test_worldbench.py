@@ -42,6 +42,8 @@ from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.splits import benchmark_photo, subjects
 from tests.tiny_bases import make_tiny_sd1
 
+pytestmark = pytest.mark.heavy
+
 TINY = BenchSettings(
     num_subjects=1,
     steps=(1, 2),

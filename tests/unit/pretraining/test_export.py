@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -18,6 +19,8 @@ from dreamfleet.world.render import render
 from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.spec import ImageSpec
 from tests.unit.pretraining.conftest import Exported
+
+pytestmark = pytest.mark.heavy
 
 PROMPT = "a photo of a dog in the snow"
 IMAGES = [

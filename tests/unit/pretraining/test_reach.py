@@ -19,6 +19,8 @@ from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.splits import split_of
 from tests.unit.pretraining.conftest import Exported
 
+pytestmark = pytest.mark.heavy
+
 
 def test_held_out_pictures_show_no_training_identity() -> None:
     specs = [embedded_reach.held_out_spec(i) for i in range(20)]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dreamfleet.errors import BadInputError, ConfigError
-from dreamfleet.training.pretraining.corpus import batch_indices
+from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
+from dreamfleet.training.pretraining.denoiser import DETAIL_EXTRA, SUBJECT_EXTRA, DenoiserStage
 from dreamfleet.training.pretraining.parallel import ordered_map
 from dreamfleet.training.pretraining.portraits import Portraits
 from dreamfleet.training.pretraining.run import Pretraining, load_recipe
@@ -25,6 +26,8 @@ from dreamfleet.training.pretraining.stage import (
 )
 from dreamfleet.world.draw import draw_dataset
 from tests.unit.pretraining.recipes import TINY, write_recipe
+
+pytestmark = pytest.mark.heavy
 
 
 def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -68,6 +71,30 @@ def test_batches_are_drawn_by_counter() -> None:
     others = [(1, "denoiser", 7), (0, "decoder", 7), (0, "denoiser", 8)]
     for seed, stage, step in others:
         assert not np.array_equal(first, batch_indices(seed, stage, step, 24, 1000))
+
+
+def test_half_a_batch_is_even_where_the_corpus_has_such_pictures(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 0, 1000, num_even=300)
+    batch = corpus.batch(0, "denoiser", 7, 25)
+    assert len(batch) == 25 and (batch < 700).sum() == 13
+    assert np.array_equal(batch, corpus.batch(0, "denoiser", 7, 25))
+    plain = Corpus(tmp_path, 0, 1000)
+    assert np.array_equal(
+        plain.batch(0, "denoiser", 7, 24), batch_indices(0, "denoiser", 7, 24, 1000)
+    )
+
+
+def test_the_subject_and_its_detail_count_more_where_noise_leaves_them(drawn: Pretraining) -> None:
+    drawn.run(["text"])
+    stage = drawn.stage("denoiser")
+    assert isinstance(stage, DenoiserStage)
+    subject, detail = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    subject[:, :, 4:8, 4:8], detail[:, :, 5, 5] = 1.0, 1.0
+    early, late = stage._weights(torch.tensor([10, 999]), subject, detail).mean(dim=1)
+    assert early[5, 5] > early[4, 4] > early[0, 0] == late[0, 0]
+    assert late[5, 5] < 1.5 * late[0, 0]
+    ratio = float(early[5, 5] / early[0, 0])
+    assert ratio == pytest.approx(1 + SUBJECT_EXTRA + DETAIL_EXTRA, rel=0.01)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

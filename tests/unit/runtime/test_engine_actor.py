@@ -18,6 +18,8 @@ from dreamfleet.errors import BadInputError, BaseModelError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from tests.tiny_jobs import tiny_spec
 
+pytestmark = pytest.mark.heavy
+
 REQUEST = ImageRequest("a photo of sks dog", 7, num_inference_steps=3, guidance_scale=2.0)
 LONG = replace(REQUEST, num_inference_steps=900)
 

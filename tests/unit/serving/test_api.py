@@ -10,10 +10,13 @@ import shutil
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dreamfleet.serving import schemas
 from dreamfleet.serving.guard import MAX_BODY_BYTES
+
+pytestmark = pytest.mark.heavy
 
 PATH = "/v1/images/generations"
 ASK: dict[str, Any] = {

@@ -13,6 +13,8 @@ from dreamfleet.serving.catalogue import Catalogue, FolderSource
 from dreamfleet.serving.problems import ApiProblem
 from dreamfleet.serving.server import base_of_adapters
 
+pytestmark = pytest.mark.heavy
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 

@@ -20,6 +20,8 @@ from dreamfleet.personalization.results import SubjectResult
 from dreamfleet.serving.keys import KeyFile
 from tests.local_service import listening, local_application
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def service(engine: Any, adapters: Path, fleet_home: Path, tmp_path: Path) -> Iterator[str]:

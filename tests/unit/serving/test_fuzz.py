@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.heavy
+
 PATH = "/v1/images/generations"
 FIELDS = (
     *("model", "prompt", "n", "size", "response_format", "output_format", "seed", "user"),

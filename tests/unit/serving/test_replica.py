@@ -15,6 +15,8 @@ from PIL import Image
 from dreamfleet.errors import AdapterFileError, BadInputError
 from dreamfleet.serving.orders import AdapterRef, DrawOrder, PictureDone, StepDone
 
+pytestmark = pytest.mark.heavy
+
 
 def pixels(picture: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(picture)), dtype=np.int16)

@@ -25,6 +25,8 @@ from tests.tiny_jobs import tiny_config
 from tests.unit.training.stubs import subject
 from tests.unit.training.stubs import task as stub_task
 
+pytestmark = pytest.mark.heavy
+
 
 def real_task(base: Path, folder: Path, identity: str, **options: Any) -> TrainTask:
     """A task that the engine can train, on random latents."""

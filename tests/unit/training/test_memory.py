@@ -18,6 +18,8 @@ from dreamfleet.training.ray_train import _backend
 from dreamfleet.training.worker import train_in_process
 from tests.unit.training.stubs import StubJob, task
 
+pytestmark = pytest.mark.heavy
+
 
 def message(**train: Any) -> str:
     settings = {f"train.{key}": value for key, value in train.items()}

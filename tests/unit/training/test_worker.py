@@ -17,6 +17,8 @@ from dreamfleet.training.task import DirectReporter, StepEvent, TrainEvent, Trai
 from dreamfleet.training.worker import train_in_process
 from tests.unit.training.stubs import StubJob, task
 
+pytestmark = pytest.mark.heavy
+
 Jobs = list[StubJob]
 
 

@@ -17,7 +17,7 @@ from dreamfleet.world import captions, draw, splits
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.palette import COLOUR_NAMES
 from dreamfleet.world.render import identity_traits, render
-from dreamfleet.world.sampling import training_example, training_spec
+from dreamfleet.world.sampling import even_example, even_spec, training_example, training_spec
 from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.sheet import contact_sheet, write_sheet
 from dreamfleet.world.spec import STATE_SHARES, ImageSpec, Rendered, WorldClass
@@ -351,6 +351,42 @@ def test_a_stopped_drawing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert tuple(labels["labels"][9]) == draw.label_indices(rendered.spec)
     with pytest.raises(ResumeError, match="new folder"):
         draw.draw_dataset(tmp_path / "a", 12, seed=6, start=100)
+
+
+def test_even_pictures_follow_the_natural_ones(tmp_path: Path) -> None:
+    draw.draw_dataset(tmp_path / "both", 6, seed=6, num_even=3)
+    images = np.load(tmp_path / "both" / "images.npy")
+    for index, example in enumerate([training_example] * 3 + [even_example] * 3):
+        assert np.array_equal(images[index], np.asarray(example(6, index)[0].image))
+    with pytest.raises(ResumeError, match="new folder"):
+        draw.draw_dataset(tmp_path / "both", 6, seed=6)
+
+
+def test_even_pictures_show_every_state_alike_often_and_say_so() -> None:
+    specs = [even_spec(3, index) for index in range(4000)]
+    fine = [CLASSES[s.class_name].state(s.state).fine for s in specs]
+    states = [state for entry in CLASSES.values() for state in entry.states]
+    weight = 2 * sum(state.fine for state in states)
+    share = weight / (weight + sum(not state.fine for state in states))
+    assert np.mean(fine) == pytest.approx(share, abs=0.03)
+    seen = Counter((s.class_name, s.state) for s in specs)
+    assert len(seen) == len(states) and min(seen.values()) > 12
+    for index in range(40):
+        rendered, text = even_example(3, index)
+        state = CLASSES[rendered.spec.class_name].state(rendered.spec.state)
+        assert not text or (state.before in text and state.after in text)
+
+
+def test_a_mask_tells_what_a_fine_state_alone_changes() -> None:
+    dog = ImageSpec("dog", 5, "hat", "plain", layout_seed=3)
+    bare = dataclasses.replace(dog, state="standing")
+    mask = draw.training_mask(render(dog))
+    assert set(np.unique(mask)) == {0, draw.SUBJECT, draw.DETAIL}
+    detail = mask == draw.DETAIL
+    gap = np.abs(np.asarray(render(dog).image, int) - np.asarray(render(bare).image, int)).max(2)
+    assert (gap[detail] > draw.VISIBLE_CHANGE).all() and (gap[~detail] <= draw.VISIBLE_CHANGE).all()
+    assert 16 <= detail.sum() < 0.2 * (mask > 0).sum()
+    assert draw.DETAIL not in draw.training_mask(render(bare))
 
 
 def test_sheets_can_be_drawn(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class DreamBooth:
         frozen_teacher = (
             PretrainedTeacher(base, self.settings) if self.settings.needs_frozen_teacher else None
         )
-        self._parameters = self._prepare(config)
+        self._lora = self._prepare(config)
         use_memory_settings(config.train, self._trained_modules())
         self._texts = None if self.settings.train_text_encoder else TextCache(base)
         self.teacher = frozen_teacher
@@ -50,7 +50,13 @@ class DreamBooth:
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """All trained parameters by name, fp32."""
-        return self._parameters
+        if self.settings.mode == "lora":
+            return self._lora
+        return [
+            (f"{prefix}.{name}", parameter)
+            for prefix, module in self._trained_modules()
+            for name, parameter in module.named_parameters()
+        ]
 
     def losses(self, batch: Batch) -> LossTerms:
         """L_sub + w_s L_sude + lambda L_prior of a batch, with gradient."""
@@ -81,7 +87,8 @@ class DreamBooth:
 
     def _prepare(self, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
         if self.settings.mode == "full":
-            return self._prepare_full()
+            self._prepare_full()
+            return []
         train = config.train
         if train.rank is None or train.lora_layers is None:
             raise ConfigError(
@@ -97,18 +104,15 @@ class DreamBooth:
             seed=train.seed,
         )
 
-    def _prepare_full(self) -> list[tuple[str, nn.Parameter]]:
+    def _prepare_full(self) -> None:
         """Master weights in fp32: half-precision updates of 1e-6 would be lost in rounding."""
         for name, module in self._trained_modules():
             if module.dtype != torch.float32:
                 with quiet_libraries():
                     whole = load_component(self.base.files, name, torch.float32)
                 setattr(self.base, name, frozen(whole.to(self.base.device)))
-        parameters: list[tuple[str, nn.Parameter]] = []
-        for prefix, module in self._trained_modules():
+        for _, module in self._trained_modules():
             module.requires_grad_(True)
-            parameters += [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
-        return parameters
 
     def _taught(self, teacher: Teacher | None, query: Query | None) -> Tensor | None:
         if teacher is None or query is None:

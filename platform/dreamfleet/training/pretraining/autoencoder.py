@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
+from dreamfleet.training.pretraining.corpus import Corpus
 from dreamfleet.training.pretraining.stage import Stage, StageSettings
 
 PATCH_PX = 4
@@ -177,7 +177,7 @@ class DecoderStage(Stage):
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
-        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        indices = self.corpus.batch(self.seed, self.name, step, size)
         x = self.corpus.pixels(indices).to(self.device)  # [B, 3, 64, 64]
         z = self.latents[torch.from_numpy(indices)].float().to(self.device)  # [B, C, 16, 16]
         made = self.vae.decode(z).sample

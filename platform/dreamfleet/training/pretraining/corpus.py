@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from dreamfleet.seeding import numpy_generator
-from dreamfleet.world.captions import caption
+from dreamfleet.world.captions import STATE_SHARE, caption
 from dreamfleet.world.classes import CLASSES
-from dreamfleet.world.draw import VIEWS
+from dreamfleet.world.draw import DETAIL, VIEWS
 from dreamfleet.world.render import identity_traits
-from dreamfleet.world.sampling import training_spec
+from dreamfleet.world.sampling import even_spec, training_spec
 from dreamfleet.world.scenes import SCENES
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.styles import STYLES
@@ -25,11 +25,17 @@ from dreamfleet.world.styles import STYLES
 
 @dataclass
 class Corpus:
-    """`count` pictures of training world `seed`: pixels in `folder`, all else from the seed."""
+    """`count` pictures of training world `seed`: pixels in `folder`, all else from the seed.
+
+    The last `num_even` of them have all states alike often, named in each caption that is not
+    empty; of a batch they are half. What "a photo of a dog" shows is still learnt from the others
+    alone.
+    """
 
     folder: Path
     seed: int
     count: int
+    num_even: int = 0
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -38,7 +44,21 @@ class Corpus:
 
     @cached_property
     def specs(self) -> list[ImageSpec]:
-        return [training_spec(self.seed, index) for index in range(self.count)]
+        first_even = self.count - self.num_even
+        return [
+            (training_spec if index < first_even else even_spec)(self.seed, index)
+            for index in range(self.count)
+        ]
+
+    def batch(self, seed: int, stage: str, step: int, batch_size: int) -> np.ndarray:
+        """Which pictures a stage sees at `step`; see `batch_indices`."""
+        natural = self.count - self.num_even
+        first = batch_size - (batch_size // 2 if self.num_even else 0)
+        indices = batch_indices(seed, stage, step, first, natural)
+        if not self.num_even:
+            return indices
+        even = batch_indices(seed, f"{stage} even", step, batch_size - first, self.num_even)
+        return np.concatenate([indices, natural + even])
 
     @cached_property
     def words(self) -> list[dict[str, str]]:
@@ -60,7 +80,8 @@ class Corpus:
     def caption(self, index: int, draw: int) -> str:
         """The caption of picture `index` in its `draw`-th use."""
         rng = numpy_generator("pretraining caption", self.seed, index, draw)
-        return caption(self.specs[index], self.words[index], rng)
+        share = STATE_SHARE if index < self.count - self.num_even else 1.0
+        return caption(self.specs[index], self.words[index], rng, state_share=share)
 
     def pixels(self, indices: np.ndarray) -> torch.Tensor:
         """Float [B, 3, 64, 64] in [-1, 1], on the CPU."""
@@ -70,13 +91,17 @@ class Corpus:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """uint8 [count, 64, 64], 1 where the subject is; memory-mapped."""
+        """uint8 [count, 64, 64] of SUBJECT and DETAIL (world/draw.py); memory-mapped."""
         return np.load(self.folder / "masks.npy", mmap_mode="r")
 
-    def subject_shares(self, indices: np.ndarray, size: int) -> torch.Tensor:
-        """Float [B, 1, size, size]: the subject's share of each cell, on the CPU."""
-        masks = torch.from_numpy(np.stack([self.masks[index] for index in indices]))
-        return F.adaptive_avg_pool2d(masks[:, None].float(), size)
+    def shares(self, indices: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float [B, 1, size, size] each, on the CPU: the subject's and the detail's share of cells.
+
+        The subject's has the detail in it.
+        """
+        masks = torch.from_numpy(np.stack([self.masks[index] for index in indices]))[:, None]
+        subject = F.adaptive_avg_pool2d((masks > 0).float(), size)
+        return subject, F.adaptive_avg_pool2d((masks == DETAIL).float(), size)
 
     @cached_property
     def labels(self) -> dict[str, torch.Tensor]:

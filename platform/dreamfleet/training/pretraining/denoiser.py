@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamfleet.seeding import torch_generator
-from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
+from dreamfleet.training.pretraining.corpus import Corpus
 from dreamfleet.training.pretraining.stage import Stage, StageSettings
 
 TEXT_WIDTH = 128
 EVEN_SHARE = 0.25
 TIME_CENTER, TIME_SPREAD = -0.3, 0.9  # of the times' logits: half of them between 290 and 580
 SUBJECT_EXTRA = 3.0
+DETAIL_EXTRA = 12.0
 WARM_UP_ANSWERS = {"class": 12, "state": 96, "scene": 10, "view": 3, "style": 5}
 
 
@@ -123,7 +124,7 @@ class DenoiserStage(Stage):
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
-        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        indices = self.corpus.batch(self.seed, self.name, step, size)
         generator = torch_generator("denoiser stage", self.seed, step)
         x0 = self.latents[torch.from_numpy(indices)].float().to(self.device)  # [B, C, 16, 16]
         noise = torch.randn(x0.shape, generator=generator).to(self.device)
@@ -137,17 +138,20 @@ class DenoiserStage(Stage):
             hidden = self.text_encoder(tokens.to(self.device)).last_hidden_state  # [B, L, D]
             prediction = self.unet(noisy, t, hidden).sample
         error = (prediction.float() - self.scheduler.get_velocity(x0, noise, t)).square()
-        subject = self.corpus.subject_shares(indices, x0.shape[-1]).to(self.device)
-        return (error * self._weights(t, subject)).mean(), {"mse": float(error.detach().mean())}
+        shares = self.corpus.shares(indices, x0.shape[-1])
+        weights = self._weights(t, *(share.to(self.device) for share in shares))
+        return (error * weights).mean(), {"mse": float(error.detach().mean())}
 
-    def _weights(self, t: Tensor, subject: Tensor) -> Tensor:
-        """[B, C, 16, 16]. Coarse colour counts more than detail, the subject more than its scene.
+    def _weights(self, t: Tensor, subject: Tensor, detail: Tensor) -> Tensor:
+        """[B, C, 16, 16]: coarse colours count more than the rest, the subject more than its scene.
 
-        The subject's part fades with the noise: where that hides the subject, the weight would
-        tell where it is, and the prediction lean that way.
+        Most counts what a fine state alone changes: often one cell of 256, it was not learnt by its
+        own share of the error. These parts fade with the noise: where that hides the subject, the
+        weight would tell where it is, and the prediction lean that way.
         """
         signal = self.scheduler.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
-        return self.channel_weights.to(t.device) * (1.0 + SUBJECT_EXTRA * signal * subject)
+        extra = SUBJECT_EXTRA * subject + DETAIL_EXTRA * detail
+        return self.channel_weights.to(t.device) * (1.0 + signal * extra)
 
 
 class TextStage(Stage):
@@ -172,7 +176,7 @@ class TextStage(Stage):
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
-        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        indices = self.corpus.batch(self.seed, self.name, step, size)
         captions = [self.corpus.caption(int(i), step * size + k) for k, i in enumerate(indices)]
         tokens = self.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"

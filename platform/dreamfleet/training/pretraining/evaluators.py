@@ -85,7 +85,7 @@ class OracleStage(Stage):
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
-        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        indices = self.corpus.batch(self.seed, self.name, step, size)
         generator = torch_generator(self.name, self.seed, step)
         x = self.corpus.pixels(indices)
         if self.round_trip is not None and step % 2:
@@ -252,7 +252,7 @@ class ClipStage(Stage):
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         size = self.settings.batch_size
-        indices = batch_indices(self.seed, self.name, step, size, self.corpus.count)
+        indices = self.corpus.batch(self.seed, self.name, step, size)
         x = self.corpus.pixels(indices)
         x = mild_damage(x, torch_generator(self.name, self.seed, step)).to(self.device)
         texts = [self._caption(int(i), step * size + k) for k, i in enumerate(indices)]

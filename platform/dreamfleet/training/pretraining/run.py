@@ -62,6 +62,7 @@ class PretrainRecipe:
 
     seed: int = 0
     num_pictures: int = 60_000
+    num_pictures_even: int = 0  # of them, with all states alike often
     num_pictures_b: int = 20_000  # oracle B's own data draw
     portrait_identities: int = 300
     portraits_per_identity: int = 4
@@ -123,7 +124,10 @@ class Pretraining:
 
     @cached_property
     def corpus(self) -> Corpus:
-        return Corpus(self.folder / "corpus", self.recipe.seed, self.recipe.num_pictures)
+        recipe = self.recipe
+        return Corpus(
+            self.folder / "corpus", recipe.seed, recipe.num_pictures, recipe.num_pictures_even
+        )
 
     @cached_property
     def corpus_b(self) -> Corpus:
@@ -171,7 +175,12 @@ class Pretraining:
                 return
             corpus = self.corpus if name == "corpus" else self.corpus_b
             draw_dataset(
-                corpus.folder, corpus.count, corpus.seed, progress=report, map_blocks=map_blocks
+                corpus.folder,
+                corpus.count,
+                corpus.seed,
+                progress=report,
+                map_blocks=map_blocks,
+                num_even=corpus.num_even,
             )
 
     def encode(self) -> None:
