@@ -190,4 +190,4 @@ def _catalogue(settings: ServeSettings) -> Callable[[Callable[[], str | None]], 
         source = RegistrySource(settings.registry, Path(cache), tuple(settings.registry_models))
     else:
         source = FolderSource(settings.adapters or "")
-    return lambda base_hash: Catalogue(source, base_hash)
+    return lambda base_hash: Catalogue(source, base_hash, settings.max_rank)

@@ -264,10 +264,13 @@ class Catalogue:
     Args:
         source: where from.
         base_hash: of the engines' base; adapters of another one are not offered.
+        max_rank: adapters of larger rank are not offered: every slot would have to grow.
     """
 
-    def __init__(self, source: Source, base_hash: Callable[[], str | None]) -> None:
-        self._source, self._base_hash = source, base_hash
+    def __init__(
+        self, source: Source, base_hash: Callable[[], str | None], max_rank: int = 128
+    ) -> None:
+        self._source, self._base_hash, self._max_rank = source, base_hash, max_rank
         self._listing = Listing({}, {}, {})
 
     def refresh(self) -> None:
@@ -331,6 +334,8 @@ class Catalogue:
     def _problem(self, entry: Entry) -> str:
         if entry.problem:
             return entry.problem
+        if entry.rank is not None and entry.rank > self._max_rank:
+            return f"its rank is {entry.rank}, and this service takes up to {self._max_rank}"
         wanted = self._base_hash()
         if wanted and entry.base_hash and entry.base_hash != wanted:
             return (

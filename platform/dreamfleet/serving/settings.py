@@ -49,6 +49,9 @@ class ServeSettings(BaseModel):
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs that Ray reserves for an engine")
     num_threads: int | None = Field(None, ge=1, le=1024, description="torch threads of an engine")
     max_slots: int = Field(16, ge=1, le=1024, description="adapters on a device at once")
+    max_rank: int = Field(
+        128, ge=1, le=4096, description="larger adapters are left out: every slot would grow"
+    )
     max_rows: int | None = Field(
         None, ge=1, le=4096, description="rows of one forward; default: as many as fit"
     )

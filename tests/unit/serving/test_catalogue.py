@@ -114,6 +114,13 @@ def test_an_adapter_of_another_base_is_refused(folder: Path) -> None:
         own.resolve("ada")
 
 
+def test_an_adapter_of_too_large_a_rank_is_refused(folder: Path) -> None:
+    own = Catalogue(FolderSource(folder), lambda: None, max_rank=3)
+    own.refresh()
+    with pytest.raises(ApiProblem, match="rank is 4"):
+        own.resolve("ada")
+
+
 def test_an_adapter_json_that_lies_about_types_does_no_harm(folder: Path) -> None:
     for name, content in (("ada", "[]"), ("bo", "{"), ("cy", json.dumps({"token": 7}))):
         (folder / name / "adapter.json").write_text(content, encoding="utf-8")
