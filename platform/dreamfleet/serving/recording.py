@@ -13,7 +13,7 @@ from dreamfleet.serving.settings import ServeSettings
 
 EVERY_S = 15.0
 ANSWER_S = 10.0
-END_S = 3.0
+END_S = 2.0
 KEPT = (
     "requests_success",
     "requests_refused",

@@ -68,7 +68,7 @@ class ServeSettings(BaseModel):
         48, ge=1, le=100_000, description="pictures of one key, drawn and waiting"
     )
     refresh_s: float = Field(10.0, gt=0, description="seconds between looks for changed adapters")
-    drain_s: float = Field(10.0, ge=0, le=3600, description="seconds for what is under way at end")
+    drain_s: float = Field(8.0, ge=0, le=3600, description="seconds for what is under way at end")
     sample_images: int = Field(
         0, ge=0, le=100, description="pictures a minute recorded in MLflow; 0: none"
     )
