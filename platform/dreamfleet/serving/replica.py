@@ -75,7 +75,7 @@ class EngineReplica(EngineActor):
             BadInputError: the order, or an adapter in it, cannot be used.
         """
         async with self._cache.hold([ref for ref, _ in order.adapters]):
-            tickets: list[Ticket] = await self._ask(
+            tickets = await self._submitted(
                 lambda engine: [engine.submit(request) for request in requests_of(order)]
             )
             try:
@@ -151,7 +151,7 @@ class EngineReplica(EngineActor):
                 tickets[-1].image.add_done_callback(_bound_last(tell, index))
             return tickets
 
-        return await self._ask(begin)
+        return await self._submitted(begin)
 
     async def _load_adapter(self, ref: AdapterRef) -> int:
         from dreamfleet.adapters.lora_slots import read_lora_slot

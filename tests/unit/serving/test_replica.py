@@ -63,11 +63,11 @@ def test_a_consumer_that_goes_away_frees_its_place(engine: Any, adapters: Path) 
             async for event in events:
                 if isinstance(event, StepDone):
                     break
-        call = asyncio.ensure_future(engine.draw_order(order(adapters, "ada", 900)))
-        while not (await engine.stats())["drawing"]:
-            await asyncio.sleep(0.01)
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        for pause_s in (0, 0, 0.001, 0.01, 0.1):  # also while the engine takes the order
+            call = asyncio.ensure_future(engine.draw_order(order(adapters, "ada", 900)))
+            await asyncio.sleep(pause_s)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
         while (stats := await engine.stats())["drawing"] or stats["queue"]:
             await asyncio.sleep(0.01)
         return stats
