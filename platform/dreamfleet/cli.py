@@ -602,6 +602,246 @@ def cache_clear() -> None:
     click.echo(f"{open_cache().clear() / 2**20:.1f} MiB freed")
 
 
+def serve_options(command: Command) -> Command:
+    """The settings of a Serve application."""
+    choices = (
+        click.option("--adapters", metavar="DIR", help="An adapter's folder, or a folder of them."),
+        click.option(
+            "--registry",
+            is_flag=True,
+            help="Adapters from MLflow's registry instead (--tracking-uri).",
+        ),
+        click.option("--tracking-uri", metavar="URI", help="Default: as for personalize."),
+        click.option(
+            "--base-model", metavar="TEXT", help="Default: the one that the adapters were made for."
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[auto]"),
+        click.option("--mixed-precision", default="no", type=click.Choice(["no", "fp16", "bf16"])),
+        click.option("--safety-checker", default="auto", type=click.Choice(["auto", "off"])),
+        click.option("--num-replicas", type=click.IntRange(1), help="Engines. [1]"),
+        click.option(
+            "--max-replicas", type=click.IntRange(1), help="Autoscaling, up to so many engines."
+        ),
+        click.option("--max-slots", type=click.IntRange(1), help="Adapters on a device. [16]"),
+        click.option(
+            "--cache-mib", type=click.IntRange(1), help="Adapters in host memory, MiB. [1024]"
+        ),
+        click.option("--max-waiting", type=click.IntRange(0), help="Pictures that wait. [64]"),
+        click.option(
+            "--sample-images", type=click.IntRange(0), help="Pictures a minute kept in MLflow. [0]"
+        ),
+    )
+    for option in reversed(choices):
+        command = option(command)
+    return command
+
+
+@cli.group(context_settings=CONTEXT, invoke_without_command=True)
+@serve_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--no-auth", is_flag=True, help="Ask for no API keys; on this machine only.")
+@click.option("--tracking/--no-tracking", default=True, help="Record the service in MLflow.")
+@click.option("--ray-address", metavar="URL", help="A running Ray; default: a private one.")
+@debug_option
+@click.pass_context
+def serve(
+    context: click.Context,
+    /,
+    host: str,
+    port: int,
+    no_auth: bool,
+    tracking: bool,
+    ray_address: str | None,
+    **given: Any,
+) -> None:
+    """Serve adapters behind an OpenAI-compatible images endpoint, until Ctrl-C or SIGTERM.
+
+    \b
+    dreamfleet keys create
+    dreamfleet serve --adapters runs/biscuit --port 8000
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dreamfleet.config import ClusterConfig
+    from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.serving.command import settings_from_flags
+    from dreamfleet.serving.recording import recorder
+    from dreamfleet.serving.server import serve_foreground
+
+    settings = settings_from_flags({**given, "auth": not no_auth})
+    progress = ConsoleProgress()
+    serve_foreground(
+        settings,
+        host=host,
+        port=port,
+        cluster=ClusterConfig(ray_address=ray_address),
+        progress=progress,
+        on_ready=[recorder(settings, given["tracking_uri"], progress.warn)] if tracking else [],
+    )
+
+
+@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@click.argument("photos", nargs=-1)
+@config_option
+@click.option("--prompt", metavar="TEXT", help="Of the first picture; default: on the beach.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Begin again in a used output folder.")
+@click.option("--open/--no-open", "show", default=True, help="Show the first picture.")
+@click.option("--once", is_flag=True, help="End after the first picture instead of serving on.")
+@debug_option
+def launch(
+    photos: tuple[str, ...],
+    config_file: str | None,
+    prompt: str | None,
+    host: str,
+    port: int,
+    resume: bool,
+    overwrite: bool,
+    show: bool,
+    once: bool,
+    **given: Any,
+) -> None:
+    """From photos to a served subject: prepare, train, register, serve, show a picture.
+
+    PHOTOS: as for `dreamfleet personalize`.
+    """
+    config = _config(photos, config_file, given)
+    from dreamfleet.launch import LaunchSettings
+    from dreamfleet.launch import launch as run
+    from dreamfleet.runtime.progress import ConsoleProgress
+
+    settings = LaunchSettings(prompt, host, port, resume, overwrite, show, once)
+    result = run(config, settings, say=click.echo, progress=ConsoleProgress())
+    if result.failures:
+        raise DreamfleetError(f"{len(result.failures)} subjects failed, see above")
+
+
+@serve.command("build", context_settings=CONTEXT)
+@serve_options
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address of the proxies.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--output", metavar="FILE.yaml", help="File to write; default: standard output.")
+@debug_option
+def serve_build(host: str, port: int, output: str | None, **given: Any) -> None:
+    """Write a Serve YAML file of a service, for `serve deploy` or a RayService."""
+    from dreamfleet.serving.command import settings_from_flags
+    from dreamfleet.serving.deploy import serve_file
+
+    text = serve_file(settings_from_flags(given, own_machine=False), host=host, port=port)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    Path(output).write_text(text, encoding="utf-8")
+    click.echo(output)
+
+
+@serve.command("deploy", context_settings=CONTEXT)
+@click.argument("file", metavar="FILE.yaml")
+@click.option(
+    "--ray-address",
+    metavar="URL",
+    help="The head's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+)
+@click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
+@click.option("--tracking/--no-tracking", default=True, help="Record the deployment in MLflow.")
+@debug_option
+def serve_deploy(
+    file: str, ray_address: str | None, tracking_uri: str | None, tracking: bool
+) -> None:
+    """Check a Serve YAML file strictly and hand it to a Ray cluster."""
+    from dreamfleet.serving.deploy import deploy, read_serve_file
+    from dreamfleet.serving.recording import record_deployment
+
+    content = read_serve_file(file)
+    place = deploy(content, ray_address)
+    if tracking:
+        record_deployment(
+            content, tracking_uri, place, notify=lambda line: click.echo(line, err=True)
+        )
+    click.echo(f"taken by {place}; `serve status` there tells when it runs", err=True)
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service.")
+@click.option("--model", required=True, metavar="TEXT", help="Adapter id, id@alias, or base.")
+@click.option(
+    "--prompt",
+    required=True,
+    metavar="TEXT",
+    help="What to draw; {token} and {class} are the adapter's.",
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What not to draw.")
+@click.option("--num-images", default=1, type=click.IntRange(1, 10), show_default=True)
+@click.option("--size", metavar="WxH", help="Pixels; default: the base model's own.")
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Default: at random.")
+@click.option("--scheduler", type=click.Choice(["ddim", "euler", "dpm"]))
+@click.option("--num-inference-steps", type=click.IntRange(1, 150))
+@click.option("--guidance-scale", type=click.FloatRange(0, 50))
+@click.option("--adapter-strength", type=click.FloatRange(-10, 10))
+@click.option("--output-dir", default=".", show_default=True, metavar="DIR")
+@debug_option
+def query(url: str, output_dir: str, num_images: int, **given: Any) -> None:
+    """Ask a running service for pictures; the key is taken from DREAMFLEET_API_KEY."""
+    from dreamfleet.api import writable_folder
+    from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.serving.client import query as ask
+
+    folder = writable_folder(output_dir)
+    wish = {name: value for name, value in given.items() if value is not None}
+    for seed, picture in ask(url, {**wish, "n": num_images}, progress=ConsoleProgress()):
+        path = folder / f"{given['model'].replace('/', '_')}_{seed}.png"
+        path.write_bytes(picture)
+        click.echo(str(path))
+
+
+@cli.group(context_settings=CONTEXT)
+@debug_option
+def keys() -> None:
+    """API keys of `dreamfleet serve`: made, listed, revoked; they hold at once."""
+
+
+@keys.command("create", context_settings=CONTEXT)
+@click.option(
+    "--scope",
+    default="generate",
+    show_default=True,
+    type=click.Choice(["generate", "admin"]),
+    help="generate: draw and list; admin: change adapters too.",
+)
+@click.option("--name", default="", metavar="TEXT", help="For whom, to find it in the list.")
+@debug_option
+def keys_create(scope: str, name: str) -> None:
+    """Make a key and print it: this once only, what is kept is its hash."""
+    from dreamfleet.serving.keys import KeyFile
+
+    key, entry = KeyFile().create(scope, name)
+    click.echo(f"key {entry.id}, scope {entry.scope}; it is not shown again", err=True)
+    click.echo(key)
+
+
+@keys.command("list", context_settings=CONTEXT)
+@debug_option
+def keys_list() -> None:
+    """Ids, scopes and names; never the keys."""
+    from dreamfleet.serving.keys import KeyFile
+
+    for entry in KeyFile().keys():
+        click.echo(f"{entry.id}  {entry.scope:<8}  {entry.created}  {entry.name}".rstrip())
+
+
+@keys.command("revoke", context_settings=CONTEXT)
+@click.argument("key_id", metavar="ID")
+@debug_option
+def keys_revoke(key_id: str) -> None:
+    """Make a key worthless, by its id."""
+    from dreamfleet.serving.keys import KeyFile
+
+    click.echo(f"key {KeyFile().revoke(key_id).id} is revoked", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)

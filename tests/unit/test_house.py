@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -28,7 +29,7 @@ DOCUMENTS = sorted(
 # Options of Ray, kubectl, docker and others in blocks that name a command of ours too.
 FOREIGN_FLAGS = {
     *("--working-dir", "--runtime-env-json", "--head", "--dashboard-host", "--generate"),
-    *("--from-literal", "--endpoint-url", "--recursive", "--watch"),
+    *("--from-literal", "--from-file", "--endpoint-url", "--recursive", "--watch"),
 }
 
 
@@ -141,7 +142,8 @@ class TestDocuments:
 
         context = cli.make_context("dreamfleet", ["doctor"])
         known = {*FOREIGN_FLAGS, "--version", "--config", "--adapter"}
-        for command in cli.commands.values():
+        groups = [cli, *(own for own in cli.commands.values() if isinstance(own, click.Group))]
+        for command in [own for group in groups for own in group.commands.values()]:
             for parameter in command.get_params(context):
                 known |= {*parameter.opts, *parameter.secondary_opts}
         for script in (ROOT / "pipelines").glob("*.py"):

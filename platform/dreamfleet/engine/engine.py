@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dreamfleet.adapters.bank import AdapterBank, Adapters, SlotState
 from dreamfleet.adapters.lora_slots import LoraShape, lora_sites, read_lora_slot, shape_of
 from dreamfleet.bases import Base
@@ -190,6 +192,12 @@ class Engine:
             self._users[name] += 1
         self._queue.append(ticket)
         return ticket
+
+    def preview(self, ticket: Ticket) -> Image.Image:
+        """A picture of what there is of a request under way, noise included; between steps, or from
+        its `on_step`.
+        """
+        return self._sampler.preview(ticket)
 
     # Work
 

@@ -190,6 +190,12 @@ class PackedSampler:
         """[C, h, w] of a request as it is now."""
         return next(drawing.x for drawing in self._drawings if drawing.ticket is ticket)
 
+    def preview(self, ticket: Ticket) -> Image.Image:
+        """A request's latents as they are now, decoded."""
+        with torch.no_grad():
+            pixels = self.base.decode_latents(self.latents(ticket).unsqueeze(0))
+        return Image.fromarray(pixels[0].numpy())
+
     def _begin(self, ticket: Ticket) -> _Drawing:
         request, base = ticket.request, self.base
         request.checked(base)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,7 @@ class EngineActor:
 
     async def draw(self, request: ImageRequest) -> Image.Image:
         """One picture. Cancelling the call stops it before the next step."""
-        ticket: Ticket = await self._ask(lambda engine: engine.submit(request))
+        (ticket,) = await self._submitted(lambda engine: [engine.submit(request)])
         try:
             return await asyncio.wrap_future(ticket.image)
         finally:
@@ -161,7 +162,7 @@ class EngineActor:
         def over(image: Any) -> None:
             loop.call_soon_threadsafe(events.put_nowait, None)
 
-        ticket: Ticket = await self._ask(lambda engine: engine.submit(request, on_step))
+        (ticket,) = await self._submitted(lambda engine: [engine.submit(request, on_step)])
         ticket.image.add_done_callback(over)
         try:
             while (event := await events.get()) is not None:
@@ -178,6 +179,17 @@ class EngineActor:
         """End the engine's thread."""
         await asyncio.to_thread(self.loop.close)
 
+    async def _submitted(self, submit: Callable[[Engine], list[Ticket]]) -> list[Ticket]:
+        """Tickets of requests. A caller that goes away while the engine takes them leaves none
+        behind.
+        """
+        asked = self.loop.call(submit)
+        try:
+            return await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(_cancel)
+            raise
+
     async def _ask(self, command: Any) -> Any:
         return await asyncio.wrap_future(self.loop.call(command))
 
@@ -188,6 +200,13 @@ class EngineActor:
         if self._source.allow_tf32:
             use_tf32()
         return Engine(self._source.load(), self._settings)
+
+
+def _cancel(asked: Future[list[Ticket]]) -> None:
+    """Stop what was submitted for nobody."""
+    if not asked.cancelled() and asked.exception() is None:
+        for ticket in asked.result():
+            ticket.cancel()
 
 
 def start_engine(

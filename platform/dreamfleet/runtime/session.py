@@ -36,6 +36,11 @@ TRAIN = {
     # ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
 }
+SERVE = {
+    # Serve gives its proxy 5 s to start, and kills it else; on a busy machine it needs longer.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
 LOCAL_ONLY = {
     # Ray gives way to every other process (niceness 15); but this is what its user waits for.
     "RAY_worker_niceness": "0",
@@ -75,7 +80,12 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = True) -> Iterator[R
     Raises DreamfleetError when the named cluster cannot be joined.
     """
     address = ray_address(cluster)
-    variables = {**QUIET, **TRAIN, **({} if address else {**LOCAL_ONLY, **token_environment()})}
+    variables = {
+        **QUIET,
+        **TRAIN,
+        **SERVE,
+        **({} if address else {**LOCAL_ONLY, **token_environment()}),
+    }
     with added_environment(variables):
         import ray
 

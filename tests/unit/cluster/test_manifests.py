@@ -87,7 +87,9 @@ class TestKubernetes:
         (kustomization,) = documents("kustomization")
         listed = set(kustomization["resources"])
         lasting = {
-            path.name for path in FOLDER.glob("*.yaml") if not path.name.startswith("ray-job")
+            path.name
+            for path in FOLDER.glob("*.yaml")
+            if not path.name.startswith(("ray-job", "ray-service"))
         }
         assert listed == lasting - {"kustomization.yaml"}
 
@@ -118,10 +120,23 @@ class TestKubeRay:
         assert not validators["RayCluster"].is_valid(cluster)
 
     def test_there_are_a_cluster_and_a_job(self) -> None:
-        assert {doc["kind"] for doc in RAY} == {"RayCluster", "RayJob"}
+        assert {doc["kind"] for doc in RAY} == {"RayCluster", "RayJob", "RayService"}
+
+    def test_the_service_is_one_that_serve_deploy_would_take(self) -> None:
+        from dreamfleet.serving.deploy import checked_serve_config
+
+        (service,) = [doc for doc in RAY if doc["kind"] == "RayService"]
+        content = yaml.safe_load(service["spec"]["serveConfigV2"])
+        checked = checked_serve_config(content, "RayService")
+        (application,) = checked["applications"]
+        (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        assert application["args"]["max_replicas"] == workers["maxReplicas"]
 
     def test_every_cluster_asks_for_a_token_and_runs_the_pinned_ray(self) -> None:
-        specs = [doc["spec"].get("rayClusterSpec", doc["spec"]) for doc in RAY]
+        specs = [
+            doc["spec"].get("rayClusterSpec") or doc["spec"].get("rayClusterConfig") or doc["spec"]
+            for doc in RAY
+        ]
         assert {spec["rayVersion"] for spec in specs} == {pinned("ray")}
         assert all(spec["authOptions"] == {"mode": "token"} for spec in specs)
 
@@ -167,7 +182,7 @@ class TestPods:
 
     def test_training_pods_take_one_gpu(self) -> None:
         workers = [item for item in containers() if item["name"] == "ray-worker"]
-        assert len(workers) == 3
+        assert len(workers) == 4
         assert {item["resources"]["limits"]["nvidia.com/gpu"] for item in workers} == {"1"}
 
     def test_images_are_pinned(self) -> None:

@@ -31,6 +31,12 @@ IN_PROCESS = (
     "many_registered",
 )
 
+SERVED = {
+    "serve_mixed": "serve_mixed_ratio",
+    "serve_vs_swap": "serve_vs_swap_speedup",
+    "serve_many_adapters": "serve_1000_adapters_ratio",
+}
+
 
 @pytest.fixture(autouse=True)
 def own_cores() -> Iterator[None]:
@@ -46,7 +52,7 @@ def test_every_measure_in_this_process_gives_its_figures(
     settings = BenchSettings(**{**SMALLEST.__dict__, "base_model": str(tiny_base_folder)})
     lines: list[str] = []
     figures = run_benchmarks(settings, tmp_path, quick=False, only=IN_PROCESS, say=lines.append)
-    apart = {"packed_vs_processes_speedup", "packed_memory_fraction", "help_ms"}
+    apart = {"packed_vs_processes_speedup", "packed_memory_fraction", "help_ms", *SERVED.values()}
     assert set(figures) == set(MEANINGS) - apart
     assert len(lines) == len(figures)
     written = json.loads((tmp_path / "benchmarks.json").read_text())
@@ -56,6 +62,14 @@ def test_every_measure_in_this_process_gives_its_figures(
         assert own["unit"] in ("ratio", "fraction", "ms") and own["samples"]
         assert {"date", "hardware", "settings", "versions"} <= set(own)
         assert f"`{key}`" in (tmp_path / "benchmarks.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", SERVED)
+def test_services_are_measured(tiny_base_folder: Path, tmp_path: Path, measure: str) -> None:
+    settings = BenchSettings(**{**SMALLEST.__dict__, "base_model": str(tiny_base_folder)})
+    figures = run_benchmarks(settings, tmp_path, quick=False, only=[measure])
+    assert set(figures) == {SERVED[measure]} and figures[SERVED[measure]].value > 0
 
 
 @pytest.mark.slow

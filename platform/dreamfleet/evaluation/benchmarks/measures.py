@@ -28,6 +28,11 @@ from dreamfleet.evaluation.benchmarks.contestants import (
 )
 from dreamfleet.evaluation.benchmarks.processes import race
 from dreamfleet.evaluation.benchmarks.record import Figure
+from dreamfleet.evaluation.benchmarks.serving import (
+    serve_many_adapters,
+    serve_mixed,
+    serve_vs_swap,
+)
 from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 
 Measure = Callable[[BenchSettings], dict[str, Figure]]
@@ -218,7 +223,14 @@ QUICK: Sequence[Measure] = (
     swap_serving,
     adapter_switch,
 )
-FULL: Sequence[Measure] = (*QUICK, many_registered, help_time)
+FULL: Sequence[Measure] = (
+    *QUICK,
+    many_registered,
+    help_time,
+    serve_mixed,
+    serve_vs_swap,
+    serve_many_adapters,
+)
 
 
 def _take_turns(

@@ -62,6 +62,20 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "images/s with every request another of many registered adapters, over always the same",
         "",
     ),
+    "serve_mixed_ratio": (
+        "`dreamfleet serve`: images/s of concurrent clients on different subjects over the same "
+        "clients on one",
+        "≥ 0.80",
+    ),
+    "serve_vs_swap_speedup": (
+        "the same clients over a Serve deployment of diffusers with `load_lora_weights` per "
+        "request (one service after the other)",
+        "≥ 1.7",
+    ),
+    "serve_1000_adapters_ratio": (
+        "clients on random ones of 1,000 adapters, half of which fit the cache, over one adapter",
+        "≥ 0.90",
+    ),
     "help_ms": ("`dreamfleet --help`", "≤ 500"),
 }
 

@@ -1,0 +1,128 @@
+"""The engines as the ingress sees them: through a Serve handle, or one in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+from dreamfleet.errors import DreamfleetError
+from dreamfleet.serving.orders import BaseAbout, DrawOrder, Event
+from dreamfleet.serving.problems import busy, not_ready
+from dreamfleet.serving.replica import EngineReplica
+from dreamfleet.serving.service import ReplicaLost
+from dreamfleet.serving.settings import APP_NAME, ENGINE
+
+BUSY_S = 2.0
+
+
+class LocalBackend:
+    """One engine in this process, for tests and tools."""
+
+    def __init__(self, engine: EngineReplica) -> None:
+        self._engine = engine
+
+    async def about(self) -> BaseAbout:
+        return await self._engine.about()
+
+    async def draw(self, order: DrawOrder) -> list[bytes]:
+        return await self._engine.draw_order(order)
+
+    def draw_events(self, order: DrawOrder) -> AsyncGenerator[Event, None]:
+        return self._engine.draw_events(order)
+
+    async def prefetch(self, order: DrawOrder) -> None:
+        for ref, _ in order.adapters:
+            await self._engine.prefetch(ref)
+
+    async def stats(self) -> dict[str, float]:
+        return await self._engine.stats()
+
+    async def num_replicas(self) -> int:
+        return 1
+
+
+class ServeBackend:
+    """Engines behind a Serve handle.
+
+    Args:
+        handle: of the engines' deployment.
+        num_replicas: how many there are; None: asked of Serve (autoscaling).
+    """
+
+    def __init__(self, handle: Any, num_replicas: int | None) -> None:
+        self._handle, self._num_replicas = handle, num_replicas
+
+    async def about(self) -> BaseAbout:
+        with _own_errors():
+            return await self._handle.about.remote()
+
+    async def draw(self, order: DrawOrder) -> list[bytes]:
+        with _own_errors():
+            response = self._near(order).draw_order.remote(order)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+
+    async def draw_events(self, order: DrawOrder) -> AsyncGenerator[Event, None]:
+        with _own_errors():
+            events = self._near(order, stream=True).draw_events.remote(order)
+            try:
+                async for event in events:
+                    yield event
+            except (asyncio.CancelledError, GeneratorExit):
+                events.cancel()
+                raise
+
+    async def prefetch(self, order: DrawOrder) -> None:
+        with _own_errors():
+            for ref, _ in order.adapters:
+                await self._near(order).prefetch.remote(ref)
+
+    async def stats(self) -> dict[str, float]:
+        with _own_errors():
+            return await self._handle.stats.remote()
+
+    async def num_replicas(self) -> int:
+        if self._num_replicas is not None:
+            return self._num_replicas
+        return await asyncio.to_thread(_running_engines)
+
+    def _near(self, order: DrawOrder, **options: Any) -> Any:
+        """The handle, told what to look for in a replica."""
+        if order.affinity:
+            options["multiplexed_model_id"] = order.affinity
+        return self._handle.options(**options) if options else self._handle
+
+
+def _running_engines() -> int:
+    from ray import serve
+
+    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
+    return int(states.get("RUNNING", 0))
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Ray's errors as ours: the cause of a failed call, a lost replica, a full queue."""
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    try:
+        yield
+    except RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DreamfleetError):
+            raise cause from None
+        if isinstance(cause, RayActorError):
+            raise ReplicaLost(str(cause)) from None
+        raise
+    except RayActorError as error:
+        raise ReplicaLost(str(error)) from error
+    except BackPressureError as error:
+        raise busy(BUSY_S) from error
+    except DeploymentUnavailableError as error:
+        raise not_ready("the engines are not there") from error

@@ -1,0 +1,421 @@
+"""Which adapters can be asked for: a folder of them, or MLflow's registry, read again and again.
+
+The source is the only truth. Promoting and retiring write to it, so every ingress replica sees it
+at its next look, and a restart forgets nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filelock import FileLock
+
+from dreamfleet.errors import AdapterFileError, BadInputError, first_line
+from dreamfleet.serving.orders import AdapterRef
+from dreamfleet.serving.problems import no_model, unusable_model
+from dreamfleet.serving.schemas import BASE_MODEL
+
+if TYPE_CHECKING:
+    from dreamfleet.tracking.registry import RegisteredVersion
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # as adapters.files, which would import torch
+WHOLE_MODEL = "model_index.json"
+METADATA_KEY = "dreamfleet"
+ALIASES_FILE = "aliases.json"
+RETIRED = ".retired"  # in an adapter's folder
+MAX_FILE_BYTES = 4 * 2**30
+MAX_HEADER_BYTES = 64 * 2**20
+CHAMPION = "champion"
+ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of an adapter.
+
+    Attributes:
+        id, version: in a folder both are the folder's name; in a registry name and number.
+        location: folder (or weights file) that the engines read.
+        key: names the content.
+        base_hash: of the base that it was made for; empty where its file does not say.
+        problem: why it cannot be used; empty if it can.
+    """
+
+    id: str
+    version: str
+    location: str
+    key: str = ""
+    base_hash: str = ""
+    rank: int | None = None
+    created: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.id, self.key, self.location)
+
+    def text(self, name: str) -> str:
+        """A text of adapter.json."""
+        value = self.about.get(name)
+        return value if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds at one moment.
+
+    Attributes:
+        versions: by id, by version.
+        current: by id the version that the bare id stands for.
+        aliases: by id: alias -> version.
+    """
+
+    versions: Mapping[str, Mapping[str, Entry]]
+    current: Mapping[str, str]
+    aliases: Mapping[str, Mapping[str, str]]
+
+
+class Source(Protocol):
+    """Where adapters come from. Methods block; they are called in threads."""
+
+    def read(self) -> Listing:
+        """All there is now."""
+
+    def promote(self, model_id: str, alias: str, version: str) -> None:
+        """Let an alias point at a version. Raises BadInputError."""
+
+    def retire(self, model_id: str) -> None:
+        """Offer an adapter no longer; its files stay. Raises BadInputError."""
+
+
+class FolderSource:
+    """A folder of adapter folders, or one adapter's folder; ids are the folders' names.
+
+    `aliases.json` in it holds {"id": {"alias": "folder name"}}; a file `.retired` in an adapter's
+    folder takes it off.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.root = Path(folder).expanduser().absolute()
+        if not self.root.is_dir():
+            raise BadInputError(
+                f"--adapters {folder}: no such folder; give an adapter's folder (of `dreamfleet "
+                "personalize`) or a folder of them"
+            )
+        self.single = any((self.root / name).is_file() for name in (WEIGHTS_NAME, WHOLE_MODEL))
+        self._known: dict[Path, tuple[tuple[int, ...], Entry]] = {}
+
+    def read(self) -> Listing:
+        entries = {entry.id: entry for entry in self._entries()}
+        aliases = {
+            model_id: {alias: name for alias, name in own.items() if name in entries}
+            for model_id, own in self._aliases().items()
+            if model_id in entries
+        }
+        versions = {
+            model_id: {
+                name: entries[name] for name in {model_id, *aliases.get(model_id, {}).values()}
+            }
+            for model_id in entries
+        }
+        return Listing(versions, {name: name for name in entries}, aliases)
+
+    def promote(self, model_id: str, alias: str, version: str) -> None:
+        names = {entry.id for entry in self._entries()}
+        for name in (model_id, version):
+            if name not in names:
+                raise BadInputError(f"{name!r}: no such adapter in {self.root.name}")
+        with self._lock():
+            aliases = {key: dict(own) for key, own in self._aliases().items()}
+            aliases.setdefault(model_id, {})[alias] = version
+            part = self.root / f".{ALIASES_FILE}.tmp"
+            part.write_text(json.dumps(aliases, indent=1, sort_keys=True), encoding="utf-8")
+            part.replace(self.root / ALIASES_FILE)
+
+    def retire(self, model_id: str) -> None:
+        place = next((entry for entry in self._entries() if entry.id == model_id), None)
+        if place is None:
+            raise BadInputError(f"{model_id!r}: no such adapter in {self.root.name}")
+        try:
+            (Path(place.location) / RETIRED).touch()
+        except OSError as error:
+            raise BadInputError(
+                f"{place.location}: cannot be written ({error.strerror})"
+            ) from error
+
+    def _lock(self) -> FileLock:
+        try:
+            (self.root / f".{ALIASES_FILE}.lock").touch()
+        except OSError as error:
+            raise BadInputError(f"{self.root}: cannot be written ({error.strerror})") from error
+        return FileLock(self.root / f".{ALIASES_FILE}.lock", timeout=30)
+
+    def _entries(self) -> Iterable[Entry]:
+        folders = [self.root] if self.single else sorted(self.root.iterdir())
+        for folder in folders:
+            weights = folder / WEIGHTS_NAME
+            if (folder / RETIRED).exists():
+                continue
+            if weights.is_file():
+                yield self._entry(folder, weights)
+            elif (folder / WHOLE_MODEL).is_file():
+                reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
+                yield Entry(folder.name, folder.name, str(folder), problem=reason)
+
+    def _entry(self, folder: Path, weights: Path) -> Entry:
+        """An adapter as it was looked at, as long as its files stay the same."""
+        seen = _stamp(weights) + _stamp(folder / "adapter.json")
+        known = self._known.get(folder)
+        if known is None or known[0] != seen:
+            known = (seen, inspect(folder.name, folder.name, folder))
+            self._known[folder] = known
+        return known[1]
+
+    def _aliases(self) -> dict[str, dict[str, str]]:
+        path = self.root / ALIASES_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {
+                str(model_id): {
+                    str(alias): str(name)
+                    for alias, name in own.items()
+                    if ALIAS.fullmatch(str(alias))
+                }
+                for model_id, own in content.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError):
+            return {}  # half written by hand: as if it were not there
+
+
+class RegistrySource:
+    """Versions of MLflow's registered models that are adapters.
+
+    `id` stands for the version with alias champion, else the newest one.
+
+    Args:
+        uri: of MLflow.
+        cache: where versions are copied to when they are first wanted.
+        names: only these registered models; empty: all.
+    """
+
+    def __init__(self, uri: str, cache: Path, names: tuple[str, ...] = ()) -> None:
+        self.uri, self.cache, self.names = uri, cache, names
+        self._known: dict[tuple[str, str], Entry] = {}
+
+    def read(self) -> Listing:
+        from dreamfleet.tracking.registry import registered_adapters
+
+        versions: dict[str, dict[str, Entry]] = {}
+        current: dict[str, str] = {}
+        aliases: dict[str, dict[str, str]] = {}
+        for model in registered_adapters(self.uri, self.names):
+            wanted = {model.versions[0].version, *model.aliases.values()}
+            own = {
+                version.version: self._entry(version)
+                for version in model.versions
+                if version.version in wanted
+            }
+            versions[model.name], aliases[model.name] = own, dict(model.aliases)
+            current[model.name] = model.aliases.get(CHAMPION, model.versions[0].version)
+        return Listing(versions, current, aliases)
+
+    def promote(self, model_id: str, alias: str, version: str) -> None:
+        from dreamfleet.tracking.registry import set_alias
+
+        set_alias(self.uri, model_id, alias, version)
+
+    def retire(self, model_id: str) -> None:
+        from dreamfleet.tracking.registry import retire
+
+        retire(self.uri, model_id)
+
+    def _entry(self, version: RegisteredVersion) -> Entry:
+        name = (version.name, version.version)
+        if name not in self._known or self._known[name].problem:
+            self._known[name] = self._fetched(version)
+        return self._known[name]
+
+    def _fetched(self, version: RegisteredVersion) -> Entry:
+        from dreamfleet.tracking.registry import fetch_version
+
+        safe = re.sub(r"[^\w.-]", "_", version.name)
+        place = self.cache / safe / version.version
+        try:
+            weights = fetch_version(self.uri, version, place)
+        except Exception as error:  # one version must not take the others down
+            return Entry(version.name, version.version, str(place), problem=first_line(error)[:300])
+        entry = inspect(version.name, version.version, weights.parent)
+        tags = {key: value for key, value in version.tags.items() if key in ("class_word", "token")}
+        return replace(entry, about={**tags, **entry.about}, created=version.created)
+
+
+class Catalogue:
+    """A source as it was last read.
+
+    Args:
+        source: where from.
+        base_hash: of the engines' base; adapters of another one are not offered.
+        max_rank: adapters of larger rank are not offered: every slot would have to grow.
+    """
+
+    def __init__(
+        self, source: Source, base_hash: Callable[[], str | None], max_rank: int = 128
+    ) -> None:
+        self._source, self._base_hash, self._max_rank = source, base_hash, max_rank
+        self._listing = Listing({}, {}, {})
+
+    def refresh(self) -> None:
+        """Look again (blocks)."""
+        self._listing = self._source.read()
+
+    def promote(self, model_id: str, alias: str, version: str) -> None:
+        """As `Source.promote`, and look again (blocks)."""
+        self._source.promote(model_id, alias, version)
+        self.refresh()
+
+    def retire(self, model_id: str) -> None:
+        """As `Source.retire`, and look again (blocks)."""
+        self._source.retire(model_id)
+        self.refresh()
+
+    def resolve(self, name: str) -> Entry:
+        """The version that `id` or `id@alias` (or `id@version`) stands for now.
+
+        Raises:
+            ApiProblem: 404 for an unknown one, 503 for one that cannot be used.
+        """
+        model_id, at, alias = name.partition("@")
+        listing = self._listing
+        versions = listing.versions.get(model_id)
+        if versions is None:
+            raise no_model(name)
+        if not at:
+            version = listing.current[model_id]
+        else:
+            version = listing.aliases.get(model_id, {}).get(alias, alias)
+        entry = versions.get(version)
+        if entry is None:
+            raise no_model(name)
+        if problem := self._problem(entry):
+            raise unusable_model(name, problem)
+        return entry
+
+    def usable(self) -> list[tuple[Entry, Mapping[str, str]]]:
+        """What ids stand for now, with their aliases; those that cannot be used are left out."""
+        listing = self._listing
+        found = []
+        for model_id in sorted(listing.versions):
+            entry = listing.versions[model_id].get(listing.current[model_id])
+            if entry is not None and not self._problem(entry):
+                found.append((entry, listing.aliases.get(model_id, {})))
+        return found
+
+    def problems(self) -> dict[str, str]:
+        """By id what cannot be used, and why."""
+        found = {}
+        for model_id, versions in self._listing.versions.items():
+            for entry in versions.values():
+                if problem := self._problem(entry):
+                    found[f"{model_id}@{entry.version}"] = problem
+        return found
+
+    def __len__(self) -> int:
+        return len(self._listing.versions)
+
+    def _problem(self, entry: Entry) -> str:
+        if entry.problem:
+            return entry.problem
+        if entry.rank is not None and entry.rank > self._max_rank:
+            return f"its rank is {entry.rank}, and this service takes up to {self._max_rank}"
+        wanted = self._base_hash()
+        if wanted and entry.base_hash and entry.base_hash != wanted:
+            return (
+                f"it was made for a base model with hash {entry.base_hash[:12]}, and this service "
+                f"runs one with hash {wanted[:12]}"
+            )
+        return ""
+
+
+def inspect(model_id: str, version: str, folder: Path) -> Entry:
+    """An adapter by its file's header and its adapter.json; weights are not read.
+
+    The engines check the rest when they load it: shapes against the base, finite values.
+    """
+    weights = folder / WEIGHTS_NAME
+    try:
+        stamp = _stamp(weights)
+        about, rank = _header(weights)
+    except (AdapterFileError, OSError) as error:
+        return Entry(model_id, version, str(folder), problem=first_line(error)[:300])
+    problem = "" if model_id != BASE_MODEL else f"the id {BASE_MODEL!r} is the base model's own"
+    told = json.dumps([model_id, version, *stamp])
+    return Entry(
+        id=model_id,
+        version=version,
+        location=str(folder),
+        key=f"{model_id}#{hashlib.sha256(told.encode()).hexdigest()[:16]}",
+        base_hash=str(about.get("base_hash", "")),
+        rank=rank,
+        created=int(stamp[0] / 1e9),
+        about=_adapter_json(folder),
+        problem=problem,
+    )
+
+
+def _header(weights: Path) -> tuple[dict[str, Any], int | None]:
+    """What the file says of its base, and the largest rank of its layers."""
+    from safetensors import SafetensorError, safe_open
+
+    size = weights.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise AdapterFileError(f"its file has {size} bytes; at most {MAX_FILE_BYTES} are read")
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, max(0, size - 8)):
+        raise AdapterFileError("its file is no safetensors file")
+    try:
+        with safe_open(weights, framework="np") as file:
+            metadata = file.metadata() or {}
+            keys = list(file.keys())
+            ranks = [
+                int(file.get_slice(key).get_shape()[0])
+                for key in keys
+                if key.endswith(".lora_A.weight")
+            ]
+    except (SafetensorError, OSError, ValueError, IndexError) as error:
+        raise AdapterFileError(f"its file is damaged: {first_line(error)}") from error
+    if not ranks:
+        raise AdapterFileError("its file holds no LoRA in PEFT's naming")
+    try:
+        about = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except ValueError:
+        about = {}
+    return about if isinstance(about, dict) else {}, max(ranks, default=None)
+
+
+def _adapter_json(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter.json"
+    try:
+        if path.stat().st_size > 4 * 2**20:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)

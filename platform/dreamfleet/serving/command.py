@@ -1,0 +1,48 @@
+"""Settings out of the command line's flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.serving.server import base_of_adapters
+from dreamfleet.serving.settings import ServeSettings, serve_settings
+
+
+def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -> ServeSettings:
+    """What `dreamfleet serve` was told; flags that were not given are left to the defaults.
+
+    Args:
+        own_machine: the service will run here, so its cores and folders are these.
+
+    Raises:
+        BadInputError: no source of adapters, or a wrong value.
+    """
+    flags = {name: value for name, value in given.items() if value is not None}
+    registry, uri = flags.pop("registry", False), flags.pop("tracking_uri", None)
+    if registry == ("adapters" in flags):
+        raise BadInputError(
+            "give --adapters DIR (an adapter's folder or a folder of them) or --registry, one of "
+            "the two"
+        )
+    if registry:
+        from dreamfleet.tracking import resolve_uri
+
+        flags["registry"] = resolve_uri(uri)
+    elif own_machine or Path(flags["adapters"]).expanduser().is_dir():
+        flags["adapters"] = str(Path(flags["adapters"]).expanduser().absolute())
+        flags.setdefault("base_model", base_of_adapters(flags["adapters"]))
+    if flags.get("device") == "cuda":
+        flags.setdefault("gpus_per_replica", 1.0)
+    if own_machine:
+        flags.setdefault("num_threads", _threads(flags.get("num_replicas", 1)))
+    return serve_settings(flags)
+
+
+def _threads(replicas: int) -> int:
+    """Cores that one of several engines on this machine may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // replicas)

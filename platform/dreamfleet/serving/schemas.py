@@ -1,0 +1,208 @@
+"""What a request may hold, and what comes back; the OpenAPI document is made from this."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+MAX_PROMPT_CHARS = 2000
+MAX_IMAGES = 10
+MAX_STEPS = 150
+MAX_GUIDANCE = 50.0
+MAX_STRENGTH = 10.0
+MAX_SIDE = 2048
+MAX_ADAPTERS = 4
+MAX_PREVIEWS = 10
+MAX_SEED = 2**53 - 1  # what a JSON number holds exactly, everywhere
+BASE_MODEL = "base"
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+ModelName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=300),
+    Field(
+        description="adapter id, `id@alias`, or `base` for the base model without an adapter",
+        examples=["biscuit", "biscuit@champion"],
+    ),
+]
+Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class AnotherAdapter(_Body):
+    """One more adapter, added to that of `model`."""
+
+    model: ModelName
+    strength: Strength = Field(1.0, description="factor on its change; 1: as trained")
+
+
+class ImageGenerationRequest(_Body):
+    """`POST /v1/images/generations`: OpenAI's fields, and those that diffusion needs."""
+
+    model: ModelName
+    prompt: str = Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARS,
+        description="what to draw; `{token}` and `{class}` become the adapter's own. Tokens beyond "
+        "the text encoder's context (77 for Stable Diffusion) are cut off",
+        examples=["a photo of {token} {class} on the beach"],
+    )
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="number of pictures")
+    size: str = Field(
+        "auto",
+        max_length=16,
+        description="`WIDTHxHEIGHT` in pixels, each a multiple of the base's step and at most "
+        f"{MAX_SIDE}; `auto`: the base's own size",
+        examples=["auto", "512x512"],
+    )
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="the picture itself in base64, or an address good for one hour"
+    )
+    output_format: Literal["png", "jpeg", "webp"] = Field("png", description="encoding")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="picture i of n is drawn from seed + i; the same seed gives the same picture. "
+        "Left out: at random, and told in the answer",
+    )
+    negative_prompt: str = Field(
+        "", max_length=MAX_PROMPT_CHARS, description="what not to draw; needs guidance above 1"
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="denoising steps; left out: the base's own"
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_GUIDANCE,
+        description="classifier-free guidance, off up to 1; left out: the base's own",
+    )
+    scheduler: Literal["ddim", "euler", "dpm"] = Field("ddim", description="sampler")
+    adapter_strength: Strength = Field(
+        1.0, description="factor on the adapter's change; 1: as trained, 0: the bare base"
+    )
+    adapters: list[AnotherAdapter] = Field(
+        default_factory=list,
+        max_length=MAX_ADAPTERS - 1,
+        description="further adapters that add up with that of `model`",
+    )
+    stream: bool = Field(False, description="server-sent events: each step, then the pictures")
+    partial_images: int = Field(
+        0, ge=0, le=MAX_PREVIEWS, description="unfinished pictures sent on the way, with `stream`"
+    )
+    user: str | None = Field(None, max_length=256, description="taken for OpenAI's sake; not used")
+    quality: Literal["auto", "standard"] | None = Field(
+        None, description="taken for OpenAI's sake; not used"
+    )
+
+    @field_validator("size")
+    @classmethod
+    def _known_size(cls, size: str) -> str:
+        if size != "auto":
+            match = SIZE.fullmatch(size)
+            if match is None or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
+                raise ValueError(f"expected auto or WIDTHxHEIGHT of at most {MAX_SIDE} pixels each")
+        return size
+
+    def sides(self) -> tuple[int, int] | None:
+        """Width and height in pixels, or None for the base's own."""
+        match = SIZE.fullmatch(self.size)
+        return (int(match[1]), int(match[2])) if match else None
+
+
+class Picture(BaseModel):
+    """One picture."""
+
+    b64_json: str | None = Field(None, description="the encoded picture in base64")
+    url: str | None = Field(None, description="where the picture is, for one hour")
+    revised_prompt: str | None = Field(None, description="the prompt with token and class in it")
+    seed: int = Field(description="draws the same picture again")
+
+
+class ImageGenerationResponse(BaseModel):
+    """The pictures, in the order of their seeds."""
+
+    created: int = Field(description="seconds since 1970")
+    data: list[Picture]
+    model: str = Field(description="adapter id and version that drew")
+    output_format: str
+    size: str = Field(description="WIDTHxHEIGHT in pixels")
+
+
+class Model(BaseModel):
+    """An adapter that can be asked for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="seconds since 1970")
+    owned_by: str = "dreamfleet"
+    version: str = Field("", description="what the id stands for now")
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="alias -> version, asked for as `id@alias`"
+    )
+    display_name: str = ""
+    class_word: str = ""
+    token: str = ""
+    rank: int | None = Field(None, description="the LoRA's largest rank")
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="its report's figures, the bare base's beside them"
+    )
+    has_thumbnail: bool = False
+    has_report: bool = False
+
+
+class ModelList(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Promotion(_Body):
+    """Let an alias point at a version."""
+
+    alias: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$", description="e.g. champion; not a number"
+    )
+    version: str = Field(
+        min_length=1,
+        max_length=300,
+        description="a registry's version number; with a folder of adapters: the folder's name",
+    )
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's shape of an error."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """`GET /healthz`."""
+
+    status: Literal["ready"] = "ready"
+    base_model: str
+    adapters: int
+
+
+def described(error: dict[str, Any]) -> tuple[str | None, str]:
+    """Field and message of one of pydantic's complaints; what was given is not repeated."""
+    place = [str(part) for part in error.get("loc", ()) if part != "body"]
+    param = ".".join(place) or None
+    message = str(error.get("msg", "not accepted")).removeprefix("Value error, ")
+    return param, f"{param or 'body'}: {message}"

@@ -1,0 +1,268 @@
+"""`dreamfleet serve`: a private Ray with the application on it, until a signal comes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import ClusterConfig, RunConfig
+from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.runtime.progress import Progress
+from dreamfleet.serving.catalogue import FolderSource
+from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, ServeSettings
+
+if TYPE_CHECKING:
+    from dreamfleet.runtime.session import RaySession
+
+OnReady = Callable[[Any], Callable[[], None]]
+READY_WITHIN_S = 600.0  # a large base from a slow disk
+POLL_S = 0.25
+ANSWER_S = 4.0
+END_S = 3.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve_foreground(
+    settings: ServeSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    cluster: ClusterConfig | None = None,
+    progress: Progress,
+    on_ready: Sequence[OnReady] = (),
+    done: Callable[[], bool] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is under way and end all processes.
+
+    Args:
+        settings: of the application.
+        cluster: which Ray; default: a private one.
+        on_ready: called with the ingress's handle; what they return is called at the end.
+        done: asked now and then whether to end; default: only a signal ends it.
+
+    Raises:
+        BadInputError: something given cannot be used.
+        DreamfleetError: the service did not become ready.
+    """
+    check_address(settings, host, port)
+    from dreamfleet.runtime.session import ray_session
+
+    with (
+        _until_asked(),
+        _no_process_left() as note_processes,
+        ray_session(_with_room(settings, cluster), dashboard=False) as session,
+    ):
+        handle: Any = None
+        at_end: list[Callable[[], None]] = []
+        try:
+            settings = _with_device(settings, session, progress)
+            handle = _deployed(settings, host, port)
+            _wait_until_ready(handle, progress)
+            _announce(handle, settings, host, port, progress)
+            at_end += [begin(handle) for begin in on_ready]
+            while done is None or not done():
+                time.sleep(POLL_S)
+        finally:
+            if handle is not None:
+                progress.info("ending: what is under way is finished")
+                _drain(handle, settings.drain_s)
+            for end in at_end:
+                end()
+            if not session.local:
+                _delete()
+            note_processes()
+
+
+def _with_device(settings: ServeSettings, session: RaySession, progress: Progress) -> ServeSettings:
+    """`auto` decided by what this Ray has; an engine on a GPU reserves one."""
+    from dreamfleet.runtime.devices import choose_device
+
+    device = choose_device(RunConfig(device=settings.device), session, progress)
+    gpus = settings.gpus_per_replica or (1.0 if device == "cuda" else 0.0)
+    return settings.model_copy(update={"device": device, "gpus_per_replica": gpus})
+
+
+def _with_room(settings: ServeSettings, cluster: ClusterConfig | None) -> ClusterConfig:
+    """Logical CPUs for all that runs at once: on a small machine it shares cores."""
+    engines = settings.cpus_per_replica * (settings.max_replicas or settings.num_replicas)
+    wanted = math.ceil(engines + CPUS_OF_INGRESS * settings.num_ingress)
+    return (cluster or ClusterConfig()).model_copy(update={"num_workers": max(1, wanted)})
+
+
+def check_address(settings: ServeSettings, host: str, port: int) -> None:
+    """Refuse what can be refused before Ray starts.
+
+    Raises:
+        BadInputError: no keys on an address that others reach, no folder or registry, or the port
+            is taken.
+    """
+    if not settings.auth and host not in LOOPBACK:
+        raise BadInputError(
+            f"--no-auth with --host {host}: without keys the service answers this machine only; "
+            "leave --host out, or leave --no-auth out and use `dreamfleet keys create`"
+        )
+    if settings.registry is not None:
+        from dreamfleet.tracking.registry import registered_adapters
+
+        registered_adapters(settings.registry, settings.registry_models)
+    else:
+        FolderSource(settings.adapters or "")
+    check_port(host, port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise BadInputError if the port cannot be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInputError(
+                f"{host}:{port} cannot be used ({error.strerror}); give another --port or --host"
+            ) from error
+
+
+def base_of_adapters(folder: str | Path) -> str:
+    """The base model that most adapters in a folder were made for, by name; `embedded` where they
+    do not say.
+    """
+    root = FolderSource(folder).root
+    named: Counter[str] = Counter()
+    for path in [root / "adapter.json", *sorted(root.glob("*/adapter.json"))]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            named[str(json.loads(path.read_text(encoding="utf-8"))["base"]["name"])] += 1
+    return named.most_common(1)[0][0] if named else "embedded"
+
+
+def _deployed(settings: ServeSettings, host: str, port: int) -> Any:
+    import logging
+
+    from ray import serve
+
+    from dreamfleet.serving.application import build_app
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config=quiet,
+    )
+    return serve.run(
+        build_app(settings.model_dump(mode="json")),
+        name=APP_NAME,
+        route_prefix="/",
+        logging_config=quiet,
+    )
+
+
+def _wait_until_ready(handle: Any, progress: Progress) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    progress.info("loading the base model")
+    while True:
+        state = handle.state.remote().result(timeout_s=READY_WITHIN_S)
+        if state["ready"]:
+            break
+        if state["failed"] or time.monotonic() > deadline:
+            raise DreamfleetError(f"the service did not become ready: {state['trouble']}")
+        time.sleep(POLL_S)
+    for name, problem in state["problems"].items():
+        progress.warn(f"adapter {name} is left out: {problem}")
+
+
+def _announce(
+    handle: Any, settings: ServeSettings, host: str, port: int, progress: Progress
+) -> None:
+    names = handle.state.remote().result(timeout_s=60)["adapters"]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    progress.info(f"ready: {where}/  (studio; the API's fields: {where}/docs)")
+    progress.info(f"adapters: {shown or 'none yet'}")
+    if settings.auth:
+        from dreamfleet.serving.keys import KeyFile
+
+        if not KeyFile(settings.keys_file).keys():
+            progress.warn("there is no API key yet: `dreamfleet keys create` makes one")
+    else:
+        progress.warn("no keys are asked for (--no-auth): every process here may draw and change")
+
+
+def _drain(handle: Any, drain_s: float) -> None:
+    """No new requests; wait for those that are under way."""
+    with contextlib.suppress(Exception):
+        handle.drain.remote().result(timeout_s=ANSWER_S)
+        deadline = time.monotonic() + drain_s
+        while time.monotonic() < deadline:
+            if not handle.state.remote().result(timeout_s=ANSWER_S)["under_way"]:
+                break
+            time.sleep(POLL_S)
+
+
+def _delete() -> None:
+    """Take the application off a cluster that goes on; a private Ray ends with all it holds."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):
+        serve.delete(APP_NAME)
+
+
+@contextlib.contextmanager
+def _no_process_left() -> Iterator[Callable[[], None]]:
+    """Wait for the processes that were started inside; those that do not end are killed.
+
+    What it gives is called before they end: orphans could not be told from others' processes.
+    """
+    import psutil
+
+    own = psutil.Process()
+    before = set(own.children(recursive=True))
+    started: set[psutil.Process] = set()
+    try:
+        yield lambda: started.update(own.children(recursive=True))
+    finally:
+        _, left = psutil.wait_procs(started - before, timeout=END_S)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=END_S)
+
+
+class _Asked(KeyboardInterrupt):
+    """The first signal: end in good order."""
+
+
+@contextlib.contextmanager
+def _until_asked() -> Iterator[None]:
+    """SIGTERM and SIGINT interrupt what is inside, once, and that is no failure; a second one
+    during the end is one.
+    """
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        raise _Asked
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _Asked:
+        return
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,148 @@
+"""Adapters in MLflow's registry: which versions there are, their files, their aliases."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, plain_reason
+
+Result = TypeVar("Result")
+RETIRED = "dreamfleet.retired"
+PER_PAGE = 500
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model.
+
+    Attributes:
+        source: where its files are, as MLflow names it.
+        tags: as registered; class_word and token among them.
+        created: seconds since 1970.
+    """
+
+    name: str
+    version: str
+    source: str
+    tags: Mapping[str, str]
+    created: int
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class RegisteredAdapter:
+    """A registered model, with its versions, newest first, and aliases."""
+
+    name: str
+    versions: Sequence[RegisteredVersion]
+    aliases: Mapping[str, str]
+
+
+def registered_adapters(uri: str, names: Sequence[str] = ()) -> list[RegisteredAdapter]:
+    """Registered models that are not retired and have versions.
+
+    Args:
+        uri: of MLflow.
+        names: only these; empty: all.
+
+    Raises:
+        BadInputError: the registry cannot be read now.
+    """
+
+    def read(client: Any) -> list[RegisteredAdapter]:
+        by_name: dict[str, list[RegisteredVersion]] = {}
+        for version in _all(client.search_model_versions):
+            own = RegisteredVersion(
+                version.name,
+                str(version.version),
+                str(version.source),
+                dict(version.tags),
+                int((version.creation_timestamp or 0) / 1000),
+                version.run_id or "",
+            )
+            by_name.setdefault(version.name, []).append(own)
+        found = []
+        for model in _all(client.search_registered_models):
+            wanted = not names or model.name in names
+            if wanted and RETIRED not in model.tags and model.name in by_name:
+                versions = sorted(by_name[model.name], key=lambda own: -int(own.version))
+                aliases = {alias: str(number) for alias, number in model.aliases.items()}
+                found.append(RegisteredAdapter(model.name, versions, aliases))
+        return found
+
+    return _asked(uri, read)
+
+
+def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
+    """Copy a version's files to `folder`, if they are not there; returns the weights file.
+
+    Raises:
+        BadInputError: it cannot be copied, or holds no adapter.
+    """
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+            place = Path(part) / "files"
+            place.mkdir()
+            _asked(uri, lambda client: _download(version.source, place))
+            with suppress(OSError):  # another process was first
+                place.rename(folder)
+    found = next(iter(sorted(folder.rglob(WEIGHTS))), None)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise BadInputError(
+            f"model {version.name} version {version.version}: holds no {WEIGHTS}; only LoRA "
+            "adapters are served"
+        )
+    return found
+
+
+def set_alias(uri: str, name: str, alias: str, version: str) -> None:
+    """Let an alias point at a version.
+
+    Raises:
+        BadInputError: there is no such model or version.
+    """
+    _asked(uri, lambda client: client.set_registered_model_alias(name, alias, version))
+
+
+def retire(uri: str, name: str) -> None:
+    """Mark a registered model as not to be served; nothing is deleted.
+
+    Raises:
+        BadInputError: there is no such model.
+    """
+    _asked(uri, lambda client: client.set_registered_model_tag(name, RETIRED, "true"))
+
+
+def _download(source: str, folder: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    download_artifacts(artifact_uri=source, dst_path=str(folder))
+
+
+def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return question(MlflowStore.connect(uri, create=False).client)
+    except (Unreachable, MlflowException, OSError) as error:
+        raise BadInputError(f"MLflow at {uri}: {plain_reason(error)}") from error
+
+
+def _all(search: Callable[..., Any]) -> list[Any]:
+    """Every page of a search."""
+    found, token = [], None
+    while True:
+        page = search(max_results=PER_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -1,0 +1,99 @@
+"""`dreamfleet serve` and `dreamfleet launch` as programs: ready, asked, ended, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.tiny_adapters import write_adapters
+
+READY_S = 90.0
+BUSY_FACTOR = 4  # on a machine with other work
+END_S = 20.0
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def started(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], str]:
+    """The program, and the address at which it will listen."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "dreamfleet", *arguments, "--port", str(port)]
+    environment = {**os.environ, "DREAMFLEET_HOME": str(home)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_until_ready(process: subprocess.Popen[str], address: str) -> None:
+    deadline = time.monotonic() + BUSY_FACTOR * READY_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        try:
+            urllib.request.urlopen(f"{address}/healthz", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError("not ready")
+
+
+def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
+    adapters = write_adapters(tiny_base, tmp_path / "adapters", ["ada", "bo"])
+    process, address = started(["serve", "--adapters", str(adapters)], tmp_path / "home")
+    try:
+        wait_until_ready(process, address)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 4
+        key = subprocess.run(
+            [sys.executable, "-m", "dreamfleet", "keys", "create"],
+            env={**os.environ, "DREAMFLEET_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        body = {"model": "ada", "prompt": "a {class}", "num_inference_steps": 2}
+        request = urllib.request.Request(
+            f"{address}/v1/images/generations",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.load(answer)
+        assert found["data"][0]["b64_json"] and found["model"] == "ada@ada"
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "ready: http://" in output and key not in output
+    assert [child for child in children if child.is_running()] == []
+
+
+def test_launch_once(tmp_path: Path) -> None:
+    photos = ROOT / "examples" / "subjects" / "dog-biscuit"
+    out = tmp_path / "biscuit"
+    process, _ = started(
+        [
+            *("launch", str(photos), "--class-word", "dog", "--output-dir", str(out)),
+            *("--max-train-steps", "2", "--num-validation-images", "1", "--once", "--no-open"),
+            *("--validation-prompt", "a dog"),
+        ],
+        tmp_path / "home",
+    )
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert (out / "served.png").is_file() and str(out / "served.png") in output

@@ -1,0 +1,269 @@
+"""The service on real Ray Serve, by real HTTP: OpenAI's client, replicas that die, bursts, clients
+that go away.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamfleet.serving.keys import KeyFile
+from dreamfleet.serving.settings import ServeSettings
+from tests.tiny_adapters import write_adapters
+
+NAMES = tuple(f"subject-{index}" for index in range(6))
+PATH = "/v1/images/generations"
+ASK: dict[str, Any] = {
+    "model": NAMES[0],
+    "prompt": "a photo of {token} {class}",
+    "seed": 5,
+    "num_inference_steps": 4,
+}
+LONG = {**ASK, "num_inference_steps": 150}
+READY_S = 180.0
+ANSWER_S = 120.0
+
+pytestmark = pytest.mark.usefixtures("ray_running")
+
+
+class Service:
+    """A running service, and a way to talk to it."""
+
+    def __init__(self, port: int, key: str, handle: Any, settings: ServeSettings) -> None:
+        self.address, self.key, self.handle = f"http://127.0.0.1:{port}", key, handle
+        self.settings = settings
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any, Any]:
+        """Status, body and headers."""
+        request = urllib.request.Request(
+            self.address + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read(), error.headers
+
+    def draw(self, **fields: Any) -> np.ndarray:
+        status, body, _ = self.ask(PATH, {**ASK, **fields})
+        assert status == 200, body
+        return pixels(json.loads(body)["data"][0]["b64_json"])
+
+    def open_stream(self, body: dict[str, Any]) -> socket.socket:
+        """A stream of which the first bytes have come."""
+        host, _, port = self.address.removeprefix("http://").partition(":")
+        content = json.dumps({**body, "stream": True}).encode()
+        connection = socket.create_connection((host, int(port)), timeout=ANSWER_S)
+        connection.sendall(
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
+        assert b" 200 " in connection.recv(200)
+        return connection
+
+    def figures(self) -> dict[str, float]:
+        found = self.handle.snapshot.remote().result(timeout_s=ANSWER_S)
+        return dict(found)
+
+    def wait_for(self, reached: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        deadline = time.monotonic() + ANSWER_S
+        while not reached(figures := self.figures()):
+            assert time.monotonic() < deadline, figures
+            time.sleep(0.2)
+        return figures
+
+
+def pixels(encoded: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))), dtype=np.int16)
+
+
+@pytest.fixture(scope="module")
+def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two engines on the tiny base; both fit the session's two logical CPUs."""
+    from ray import serve
+
+    from dreamfleet.serving.application import build_app
+
+    place = tmp_path_factory.mktemp("serving")
+    keys = KeyFile(place / "keys.json")
+    settings = ServeSettings(
+        base_model=str(tiny_base),
+        adapters=str(write_adapters(tiny_base, place / "adapters", NAMES)),
+        keys_file=str(keys.path),
+        num_replicas=2,
+        cpus_per_replica=0,
+        num_threads=1,
+        pictures_per_replica=3,
+        max_waiting=6,
+        max_per_key=12,
+        max_slots=2,
+        cache_mib=1,
+        refresh_s=1.0,
+        drain_s=2.0,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config=quiet,
+    )
+    app = build_app(settings.model_dump(mode="json"))
+    handle = serve.run(app, name="dreamfleet", route_prefix="/", logging_config=quiet)
+    found = Service(port, keys.create("admin")[0], handle, settings)
+    deadline = time.monotonic() + READY_S
+    while found.ask("/healthz")[0] != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    yield found
+    serve.shutdown()
+
+
+def test_openais_own_client(service: Service) -> None:
+    openai = pytest.importorskip("openai", reason="openai is not installed (make install)")
+    client = openai.OpenAI(base_url=f"{service.address}/v1", api_key=service.key, max_retries=0)
+    assert [model.id for model in client.models.list()] == [*NAMES, "base"]
+    answer = client.images.generate(
+        model=NAMES[1],
+        prompt="a photo of {token} {class}",
+        n=2,
+        size="64x64",
+        response_format="b64_json",
+        extra_body={"seed": 5, "num_inference_steps": 4},
+    )
+    first = pixels(answer.data[0].b64_json)
+    assert len(answer.data) == 2 and first.shape == (64, 64, 3)
+    assert np.abs(first - service.draw(model=NAMES[1])).max() <= 1
+    stream = client.images.generate(
+        model=NAMES[1],
+        prompt="a photo of {token} {class}",
+        stream=True,
+        partial_images=1,
+        extra_body={"seed": 5, "num_inference_steps": 4},
+    )
+    kinds = [event.type for event in stream]
+    assert kinds.count("image_generation.progress") == 4
+    assert kinds[-1] == "image_generation.completed"
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.images.generate(model="nobody", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="size"):
+        client.images.generate(model=NAMES[1], prompt="x", size="9x9")
+    stranger = openai.OpenAI(base_url=f"{service.address}/v1", api_key="df-no", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_load_changes_no_picture(service: Service) -> None:
+    """Alone, and among others of all subjects and sizes: the same to one level of 255."""
+    alone = {name: service.draw(model=name) for name in NAMES}
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [(name, pool.submit(service.draw, model=name)) for name in NAMES * 2]
+        for name, job in jobs:
+            assert np.abs(job.result() - alone[name]).max() <= 1, name
+    pairs = [np.abs(alone[NAMES[0]] - alone[name]).max() for name in NAMES[1:]]
+    assert min(pairs) > 1
+
+
+def test_a_deployment_is_a_run_with_its_versions_and_figures(
+    service: Service, tmp_path: Path
+) -> None:
+    from dreamfleet.serving.recording import Recorder
+    from dreamfleet.tracking.store import MlflowStore
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowStore.connect(uri).client
+    record = Recorder(service.handle, service.settings, uri, print)
+    run_id = record.run.wait_for_id(ANSWER_S)
+    assert run_id is not None
+    record.start()
+    service.draw()
+    record.end()
+    run = client.get_run(run_id)
+    assert run.data.tags["dreamfleet.serves.subject-1"] == "models:/subject-1/subject-1"
+    assert run.data.params["num_replicas"] == "2" and run.data.metrics["pictures"] >= 1
+    assert "engine_sampling_step_s" in run.data.metrics
+
+
+def test_a_burst_is_refused_cleanly_and_passes(service: Service) -> None:
+    """Many times what there is room for. How many are refused is the scheduler's affair."""
+    before = service.figures()
+
+    def one(index: int) -> tuple[int, Any, Any]:
+        stream = {"stream": True} if index % 3 == 0 else {}
+        wish = {**ASK, "num_inference_steps": 40, "model": NAMES[index % 6]}
+        return service.ask(PATH, {**wish, **stream})
+
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(one, range(60)))
+    statuses = {status for status, _, _ in answers}
+    assert statuses <= {200, 429} and 200 in statuses
+    for status, body, headers in answers:
+        if status == 429:
+            assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
+            assert int(headers["Retry-After"]) >= 1
+        else:
+            assert body, "no empty success"
+    after = service.wait_for(lambda own: not own["requests_under_way"])
+    succeeded = sum(status == 200 for status, _, _ in answers)
+    assert after["requests_success"] - before.get("requests_success", 0) == succeeded
+    assert after["queue_running_pictures"] == after["queue_waiting_pictures"] == 0
+    assert after["engine_cache_bytes"] <= 2 * 2**20
+    service.draw()
+
+
+def test_clients_that_go_away_free_their_places(service: Service) -> None:
+    before = service.figures()
+    gone = [service.open_stream({**LONG, "model": NAMES[index]}) for index in range(3)]
+    stays = threading.Thread(target=service.draw, kwargs={"model": NAMES[4]})
+    stays.start()
+    for connection in gone:
+        connection.close()
+    stays.join(ANSWER_S)
+    after = service.wait_for(lambda own: not own["requests_under_way"])
+    assert after["requests_cancelled"] - before.get("requests_cancelled", 0) == 3
+    assert after["queue_running_pictures"] == 0
+    service.wait_for(lambda own: own["engine_drawing"] == 0 and own["engine_cache_in_use"] == 0)
+
+
+def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) -> None:
+    import psutil
+
+    expected = service.draw(model=NAMES[2])
+    before = service.figures().get("requests_retried", 0)
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [
+            pool.submit(service.ask, PATH, {**LONG, "model": NAMES[index % 6]})
+            for index in range(6)
+        ]
+        service.wait_for(lambda own: own["queue_running_pictures"] >= 4)
+        engines = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "ServeReplica:dreamfleet:Engine" in " ".join(process.cmdline())
+        ]
+        assert len(engines) == 2
+        os.kill(engines[0].pid, signal.SIGKILL)
+        assert [job.result()[0] for job in jobs] == [200] * 6
+    assert service.figures()["requests_retried"] > before
+    assert np.abs(service.draw(model=NAMES[2]) - expected).max() <= 1

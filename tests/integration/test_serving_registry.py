@@ -1,0 +1,80 @@
+"""Adapters out of MLflow's registry: versions, aliases, retirement, and the very same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.serving.catalogue import WEIGHTS_NAME, Catalogue, RegistrySource
+from dreamfleet.serving.problems import ApiProblem
+from dreamfleet.tracking import MlflowTracker
+from tests.tiny_adapters import write_adapters
+
+PATIENCE_S = 200.0
+TAGS = {"class_word": "dog", "token": "sks"}
+
+
+@pytest.fixture(scope="module")
+def registered(
+    tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """The registry's address, and the folder with the adapters that became ada 1 and 2, and bo."""
+    place = tmp_path_factory.mktemp("registry")
+    adapters = write_adapters(tiny_base, place / "adapters", ["first", "second", "bo"])
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    tracker = MlflowTracker(uri, spool=place / "spool", flush=False)
+    run = tracker.start_run("adapters")
+    for folder, name in (("first", "ada"), ("second", "ada"), ("bo", "bo")):
+        version = run.register_adapter(
+            adapters / folder, name, base_model=str(tiny_base), tags=TAGS, timeout_s=PATIENCE_S
+        )
+        assert version
+    run.finish(timeout_s=PATIENCE_S)
+    tracker.close(PATIENCE_S)
+    yield uri, adapters
+
+
+def test_versions_aliases_and_retirement(registered: tuple[str, Path], tmp_path: Path) -> None:
+    uri, adapters = registered
+    catalogue = Catalogue(RegistrySource(uri, tmp_path / "cache"), lambda: None)
+    catalogue.refresh()
+    assert [entry.id for entry, _ in catalogue.usable()] == ["ada", "bo"]
+    ada = catalogue.resolve("ada")
+    assert ada.version == "2" and catalogue.resolve("ada@2") == ada
+    assert ada.text("token") == "sks" and ada.created > 0
+    assert catalogue.resolve("ada@candidate") == ada, "what personalize registers"
+    original = load_file(adapters / "second" / WEIGHTS_NAME)
+    fetched = load_file(Path(ada.location) / WEIGHTS_NAME)
+    assert original.keys() == fetched.keys()
+    assert all(np.array_equal(original[name], fetched[name]) for name in original)
+
+    catalogue.promote("ada", "champion", "1")
+    champion = catalogue.resolve("ada")
+    assert champion.version == "1" and champion == catalogue.resolve("ada@champion")
+    assert champion.key != ada.key and catalogue.resolve("ada@candidate").version == "2"
+    with pytest.raises(BadInputError, match="MLflow"):
+        catalogue.promote("ada", "champion", "77")
+
+    catalogue.retire("bo")
+    with pytest.raises(ApiProblem):
+        catalogue.resolve("bo")
+    again = Catalogue(RegistrySource(uri, tmp_path / "cache", ("ada",)), lambda: None)
+    again.refresh()
+    assert [entry.version for entry, _ in again.usable()] == ["1"]
+    with pytest.raises(BadInputError, match="MLflow at"):
+        RegistrySource(f"sqlite:///{tmp_path / 'none.db'}", tmp_path).read()
+
+
+def test_what_was_handed_to_a_cluster_is_recorded(registered: tuple[str, Path]) -> None:
+    from dreamfleet.serving.recording import record_deployment
+    from dreamfleet.tracking.runs import list_runs
+
+    uri, _ = registered
+    content = {"applications": [{"args": {"registry": uri, "num_replicas": 2}}]}
+    record_deployment(content, uri, "http://head:8265", notify=print)
+    assert any(run.name.startswith("deploy ") for run in list_runs(uri, "dreamfleet", 10))

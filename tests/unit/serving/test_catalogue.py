@@ -1,0 +1,136 @@
+"""A folder of adapters: what is offered, what aliases mean, what is refused and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.serving.catalogue import Catalogue, FolderSource
+from dreamfleet.serving.problems import ApiProblem
+from dreamfleet.serving.server import base_of_adapters
+
+pytestmark = pytest.mark.heavy
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def folder(adapters: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(adapters, tmp_path / "adapters")
+
+
+def catalogue(folder: Path, base_hash: str | None = None) -> Catalogue:
+    found = Catalogue(FolderSource(folder), lambda: base_hash)
+    found.refresh()
+    return found
+
+
+def test_ids_are_the_folders_names(folder: Path) -> None:
+    (folder / "notes.txt").touch()
+    (folder / "empty").mkdir()
+    entries = [entry for entry, _ in catalogue(folder).usable()]
+    assert [entry.id for entry in entries] == ["ada", "bo", "cy"]
+    assert len({entry.key for entry in entries}) == 3
+    assert entries[0].rank == 4 and entries[0].text("token") == "sks"
+
+
+def test_one_adapter_alone(folder: Path) -> None:
+    (entry,) = [entry for entry, _ in catalogue(folder / "bo").usable()]
+    assert entry.id == "bo"
+
+
+def test_a_whole_model_is_named_and_left_out(folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "model_index.json").write_text("{}", encoding="utf-8")
+    own = catalogue(folder)
+    assert len(own.usable()) == 3 and "fully fine-tuned" in own.problems()["full@full"]
+
+
+def test_an_alias_is_a_version_and_survives_a_restart(folder: Path) -> None:
+    first = catalogue(folder)
+    first.promote("ada", "champion", "bo")
+    again = catalogue(folder)
+    for own in (first, again):
+        assert own.resolve("ada@champion").id == "bo" and own.resolve("ada").id == "ada"
+        assert {entry.id: names for entry, names in own.usable()}["ada"] == {"champion": "bo"}
+    first.promote("ada", "champion", "cy")
+    again.refresh()
+    assert again.resolve("ada@champion").id == "cy"
+    with pytest.raises(BadInputError, match="'nobody'"):
+        first.promote("ada", "champion", "nobody")
+
+
+@pytest.mark.parametrize(
+    "name", ["dan", "ada@", "ada@nobody", "@champion", "../ada", "", "ada@bo@"]
+)
+def test_unknown_names_are_404(folder: Path, name: str) -> None:
+    with pytest.raises(ApiProblem) as error:
+        catalogue(folder).resolve(name)
+    assert error.value.status == 404
+
+
+def test_retired_ones_are_gone_and_their_files_stay(folder: Path) -> None:
+    own = catalogue(folder)
+    own.retire("ada")
+    assert [entry.id for entry, _ in own.usable()] == ["bo", "cy"]
+    assert (folder / "ada" / WEIGHTS).is_file()
+
+
+def test_a_changed_file_is_another_content(folder: Path) -> None:
+    own = catalogue(folder)
+    before = own.resolve("ada").key
+    shutil.copy(folder / "bo" / WEIGHTS, folder / "ada" / WEIGHTS)
+    own.refresh()
+    assert own.resolve("ada").key != before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no safetensors"),
+        (b"x" * 100, "no safetensors"),
+        ((2**40).to_bytes(8, "little") + b"{}", "no safetensors"),
+        ((2).to_bytes(8, "little") + b"{}", "no LoRA"),
+        ((8).to_bytes(8, "little") + b"not json", "damaged"),
+    ],
+)
+def test_a_damaged_one_is_refused_alone(folder: Path, content: bytes, reason: str) -> None:
+    (folder / "bo" / WEIGHTS).write_bytes(content)
+    own = catalogue(folder)
+    assert [entry.id for entry, _ in own.usable()] == ["ada", "cy"]
+    with pytest.raises(ApiProblem, match=reason) as error:
+        own.resolve("bo")
+    assert error.value.status == 503 and reason in own.problems()["bo@bo"]
+
+
+def test_an_adapter_of_another_base_is_refused(folder: Path) -> None:
+    own = catalogue(folder, base_hash="0" * 64)
+    assert own.usable() == []
+    with pytest.raises(ApiProblem, match="another|hash"):
+        own.resolve("ada")
+
+
+def test_an_adapter_of_too_large_a_rank_is_refused(folder: Path) -> None:
+    own = Catalogue(FolderSource(folder), lambda: None, max_rank=3)
+    own.refresh()
+    with pytest.raises(ApiProblem, match="rank is 4"):
+        own.resolve("ada")
+
+
+def test_an_adapter_json_that_lies_about_types_does_no_harm(folder: Path) -> None:
+    for name, content in (("ada", "[]"), ("bo", "{"), ("cy", json.dumps({"token": 7}))):
+        (folder / name / "adapter.json").write_text(content, encoding="utf-8")
+    entries = [entry for entry, _ in catalogue(folder).usable()]
+    assert [entry.text("token") for entry in entries] == ["", "", ""]
+
+
+def test_the_base_that_most_adapters_were_made_for(folder: Path, tiny_base: Path) -> None:
+    assert base_of_adapters(folder) == base_of_adapters(folder / "ada") == str(tiny_base)
+    (tmp := folder / "new").mkdir()
+    assert base_of_adapters(tmp) == "embedded"
+    with pytest.raises(BadInputError, match="no such folder"):
+        FolderSource(folder / "gone")

@@ -1,0 +1,84 @@
+"""`dreamfleet query` and `dreamfleet launch` against a real service in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dreamfleet import launch as launching
+from dreamfleet.cli import cli
+from dreamfleet.config import load_config
+from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.personalization import PersonalizeResult
+from dreamfleet.personalization.results import SubjectResult
+from dreamfleet.serving.keys import KeyFile
+from tests.local_service import listening, local_application
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture
+def service(engine: Any, adapters: Path, fleet_home: Path, tmp_path: Path) -> Iterator[str]:
+    """Listening, with the keys of this test's home."""
+    app, _ = local_application(engine, adapters, KeyFile(), tmp_path / "shelf")
+    with listening(app) as address:
+        yield address
+
+
+def ask(*flags: str) -> Any:
+    return CliRunner().invoke(cli, ["query", *flags])
+
+
+def test_query(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = ["--url", service, "--model", "ada", "--prompt", "a {class}", "--seed", "3"]
+    quick = ["--num-inference-steps", "2", "--num-images", "2", "--output-dir", str(tmp_path)]
+    refused = ask(*wish, *quick)
+    assert isinstance(refused.exception, BadInputError)
+    assert "DREAMFLEET_API_KEY" in str(refused.exception)
+    monkeypatch.setenv("DREAMFLEET_API_KEY", KeyFile().create()[0])
+    ended = ask(*wish, *quick)
+    paths = ended.stdout.split()
+    assert [Path(path).name for path in paths] == ["ada_3.png", "ada_4.png"]
+    assert all(Image.open(path).size == (64, 64) for path in paths)
+    for flags, kind, message in (
+        (["--url", service, "--model", "nobody"], BadInputError, "nobody"),
+        (["--url", "http://127.0.0.1:9", "--model", "ada"], DreamfleetError, "dreamfleet serve"),
+        (["--url", "nowhere", "--model", "ada"], BadInputError, "--url"),
+    ):
+        error = ask(*flags, "--prompt", "x", "--output-dir", str(tmp_path)).exception
+        assert isinstance(error, kind) and message in str(error)
+
+
+def test_launch_draws_the_first_picture_as_a_client(
+    service: str, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and Serve have their own tests; here they are what is already there."""
+    adapter = shutil.copytree(adapters / "ada", tmp_path / "ada")
+    subject = SubjectResult("ada", "Ada", "finished", adapter)
+    monkeypatch.setattr(launching, "make_adapters", lambda *given: PersonalizeResult([subject], 1))
+    served: dict[str, Any] = {}
+
+    def serve(
+        settings: Any, *, host: str, port: int, on_ready: Any, done: Any, **more: Any
+    ) -> None:
+        served.update(settings=settings, ends=[begin(None) for begin in on_ready[:1]])
+        while not done():
+            pass
+
+    monkeypatch.setattr("dreamfleet.serving.server.serve_foreground", serve)
+    monkeypatch.setattr("dreamfleet.serving.server.check_port", lambda *given: None)
+    said: list[str] = []
+    host, _, port = service.removeprefix("http://").partition(":")
+    settings = launching.LaunchSettings(host=host, port=int(port), show=False, once=True)
+    config = load_config(None, {"tracking.enabled": False})
+    launching.launch(config, settings, say=said.append)
+    assert Image.open(adapter / "served.png").size == (64, 64)
+    assert served["settings"].adapters == str(adapter)
+    assert any(str(adapter / "served.png") in line for line in said)
+    assert KeyFile().keys() == [], "its key ended with it"

@@ -1,0 +1,150 @@
+"""Serve files and the commands around them: strict where Serve is not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from dreamfleet.cli import cli
+from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
+from dreamfleet.serving.command import settings_from_flags
+from dreamfleet.serving.deploy import deploy, read_serve_file, serve_file
+from dreamfleet.serving.server import check_address
+from dreamfleet.serving.settings import ServeSettings, serve_settings
+
+
+def built(tmp_path: Path, *flags: str) -> Path:
+    path = tmp_path / "service.yaml"
+    ended = CliRunner().invoke(cli, ["serve", "build", *flags, "--output", str(path)])
+    assert ended.exit_code == 0, ended.exception
+    return path
+
+
+class TestFiles:
+    def test_what_build_writes_deploy_takes(self, tmp_path: Path) -> None:
+        flags = ["--registry", "--tracking-uri", "http://mlflow:5000", "--num-replicas", "2"]
+        content = read_serve_file(built(tmp_path, *flags, "--max-replicas", "4"))
+        (app,) = content["applications"]
+        assert app["args"]["registry"] == "http://mlflow:5000"
+        settings = serve_settings(app["args"])
+        assert (settings.num_replicas, settings.max_replicas) == (2, 4)
+        assert settings.auth
+
+    def test_serve_itself_takes_it_too(self, tmp_path: Path) -> None:
+        from ray.serve.schema import ServeDeploySchema
+
+        content = read_serve_file(built(tmp_path, "--adapters", str(tmp_path)))
+        schema = ServeDeploySchema.model_validate(content)
+        assert schema.applications[0].name == "dreamfleet"
+
+    def test_a_typing_error_is_found(self, tmp_path: Path) -> None:
+        text = built(tmp_path, "--adapters", str(tmp_path)).read_text(encoding="utf-8")
+        for wrong, right, message in (
+            ("max_waitings: 3", None, "max_waitings"),
+            (None, ("import_path", "import_paths"), "import_path"),
+            (None, ("http_options", "http_option"), "http_option"),
+        ):
+            broken = yaml.safe_load(text.replace(*right) if right else text)
+            if wrong:
+                broken["applications"][0]["args"].update(yaml.safe_load(wrong))
+            path = tmp_path / "broken.yaml"
+            path.write_text(yaml.safe_dump(broken), encoding="utf-8")
+            with pytest.raises(ConfigError, match=message):
+                read_serve_file(path)
+
+    @pytest.mark.parametrize("content", ["", "[]", "applications: 3", "a: [", "applications: []"])
+    def test_what_is_no_such_file(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "other.yaml"
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match="other.yaml"):
+            read_serve_file(path)
+
+    def test_without_keys_nothing_is_deployed(self) -> None:
+        with pytest.raises(BadInputError, match="no-auth"):
+            serve_file(ServeSettings(adapters="x", auth=False))
+
+
+class TestSettings:
+    def test_one_source_of_adapters(self, tmp_path: Path) -> None:
+        for given in ({}, {"registry": True, "adapters": str(tmp_path)}):
+            with pytest.raises(BadInputError, match="one of the two"):
+                settings_from_flags(given)
+        with pytest.raises(BadInputError, match="no such folder"):
+            settings_from_flags({"adapters": str(tmp_path / "gone")})
+        assert settings_from_flags({"adapters": str(tmp_path)}).base_model == "embedded"
+
+    def test_wrong_values_are_named(self) -> None:
+        for given, message in (
+            ({"adapters": "x", "num_replicas": 0}, "num_replicas"),
+            ({"adapters": "x", "num_replicas": 3, "max_replicas": 2}, "max_replicas"),
+            ({"adapters": "x", "max_wating": 3}, "max_wating"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                serve_settings(given)
+
+    def test_without_keys_on_loopback_only(self, tmp_path: Path) -> None:
+        open_to_all = ServeSettings(adapters=str(tmp_path), auth=False)
+        with pytest.raises(BadInputError, match="this machine only"):
+            check_address(open_to_all, "0.0.0.0", 8000)
+
+    def test_a_taken_port_is_refused(self, tmp_path: Path) -> None:
+        import socket
+
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(BadInputError, match="another --port"):
+                check_address(
+                    ServeSettings(adapters=str(tmp_path)), "127.0.0.1", taken.getsockname()[1]
+                )
+
+
+class _Head(BaseHTTPRequestHandler):
+    """Takes what is handed to it, or refuses all."""
+
+    taken: list[Any]
+    status: int
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.taken.append((self.path, self.headers, json.loads(body)))  # type: ignore[attr-defined]
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *told: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def head() -> Iterator[Any]:
+    server: Any = HTTPServer(("127.0.0.1", 0), _Head)
+    server.taken, server.status = [], 200
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_deploy_hands_the_file_and_the_token_over(
+    tmp_path: Path, head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    content = read_serve_file(built(tmp_path, "--adapters", str(tmp_path)))
+    address = f"http://127.0.0.1:{head.server_port}"
+    assert deploy(content, address) == address
+    ((path, headers, body),) = head.taken
+    assert path == "/api/serve/applications/" and body == content
+    assert headers["Authorization"] == "Bearer secret"
+    head.status = 403
+    with pytest.raises(DreamfleetError, match="token"):
+        deploy(content, address)
+    with pytest.raises(BadInputError, match="--ray-address"):
+        deploy(content, "127.0.0.1:8265")
