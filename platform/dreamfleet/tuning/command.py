@@ -93,7 +93,7 @@ def tune(
     results = [command.results[request.id] for request in command.requests]
     if len(results) == 1 and results[0].status != "finished":
         raise TrainingError(f"{results[0].id}: {results[0].message}")
-    return TuneResult(results, time.monotonic() - started, *command.engine_times)
+    return TuneResult(results, time.monotonic() - started, command.engine_s)
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Command:
     overwrite: bool
     progress: Progress
     results: dict[str, SubjectTuned] = field(default_factory=dict)
-    engine_times: tuple[float, float] = (math.nan, math.nan)
+    engine_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def planned(
@@ -235,8 +235,9 @@ class Run:
             self._start_actors(preparation.device, usable)
             studies = self._open_studies(usable)
             self._search(studies, recorder)
+            self._note_times("search")
             self._conclude(studies, recorder, preparation)
-            self.command.engine_times = self._engine_times()
+            self._note_times("finals")
         except BaseException:
             recorder.abandon()
             raise
@@ -609,15 +610,20 @@ class Run:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
-    def _engine_times(self) -> tuple[float, float]:
+    def _note_times(self, part: str) -> None:
+        """What the engines did since the part before."""
         import ray
 
         if not self.packed:
-            return math.nan, math.nan
+            return
         engines = [ray.get_actor(name) for name in self._engines]
         rows = ray.get([engine.metrics.remote() for engine in engines])
-        busy = sum(row["training_total_s"] + row["sampling_total_s"] for row in rows)
-        return busy, max(row["first_to_last_step_s"] for row in rows)
+        known = self.command.engine_s
+        for kind, total in (("training", "training_total_s"), ("drawing", "sampling_total_s")):
+            before = sum(value for name, value in known.items() if name.endswith(kind))
+            known[f"{part}.{kind}"] = sum(row[total] for row in rows) - before
+        if part == "search":
+            known["search.span"] = max(row["first_to_last_step_s"] for row in rows)
 
 
 def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Any:

@@ -104,7 +104,7 @@ def render_tune_report(report: TuneReport) -> str:
         finals=[_final(report, score) for score in report.finals.scores],
         space=[(NAMES[n], own.text()) for n, own in dimensions(study.config).items()],
         columns=[NAMES[name] for name in names],
-        rows=[_row(trial, names) for trial in study.trials()],
+        rows=[_row(study, trial, names) for trial in study.trials()],
         front=[own.label for own in pareto_front(study.candidates())],
         chart=Markup(_chart(study)),
         plots=[(PLOT_TITLES[kind], _data(path)) for kind, path in report.plots.items()],
@@ -127,9 +127,9 @@ def _final(report: TuneReport, score: Any) -> dict[str, Any]:
     }
 
 
-def _row(trial: FrozenTrial, names: Sequence[str]) -> _Row:
+def _row(study: SubjectStudy, trial: FrozenTrial, names: Sequence[str]) -> _Row:
     attrs = trial.user_attrs
-    setting = attrs.get("setting", trial.params)
+    setting = study.setting_of(trial) or {}
     known = "alignment" in attrs
     verdict = ""
     if trial.state == TrialState.COMPLETE:

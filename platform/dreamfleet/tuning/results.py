@@ -62,14 +62,15 @@ class TuneResult:
 
     Attributes:
         seconds: the whole command.
-        engine_busy_s: all engines' working time; nan without engines.
-        engine_span_s: from the first to the last step, the longest of the engines.
+        engine_s: what the engines did with their time, summed over them: `search.training`,
+            `search.drawing`, `finals.training`, `finals.drawing`; and `search.span`, from the
+            first to the last step of the trials, the longest of the engines. Empty without
+            engines.
     """
 
     subjects: list[SubjectTuned]
     seconds: float
-    engine_busy_s: float = float("nan")
-    engine_span_s: float = float("nan")
+    engine_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[SubjectTuned]:

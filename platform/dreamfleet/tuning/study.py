@@ -216,6 +216,15 @@ class SubjectStudy:
         """All complete trials for the rule."""
         return [candidate_of(trial) for trial in self.trials(TrialState.COMPLETE)]
 
+    def setting_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        """A trial's whole setting, fixed parameters too; None: it was ended before it had one."""
+        if "setting" in trial.user_attrs:
+            return dict(trial.user_attrs["setting"])
+        try:
+            return suggest(optuna.trial.FixedTrial(trial.params), self._space)
+        except ValueError:  # a parameter is missing
+            return None
+
     # Asking
 
     def ask(self) -> Asked | None:

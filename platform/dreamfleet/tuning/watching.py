@@ -96,13 +96,13 @@ class Recorder:
             study.mark_recorded(trial.number)
 
     def _finish(self, study: SubjectStudy, trial: FrozenTrial) -> None:
-        attrs = trial.user_attrs
-        params = {**attrs.get("setting", {})} or None
+        attrs, setting = trial.user_attrs, study.setting_of(trial)
         run = self._children.pop((study.name, trial.number), None)
-        if run is None and params is None:
-            return  # never begun, or not here
-        run = run or self.started(study, trial.number, params or {})
-        self._children.pop((study.name, trial.number), None)
+        if run is None and setting is not None:
+            run = self.started(study, trial.number, setting)
+            del self._children[study.name, trial.number]
+        if run is None:
+            return  # it was ended before it had begun
         names = ("steps", "alignment", "fidelity")
         run.log_metrics({f"trial.{n}": float(attrs[n]) for n in names if n in attrs}, 0)
         tags = {"trial.state": trial.state.name, "trial.error": attrs.get("error", "")}
