@@ -155,7 +155,7 @@ def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[by
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
     def start(config: RunConfig) -> subprocess.Popen[bytes]:
-        path = tmp_path / "recipe.yaml"
+        path = tmp_path / f"recipe-{len(started)}.yaml"
         path.write_text(dump_config(config), encoding="utf-8")
         command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path)]
         started.append(

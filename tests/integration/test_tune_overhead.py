@@ -50,12 +50,15 @@ def test_two_hundred_thin_trials(tmp_path: Path, capsys: pytest.CaptureFixture[s
         return Order(work, {}, Sampling(1, 1.0, "ddim"), "", None)
 
     def thin(settings: Any) -> None:  # sent by value: workers know nothing of the tests
+        import json
+
         from ray import tune
 
         work = settings["order"].work
         for step in work.steps:
             score = 1 / (1 + abs(work.params["sude.weight"] - 1)) + 0.001 * step
-            tune.report({"step": step, "reading": {**reading, "step": step, "alignment": score}})
+            own = {**reading, "step": step, "alignment": score}
+            tune.report({"step": step, "reading": json.dumps(own)})
 
     scales, began = Scales(), time.perf_counter()
     sweep = Sweep([study], Slots(4, ["none"]), order, lambda engine, job: None, scales)

@@ -176,7 +176,10 @@ class Command:
         spool = dreamfleet_home() / "spool"
         tracker = open_tracker(self.config.tracking, spool, self.progress.warn)
         try:
-            with added_environment(RAY_TUNE), ray_session(self.config.cluster) as session:
+            with (
+                added_environment(RAY_TUNE),
+                ray_session(self.config.cluster, dashboard=False) as session,
+            ):
                 Run(self, session, tracker, key).run()
         finally:
             tracker.close()

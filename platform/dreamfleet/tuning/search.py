@@ -9,6 +9,7 @@ told complete), not `Tuner.restore` (its snapshot lags behind the database).
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from ray.tune.search import Searcher
 
 from dreamfleet.tuning.study import Asked, SubjectStudy
 from dreamfleet.tuning.trainables import JOB, ORDER
-from dreamfleet.tuning.trial import ERROR, Order, Reading
+from dreamfleet.tuning.trial import ERROR, READING, Order, Reading
 
 TRIAL_MEMORY_BYTES = 100 * 2**20  # what a trial's process takes; it computes nothing
 
@@ -107,9 +108,9 @@ class Sweep:
         if ERROR in result:
             asked.error = str(result[ERROR])
             return True
-        if "reading" not in result:  # Tune's own last result
+        if READING not in result:  # Tune's own last result
             return False
-        reading = Reading(**result["reading"])
+        reading = Reading(**json.loads(result[READING]))
         stop = study.read(asked.number, reading)
         self.witness.read(study, asked, reading)
         return stop

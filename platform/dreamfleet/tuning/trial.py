@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dreamfleet.training.task import TrainTask
 
 READINGS = "readings.json"
-ERROR = "error"
+ERROR, READING = "error", "reading"  # keys of a result
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -67,11 +67,16 @@ def run_trial(order: Order, report: Report, task: TrainTask | None = None) -> No
 
     try:
         for reading in readings(order, task):
-            report({"step": reading.step, "reading": asdict(reading)})
+            report(as_result(reading))
     except DreamfleetError as error:
         report({"step": 0, ERROR: first_line(error)})
     except ray.exceptions.RayTaskError as error:
         report({"step": 0, ERROR: first_line(error.cause or error)})
+
+
+def as_result(reading: Reading) -> dict[str, Any]:
+    """What Tune is told; as text, because Tune takes nested results to pieces."""
+    return {"step": reading.step, READING: json.dumps(asdict(reading))}
 
 
 def readings(order: Order, task: TrainTask | None = None) -> Iterator[Reading]:
