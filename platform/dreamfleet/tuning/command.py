@@ -620,7 +620,7 @@ class Run:
         if not self.packed:
             return
         engines = [ray.get_actor(name) for name in self._engines]
-        rows = ray.get([engine.metrics.remote() for engine in engines])
+        rows = ray.get([engine.times.remote() for engine in engines])
         known = self.command.engine_s
         for kind, total in (("training", "training_total_s"), ("drawing", "sampling_total_s")):
             before = sum(value for name, value in known.items() if name.endswith(kind))

@@ -156,6 +156,14 @@ class TuneEngine(EngineActor):
 
         await self._ask(end)
 
+    async def times(self) -> dict[str, float]:
+        """Seconds of training and drawing, and from the first to the last step; zeros where the
+        base was never loaded.
+        """
+        names = ("training_total_s", "sampling_total_s", "first_to_last_step_s")
+        figures = await self.metrics() if self._loop is not None else {}
+        return {name: figures.get(name, 0.0) for name in names}
+
     async def node(self) -> str:
         """Ray's id of the machine."""
         import ray
