@@ -137,3 +137,11 @@ def test_other_samplers(url: str, sampler: str) -> None:
     assert len(study.study.directions) == (2 if sampler == "nsga2" else 1)
     if sampler == "nsga2":
         assert not study.trials(TrialState.PRUNED), "two objectives are not pruned"
+
+
+def test_hyperband_reads_the_same_rungs(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=8, tune__pruner="hyperband"))
+    while (own := study.ask()) is not None:
+        value = 0.9 / (1 + own.number)
+        run(study, own.number, value, value, value)
+    assert study.finished and study.trials(TrialState.COMPLETE)
