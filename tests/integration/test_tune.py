@@ -20,6 +20,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
+from dreamfleet.adapters.files import load_adapter
 from dreamfleet.bases import load_base
 from dreamfleet.config import RunConfig
 from dreamfleet.tuning.command import tune
@@ -79,10 +80,7 @@ def test_a_sweep_and_its_champion(
     assert "alignment" in (out / "report.html").read_text(encoding="utf-8")
     assert (own.model_version, own.alias) == ("1", "champion")
     assert result.engine_s["search.training"] > 0 and result.engine_s["finals.drawing"] > 0
-    with contextlib.suppress(ImportError):
-        from dreamfleet.adapters.files import load_adapter
-
-        load_adapter(load_base(str(tiny_base)), out / "champion")
+    load_adapter(load_base(str(tiny_base)), out / "champion")
     _check_runs(uri)
     before = [trial.datetime_complete for trial in trials]
     again = tune(config, resume=True)
