@@ -42,6 +42,7 @@ def main(
 ) -> None:
     """Run the benchmarks."""
     from dreamfleet.evaluation.benchmarks.run import run_benchmarks
+    from dreamfleet.tuning.benchmark import sweep
 
     settings = BenchSettings(
         base_model=base_model,
@@ -52,7 +53,7 @@ def main(
         inference_steps=inference_steps,
         num_threads=num_threads,
     )
-    run_benchmarks(settings, output_dir, quick=quick, only=only, say=click.echo)
+    run_benchmarks(settings, output_dir, quick=quick, only=only, further=[sweep], say=click.echo)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dreamfleet.bases import Base
     from dreamfleet.personalization import PersonalizeResult
     from dreamfleet.runtime.progress import Progress
+    from dreamfleet.tuning.results import TuneResult
 
 
 def personalize(
@@ -46,12 +47,45 @@ def personalize(
     """
     from dreamfleet.personalization import personalize as run
 
+    tree = load_config(config, _overrides(photos, settings))
+    return run(tree, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def tune(
+    photos: str | Path | Sequence[str | Path] = (),
+    *,
+    config: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Find each subject's own setting by a study, and train its champion.
+
+    Args:
+        photos, config, overwrite, progress: as `personalize`.
+        resume: go on with the studies in the output folder.
+        settings: named like the flags of `dreamfleet tune`, e.g. `class_word="dog",
+            num_samples=16`.
+
+    Raises:
+        BadInputError: something given cannot be used; named.
+        TrainingError: the only subject's host could not be trained.
+    """
+    from dreamfleet.tuning.command import tune as run
+
+    tree = load_config(config, _overrides(photos, settings))
+    return run(tree, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def _overrides(
+    photos: str | Path | Sequence[str | Path], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     overrides = flags.keyword_overrides(settings)
     entries = [photos] if isinstance(photos, str | Path) else list(photos)
     if entries:
         overrides["subject.images"] = [os.fspath(entry) for entry in entries]
-    tree = load_config(config, overrides)
-    return run(tree, resume=resume, overwrite=overwrite, progress=progress)
+    return overrides
 
 
 def generate(

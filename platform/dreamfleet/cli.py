@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from dreamfleet.personalization import PersonalizeResult
 
 INTERRUPTED = 130
-SECTION_TITLES = {"": "Run", "sude": "SuDe", "cluster": "Ray cluster", "tracking": "MLflow"}
+SECTION_TITLES = {
+    "": "Run", "sude": "SuDe", "cluster": "Ray cluster", "tracking": "MLflow",
+    "tune": "Search", "space": "What is searched",
+}  # fmt: skip
 
 Command = Callable[..., Any]
 
@@ -52,12 +55,13 @@ class ConfigCommand(click.Command):
     """A command whose options are the configuration's fields, made when the command is used."""
 
     _fields: list[click.Option] | None = None
+    search = False  # whether the sections that only `tune` reads belong to it
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from dreamfleet import flags
 
         if self._fields is None:
-            self._fields = flags.options()
+            self._fields = flags.options(search=self.search)
         return [*super().get_params(ctx), *self._fields]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -78,6 +82,12 @@ class ConfigCommand(click.Command):
         section, _, name = str(parameter.name).removeprefix("config__").partition("__")
         key = section if name else ""
         return SECTION_TITLES.get(key, key.capitalize())
+
+
+class SearchCommand(ConfigCommand):
+    """A command that reads the sections `tune` and `space` too."""
+
+    search = True
 
 
 @click.group(context_settings=CONTEXT)
@@ -124,6 +134,38 @@ def personalize(
         raise
     for line in _result_lines(result, config):
         click.echo(line)
+    if result.failures:
+        total = len(result.subjects)
+        raise DreamfleetError(f"{len(result.failures)} of {total} subjects failed, see above")
+
+
+@cli.command("tune", cls=SearchCommand, context_settings=CONTEXT)
+@click.argument("photos", nargs=-1)
+@config_option
+@click.option("--resume", is_flag=True, help="Go on with the studies in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Begin again in a used output folder.")
+@debug_option
+def tune_command(
+    photos: tuple[str, ...], config_file: str | None, resume: bool, overwrite: bool, **given: Any
+) -> None:
+    """Find each subject's own setting by a study, and train its champion.
+
+    PHOTOS: as for `dreamfleet personalize`. What is searched is the recipe's section `space`; the
+    rest of the recipe holds for all trials.
+    """
+    config = _config(photos, config_file, given)
+
+    from dreamfleet.runtime.progress import ConsoleProgress
+    from dreamfleet.tuning.command import tune
+
+    try:
+        result = tune(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
+        raise
+    for subject in result.subjects:
+        for line in subject.lines():
+            click.echo(line)
     if result.failures:
         total = len(result.subjects)
         raise DreamfleetError(f"{len(result.failures)} of {total} subjects failed, see above")

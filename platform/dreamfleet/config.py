@@ -254,8 +254,120 @@ class TrackingConfig(_Section):
     )
 
 
+class Interval(_Section):
+    """Numbers from `low` to `high`."""
+
+    low: Finite
+    high: Finite
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"{self.low} .. {self.high}: expected low < high, and low > 0 where log"
+            )
+        return self
+
+
+def _dimension(value: Any) -> Any:
+    """`0..2` and `log:1e-4..1e-2` are intervals, as flags give them; other values are choices."""
+    single = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(single, str) and ".." in single:
+        scale, _, ends = single.rpartition(":")
+        low, _, high = ends.partition("..")
+        return {"low": low, "high": high, "log": scale == "log"}
+    if isinstance(value, dict | list | Interval) or value is None:
+        choices = value if isinstance(value, list) else []
+        return [None if c in ("none", "null") else c for c in choices] if choices else value
+    return [value]
+
+
+Numbers = Annotated[Interval | list[Finite], BeforeValidator(_dimension)]
+Points = Annotated[Interval | list[Finite | None], BeforeValidator(_dimension)]
+
+
+class TuneConfig(_Section):
+    """How `dreamfleet tune` searches; nothing of it touches a single training."""
+
+    num_samples: int = Field(16, ge=1, le=100_000, description="trials per subject")
+    sampler: Literal["tpe", "gp", "nsga2", "random"] = Field(
+        "tpe", description="Optuna's; nsga2 has two objectives and is not pruned"
+    )
+    sampler_seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampler")
+    pruner: Literal["successive_halving", "hyperband", "none"] = Field(
+        "successive_halving", description="which trials end at a rung"
+    )
+    num_rungs: int = Field(3, ge=1, le=20, description="readings of a trial, the last one included")
+    reduction_factor: int = Field(
+        2, ge=2, le=16, description="steps of a rung over those of the rung before"
+    )
+    max_concurrent_trials: int = Field(4, ge=1, le=1024, description="trials of a subject at once")
+    placement: Literal["packed", "one_per_device"] = Field(
+        "packed", description="trials share engines, or each has a worker of its own"
+    )
+    images_per_rung: int = Field(
+        8, ge=4, le=1024, description="pictures of a trial at a rung, states and scenes in turn"
+    )
+    images_at_end: int = Field(
+        24, ge=4, le=1024, description="pictures of a trial at its last step"
+    )
+    final_images: int = Field(32, ge=4, le=4096, description="pictures of a finalist and seed")
+    final_seeds: int = Field(2, ge=1, le=16, description="new training seeds of the finalists")
+    rung_inference_steps: int = Field(
+        10, ge=1, le=1000, description="sampler steps of the pictures of trials"
+    )
+    fidelity_margin: Finite = Field(
+        0.03, ge=0, le=2, description="how far fidelity may be below that without SuDe"
+    )
+    states: TextList = Field(
+        default_factory=list,
+        description="attributes that are asked for; default: those of protocol attributes",
+    )
+    storage: str | None = Field(
+        None, description="Optuna storage URL; default: study.db in the output folder"
+    )
+    evaluators: str | None = Field(
+        None, description="folder of other evaluators of the drawn world than the shipped ones"
+    )
+    blip: str = Field("Salesforce/blip-itm-base-coco", description="judge of prompts on real bases")
+    dino: str = Field("facebook/dino-vits16", description="judge of likeness on real bases")
+    judge_num_gpus: Finite = Field(
+        0.1, ge=0, le=8, description="share of a GPU that the judges of real bases get"
+    )
+
+
+class SpaceConfig(_Section):
+    """What `dreamfleet tune` searches: a list of choices, or {low, high, log}; one choice fixes.
+
+    The recipe's own value always belongs to it.
+    """
+
+    sude_weight: Numbers = Field(Interval(low=0.0, high=3.0), description="w_s; default 0..3")
+    prior_weight: Numbers = Field(Interval(low=0.0, high=2.0), description="lambda; default 0..2")
+    truncation_point: Points = Field(
+        [1.0, 0.75, None], description="rho*, none among them; default 1, 0.75, none"
+    )
+    teacher: Annotated[list[Literal["pretrained", "current"]], BeforeValidator(_as_list)] = Field(
+        ["pretrained", "current"],
+        description="SuDe's teacher; current needs the prior; default both",
+    )
+    learning_rate: Numbers | None = Field(
+        None, description="default: a third to thrice the recipe's, log"
+    )
+    rank: Annotated[list[int], BeforeValidator(_as_list)] | None = Field(
+        None, description="LoRA rank; default: the recipe's, half and twice of it"
+    )
+    method: Annotated[list[Literal["dreambooth"]], BeforeValidator(_as_list)] = Field(
+        ["dreambooth"], description="how adapters are trained; default dreambooth"
+    )
+
+
+SEARCH_SECTIONS = ("tune", "space")
+
+
 class RunConfig(_Section):
-    """Everything a personalisation run depends on."""
+    """Everything a personalisation run depends on, and how `dreamfleet tune` searches."""
 
     base_model: str = Field(
         "embedded", description="embedded, a local diffusers folder, or a hub id"
@@ -277,6 +389,8 @@ class RunConfig(_Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
 
     @property
     def base_source(self) -> str:
@@ -414,7 +528,16 @@ def dump_config(config: RunConfig) -> str:
     """The whole tree as YAML, in the order of the fields; `load_config` reads it back to an equal
     tree.
     """
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def plain_tree(config: RunConfig) -> dict[str, Any]:
+    """The tree as plain values; without what concerns searches only, where that is untouched."""
+    tree = config.model_dump(mode="json")
+    for name, default in (("tune", TuneConfig()), ("space", SpaceConfig())):
+        if getattr(config, name) == default:
+            del tree[name]
+    return tree
 
 
 def dreamfleet_home() -> Path:

@@ -1,10 +1,10 @@
 """The flags of the command line, generated from the configuration's fields.
 
 The rule: a field's flag is its own name (`train.learning_rate` is `--learning-rate`), with its
-section in front where the name alone says too little: always in `sude` and `tracking`, and wherever
-two sections share a name. `_NAMES` lists the exceptions, `_ALIASES` the further names that users of
-diffusers' and kohya's scripts know. Hyphens are shown, underscores accepted; each flag's help names
-its YAML key.
+section in front where the name alone says too little: always in `sude`, `tracking` and `space`,
+and wherever two sections share a name. `_NAMES` lists the exceptions, `_ALIASES` the further names
+that users of diffusers' and kohya's scripts know. Hyphens are shown, underscores accepted; each
+flag's help names its YAML key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 import click
 import yaml
 
-from dreamfleet.config import flat_fields
+from dreamfleet.config import SEARCH_SECTIONS, Interval, flat_fields
 from dreamfleet.errors import ConfigError
 
-_PREFIXED_SECTIONS = frozenset({"sude", "tracking"})
+_PREFIXED_SECTIONS = frozenset({"sude", "tracking", "space"})
 
 _NAMES: Mapping[str, str] = types.MappingProxyType(
     {
@@ -62,13 +62,20 @@ def flag_names(key: str) -> tuple[str, ...]:
     return (flag_name(key), *_ALIASES.get(key, ()))
 
 
-def options() -> list[click.Option]:
+def options(*, search: bool = True) -> list[click.Option]:
     """One option for each configuration field; the parameter's name is the dotted YAML key.
 
     Values stay text: the configuration itself judges them, so a flag and a YAML key get the same
         message.
+
+    Args:
+        search: those of the sections that only `dreamfleet tune` reads, too.
     """
-    return [_option(key, info) for key, info in flat_fields().items()]
+    return [
+        _option(key, info)
+        for key, info in flat_fields().items()
+        if search or key.partition(".")[0] not in SEARCH_SECTIONS
+    ]
 
 
 def overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,9 @@ def _close(name: str, known: Mapping[str, str]) -> str:
 
 @functools.cache
 def _field_counts() -> Counter[str]:
-    return Counter(key.rpartition(".")[2] for key in flat_fields())
+    # What is searched is named like what is set; the setting keeps the short name.
+    shared = (key for key in flat_fields() if not key.startswith("space."))
+    return Counter(key.rpartition(".")[2] for key in shared)
 
 
 def _option(key: str, info: Any) -> click.Option:
@@ -157,6 +166,8 @@ def _metavar(annotation: Any) -> str:
     plain = _types(annotation)
     if choices:
         return "|".join([*choices, *(["true", "false"] if bool in plain else [])])
+    if Interval in plain:
+        return "LOW..HIGH or VALUE"
     for candidate, shown in ((int, "INTEGER"), (float, "NUMBER"), (dict, "NAME=NUMBER,...")):
         if candidate in plain:
             return shown

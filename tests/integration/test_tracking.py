@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from dreamfleet.config import RunConfig, TrackingConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
-from dreamfleet.tracking import MlflowTracker, flush_spool, open_run, open_tracker
+from dreamfleet.tracking import Contest, MlflowTracker, flush_spool, open_run, open_tracker
 from dreamfleet.tracking.runs import compare_runs, list_runs, show_runs
 from dreamfleet.tracking.store import MlflowStore
 
@@ -171,6 +171,26 @@ def test_a_second_adapter_is_a_second_version_and_takes_the_alias(
         tracker.close()
     assert versions == ["1", "2"]
     assert str(client.get_model_version_by_alias("teapot", "candidate").version) == "2"
+
+
+def test_only_what_is_not_worse_becomes_champion(
+    uri: str, client: Any, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / "pytorch_lora_weights.safetensors").rename(adapter / "model_index.json")
+    tracker = _tracker(uri, tmp_path / "spool", "contests")
+    run = tracker.start_run("rex")
+    given = []
+    for score, ruler in ((0.5, "a"), (0.6, "a"), (0.55, "a"), (0.9, "other pictures")):
+        contest = Contest(score, ruler)
+        version = run.register_adapter(adapter, "rex", contest=contest, timeout_s=PATIENCE_S)
+        given.append(run.alias_of(version))
+    assert given == ["champion", "champion", "candidate", "candidate"]
+    aliases = client.get_registered_model("rex").aliases
+    assert {name: int(version) for name, version in aliases.items()} == {
+        "champion": 2, "previous": 1, "candidate": 4,
+    }  # fmt: skip
+    assert run.finish(timeout_s=PATIENCE_S)
+    tracker.close()
 
 
 def test_runs_are_listed_and_compared(uri: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 Captured = pytest.CaptureFixture[str]
 COMMANDS = (
     "personalize", "prepare", "generate", "submit", "export", "import", "evaluate", "benchmark",
-    "compare", "preference", "runs", "doctor", "world", "cache",
+    "compare", "preference", "runs", "doctor", "world", "cache", "tune",
 )  # fmt: skip
 
 
@@ -53,7 +53,17 @@ class TestHelp:
         code, out, _ = run(capsys, "--version")
         assert (code, out.strip()) == (0, f"dreamfleet {dreamfleet.__version__}")
 
-    def test_personalize_names_the_flag_and_the_yaml_key_of_every_field(self) -> None:
+    def test_only_tune_has_flags_of_a_search(self) -> None:
+        def flags_of(name: str) -> set[str]:
+            command = cli.cli.commands[name]
+            return {flag for p in command.get_params(command.make_context(name, []))
+                    for flag in p.opts}  # fmt: skip
+
+        assert {"--num-samples", "--space-sude-weight"} <= flags_of("tune")
+        assert not {"--num-samples", "--space-sude-weight"} & flags_of("personalize")
+        assert "--learning-rate" in flags_of("tune"), "what is set keeps the short name"
+
+    def test_every_field_has_a_flag_that_names_its_yaml_key(self) -> None:
         records = {option.name: option for option in flags.options()}
         assert len(records) == len(flat_fields())
         for key in flat_fields():

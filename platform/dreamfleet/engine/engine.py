@@ -133,6 +133,10 @@ class Engine:
         """
         return self._training(job_id).job
 
+    def has_job(self, job_id: str) -> bool:
+        """Whether a job is here (it may have ended, failed, or never been added)."""
+        return job_id in self._jobs
+
     def release(self, job_id: str) -> None:
         """End a job and free its slot; who waits for it gets a cancelled future. Unknown ids are
         none.
@@ -447,10 +451,14 @@ class _Figures:
     job_steps: int = 0
     rows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "sampling": 0.0})
+    first: float = 0.0  # when the first step began, when the last one ended
+    last: float = 0.0
     recent: dict[str, float] = field(default_factory=dict)
 
     def note(self, kind: str, took: float) -> None:
         self.seconds[kind] += took
+        self.last = time.perf_counter()
+        self.first = self.first or self.last - took
         before = self.recent.get(kind, took)
         self.recent[kind] = before + SMOOTHING * (took - before)
 
@@ -466,6 +474,9 @@ class _Figures:
         return {
             "images_total": float(self.images),
             "training_steps_total": float(self.steps),
+            "training_total_s": training,
+            "sampling_total_s": self.seconds["sampling"],
+            "first_to_last_step_s": self.last - self.first,
             "jobs_per_step": self.job_steps / self.steps if self.steps else 0.0,
             "samples_per_s": self.rows / training if training else 0.0,
             "training_step_s": self.recent.get("training", 0.0),

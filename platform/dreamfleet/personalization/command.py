@@ -69,7 +69,7 @@ def personalize(
     run = Command.planned(
         config, resume=resume, overwrite=overwrite, progress=progress or SilentProgress()
     )
-    with _sigterm_as_interrupt(), exclusive_run(working_path(run.output)):
+    with sigterm_as_interrupt(), exclusive_run(working_path(run.output)):
         results = run.execute()
     return PersonalizeResult(results, time.monotonic() - started)
 
@@ -315,7 +315,7 @@ def _builder(
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """A polite kill (a stopped job, a drained pod) ends like Ctrl-C: with checkpoints."""
     if threading.current_thread() is not threading.main_thread():
         yield

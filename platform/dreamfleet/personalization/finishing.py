@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.config import plain_tree
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import TrainingError
 from dreamfleet.personalization.publishing import Publication
@@ -137,7 +138,7 @@ class Finisher:
     def _start_parent(self) -> Run | None:
         if len(self._command.requests) == 1:
             return None
-        params = self._command.config.model_dump(mode="json")
+        params = plain_tree(self._command.config)
         return self._tracker.start_run(
             self._command.output.name, params, {"dreamfleet.kind": "fleet"}
         )
@@ -159,7 +160,7 @@ class Finisher:
             "dreamfleet.method": request.config.method,
             "dreamfleet.output_dir": folder.place.location,
         }
-        params = request.config.model_dump(mode="json")
+        params = plain_tree(request.config)
         return self._tracker.start_run(request.id, params, tags, parent=self._parent, key=key)
 
 

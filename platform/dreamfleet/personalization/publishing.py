@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dreamfleet.data.subject_set import SubjectSet
     from dreamfleet.data.subjects import SubjectRequest
     from dreamfleet.evaluation.report import Grid, ReportData
-    from dreamfleet.tracking import Run
+    from dreamfleet.tracking import Contest, Run
     from dreamfleet.training.task import TrainOutcome
 
 
@@ -49,6 +49,8 @@ class Publication:
     hardware: str
     timings: Mapping[str, float]
     tracking_uri: str | None
+    contest: Contest | None = None  # of a sweep's champion
+    command: str = ""  # that makes it again; default: personalize with its own settings
 
     def publish(self, run: Run, progress: Progress) -> Published:
         """Write all that OUT holds and record it; repeated by `--resume` when it was cut short.
@@ -119,7 +121,7 @@ class Publication:
             seed=config.train.seed,
             tracking_ui=self._tracking_ui(),
             run_id=run_id or "",
-            command=f"dreamfleet personalize --config {config_file} --overwrite",
+            command=self.command or f"dreamfleet personalize --config {config_file} --overwrite",
         )
 
     def _tracking_ui(self) -> str:
@@ -153,6 +155,7 @@ class Publication:
             data.subject_id,
             base_model=str(self.base.path),
             tags=tags,
+            contest=self.contest,
         )
 
     def _forget_copy(self) -> None:

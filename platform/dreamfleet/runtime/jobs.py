@@ -47,6 +47,7 @@ def check_job_places(
         if value and not _is_anchored(value):
             raise ConfigError(_lost(key, value, flag))
     _check_tracking("tracking.uri", config.tracking.uri)
+    _check_tracking("tune.storage", config.tune.storage)
     if not config.tracking.uri:
         _check_tracking("MLFLOW_TRACKING_URI", environment("MLFLOW_TRACKING_URI"))
 

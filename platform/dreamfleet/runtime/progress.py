@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
     from rich.progress import Progress as RichBars
 
 
@@ -19,11 +20,21 @@ class Stage(Protocol):
         """`done` units of the stage's total are ready; `note` is a short text beside the bar."""
 
 
+class Board(Protocol):
+    """A table that changes."""
+
+    def show(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """What is so now: a line above, and the rows."""
+
+
 class Progress(Protocol):
     """Where a run's progress goes. Methods are called from one thread at a time."""
 
     def stage(self, title: str, total: int | None) -> contextlib.AbstractContextManager[Stage]:
         """A stage with `total` units, or an unknown number of them."""
+
+    def board(self, columns: Sequence[str]) -> contextlib.AbstractContextManager[Board]:
+        """A table of many things that go on at once; a log gets its title now and then."""
 
     def info(self, text: str) -> None:
         """One line for the user."""
@@ -37,8 +48,17 @@ class _SilentStage:
         pass
 
 
+class _SilentBoard:
+    def show(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        pass
+
+
 class SilentProgress:
     """Says nothing."""
+
+    @contextlib.contextmanager
+    def board(self, columns: Sequence[str]) -> Iterator[Board]:
+        yield _SilentBoard()
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Stage]:
@@ -79,6 +99,16 @@ class ConsoleProgress:
         with progress.Progress(*columns, console=self._console) as bars:
             yield _BarStage(bars, title, total)
 
+    @contextlib.contextmanager
+    def board(self, columns: Sequence[str]) -> Iterator[Board]:
+        if not self._console.is_terminal:
+            yield _LoggedBoard(self._console, self._log_every_s)
+            return
+        from rich.live import Live
+
+        with Live(console=self._console, refresh_per_second=4) as live:
+            yield _LiveBoard(live, columns)
+
     def info(self, text: str) -> None:
         self._console.print(text, markup=False)
 
@@ -116,3 +146,31 @@ class _LoggedStage:
         self._console.print(
             f"{self._title}: {count} in {seconds:.0f} s {self._note}".rstrip(), markup=False
         )
+
+
+class _LiveBoard:
+    def __init__(self, live: Live, columns: Sequence[str]) -> None:
+        self._live, self._columns = live, columns
+
+    def show(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+        for column in self._columns:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self._live.update(table)
+
+
+class _LoggedBoard:
+    def __init__(self, console: Console, every_s: float) -> None:
+        self._console, self._every_s = console, every_s
+        self._last = 0.0
+
+    def show(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        if time.monotonic() - self._last >= self._every_s:
+            self._last = time.monotonic()
+            self._console.print(title, markup=False)

@@ -18,6 +18,7 @@ This is the only package that imports mlflow, and it does so lazily.
 """
 
 from dreamfleet.tracking.base import (
+    Contest,
     NullRun,
     NullTracker,
     Run,
@@ -30,6 +31,7 @@ from dreamfleet.tracking.mlflow_tracker import MlflowRun, MlflowTracker, open_ru
 from dreamfleet.tracking.spool import FlushResult, flush_spool
 
 __all__ = [
+    "Contest",
     "FlushResult",
     "MlflowRun",
     "MlflowTracker",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-CANDIDATE = "candidate"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class RunHandle:
     experiment: str
     key: str
     run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a version must beat: `champion` points at it only if it is not worse than the one that
+    had the alias, which becomes `previous`; else it is a `candidate`.
+
+    Attributes:
+        score: higher is better.
+        ruler: of all that scores depend on beside the adapter; others cannot be compared.
+    """
+
+    score: float
+    ruler: str
 
 
 class Run(Protocol):
@@ -82,6 +96,7 @@ class Run(Protocol):
         base_model: str = "",
         alias: str = CANDIDATE,
         tags: Mapping[str, Any] | None = None,
+        contest: Contest | None = None,
         timeout_s: float = 30.0,
     ) -> str | None:
         """Register the adapter in `folder` as a new version of model `name`, and let `alias` point
@@ -92,15 +107,19 @@ class Run(Protocol):
                 on.
             name: the registered model's name: the subject id.
             base_model: absolute path or hub id of the base.
+            contest: decides between the aliases `champion` and `candidate`, in place of `alias`.
             timeout_s: how long to wait for the version while the server answers.
 
         Returns:
             The version, or None where it is not known yet; it is registered later then.
         """
 
+    def alias_of(self, version: str | None) -> str | None:
+        """The alias that a version registered here was given; None where it is not known yet."""
+
     def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:
         """End the run; True when all its records have arrived, waiting only while the server takes
-        them.
+        them, and not at all with `timeout_s` 0. May be called again, to wait.
         """
 
 
@@ -163,8 +182,12 @@ class NullRun:
         base_model: str = "",
         alias: str = CANDIDATE,
         tags: Mapping[str, Any] | None = None,
+        contest: Contest | None = None,
         timeout_s: float = 30.0,
     ) -> str | None:
+        return None
+
+    def alias_of(self, version: str | None) -> str | None:
         return None
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:

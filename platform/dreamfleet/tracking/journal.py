@@ -49,6 +49,7 @@ class Journal:
     ) -> None:
         self.folder, self.handle = folder, handle
         self.results: dict[str, str] = {}  # record id -> what MLflow answered
+        self.aliases: dict[str, str] = {}  # registered version -> its alias
         self.closed = False
         self.lost = 0  # records that could not be written
         self._lock = lock

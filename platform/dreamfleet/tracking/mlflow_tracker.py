@@ -14,6 +14,7 @@ from dreamfleet.config import TrackingConfig, environment
 from dreamfleet.errors import BadInputError
 from dreamfleet.tracking.base import (
     CANDIDATE,
+    Contest,
     NullTracker,
     Run,
     RunHandle,
@@ -111,6 +112,7 @@ class MlflowRun:
         base_model: str = "",
         alias: str = CANDIDATE,
         tags: Mapping[str, Any] | None = None,
+        contest: Contest | None = None,
         timeout_s: float = 30.0,
     ) -> str | None:
         kept = self._journal.keep_path(Path(folder), ADAPTER_ENTRIES)
@@ -126,19 +128,22 @@ class MlflowRun:
                 "base_model": base_model,
                 "alias": alias,
                 "tags": {key: str(value) for key, value in (tags or {}).items()},
+                "contest": contest and {"score": contest.score, "ruler": contest.ruler},
             }
         )
         results = self._journal.results
         self._sender.wait_until(lambda: record_id in results or self._journal.is_sent, timeout_s)
         return results.get(record_id)
 
+    def alias_of(self, version: str | None) -> str | None:
+        return self._journal.aliases.get(version or "")
+
     def finish(self, status: Status = "FINISHED", timeout_s: float = 15.0) -> bool:
-        if self._journal.closed:
-            return self._journal.is_sent
-        self._append({"op": "finish", "status": status, "time": now_ms()})
-        self._journal.close()
+        if not self._journal.closed:
+            self._append({"op": "finish", "status": status, "time": now_ms()})
+            self._journal.close()
         arrived = self._sender.wait_until(lambda: self._journal.is_sent, timeout_s, ask_again=True)
-        if not arrived:
+        if not arrived and timeout_s > 0:
             self._sender.tell_kept("does not take records in time", self._journal.folder.parent)
         return arrived
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from dreamfleet.tracking.base import RunHandle, sqlite_path
+from dreamfleet.tracking.base import CANDIDATE, CHAMPION, PREVIOUS, RunHandle, sqlite_path
 from dreamfleet.tracking.journal import Journal, Record
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RUN_KEY = "dreamfleet.run_key"
 RECORD_ID = "dreamfleet.record"
+SCORE, RULER = "dreamfleet.score", "dreamfleet.ruler"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARAMS_PER_CALL = 100  # MLflow's own limits
 METRICS_PER_CALL = 1000
@@ -195,7 +196,10 @@ class MlflowStore:
         run_id = self._run_id(journal.handle, journal)
         name = record["name"]
         version = self._registered(name, record["id"]) or self._register(journal, record, run_id)
-        self.client.set_registered_model_alias(name, record["alias"], version)
+        contest = record.get("contest")
+        alias = self._settled(name, version, contest) if contest else record["alias"]
+        self.client.set_registered_model_alias(name, alias, version)
+        journal.aliases[version] = alias
         journal.results[record["id"]] = version
 
     def _finish(self, journal: Journal, record: Record) -> None:
@@ -221,12 +225,27 @@ class MlflowStore:
                 return str(version.version)
         return None
 
+    def _settled(self, name: str, version: str, contest: Mapping[str, Any]) -> str:
+        """The alias that a version has earned; the champion that it beats becomes `previous`."""
+        aliases = self.client.get_registered_model(name).aliases
+        if aliases.get(CHAMPION) in (None, version):
+            return CHAMPION
+        champion = self.client.get_model_version(name, aliases[CHAMPION])
+        if champion.tags.get(RULER) != contest["ruler"]:
+            return CANDIDATE  # measured otherwise: nobody knows which of the two is better
+        if float(champion.tags[SCORE]) > float(contest["score"]):
+            return CANDIDATE
+        self.client.set_registered_model_alias(name, PREVIOUS, champion.version)
+        return CHAMPION
+
     def _register(self, journal: Journal, record: Record, run_id: str) -> str:
         from mlflow.entities import LoggedModelOutput
 
         folder = _kept(journal, record["folder"])
         experiment = self._experiment_id(journal.handle.experiment)
         tags = {_name(key): _cut(value, TAG_LENGTH) for key, value in record["tags"].items()}
+        if contest := record.get("contest"):
+            tags |= {SCORE: repr(contest["score"]), RULER: contest["ruler"]}
         model = self.client.create_logged_model(
             experiment, name=record["name"], source_run_id=run_id, tags=tags, model_type="adapter"
         )

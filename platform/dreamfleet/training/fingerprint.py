@@ -32,6 +32,8 @@ FREE = (
     "sampling.",
     "cluster.",
     "tracking.",
+    "tune.",
+    "space.",
 )
 
 

@@ -183,13 +183,16 @@ def engine_count(cluster: ClusterConfig, session: RaySession, jobs: int, device:
     """Engines to start: `cluster.num_workers`, but no more than there are subjects or places for
     them.
     """
-    resources = _engine_resources(cluster, device)
+    resources = engine_resources(cluster, device)
     there = {"num_cpus": session.num_cpus, "num_gpus": session.num_gpus}
     places = [int(there[name] / resources[name]) for name in there if resources.get(name)]
     return max(1, min(cluster.num_workers, jobs, *places))
 
 
-def _engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
+def engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
+    """Ray's options for an actor that computes: one CPU and, on GPUs, one of these, unless
+    `cluster.resources_per_worker` says otherwise.
+    """
     wished = dict(cluster.resources_per_worker)
     resources: dict[str, Any] = {"num_cpus": wished.pop("CPU", 1)}
     gpus = wished.pop("GPU", 1.0 if device == "cuda" else 0.0)
@@ -230,7 +233,7 @@ def train_fleet(
         max_restarts=cluster.max_failures,
         max_task_retries=-1,
         max_concurrency=settings.max_slots + WAITING_PER_ENGINE + 1,
-        **_engine_resources(cluster, device),
+        **engine_resources(cluster, device),
     )(FleetEngine)
     source = EngineSource.of(config, device)
     summary = FleetSummary(count)

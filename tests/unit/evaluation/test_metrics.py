@@ -17,11 +17,9 @@ import torch
 from PIL import Image
 from transformers import (
     BertTokenizer,
-    BlipConfig,
     BlipForImageTextRetrieval,
     CLIPModel,
     CLIPTokenizer,
-    ViTConfig,
     ViTModel,
 )
 
@@ -39,7 +37,7 @@ from dreamfleet.evaluation.metrics import (
     div,
     pres,
 )
-from tests.tiny_evaluators import write_tiny_clip
+from tests.tiny_evaluators import write_tiny_blip, write_tiny_clip, write_tiny_dino
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -90,31 +88,14 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbones") / "tiny-dino"
-    torch.manual_seed(1)
-    config = ViTConfig(**TOWER, image_size=56, patch_size=14)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    write_tiny_dino(folder, TOWER)
     return folder
 
 
 @pytest.fixture(scope="module")
 def blip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbones") / "tiny-blip"
-    torch.manual_seed(2)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += ["a", "photo", "of", "dog", "running", "sks"]
-    text = {
-        **TOWER,
-        "vocab_size": len(words),
-        "max_position_embeddings": 24,
-        "encoder_hidden_size": 24,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "sep_token_id": 3,
-    }
-    vision = {**TOWER, "image_size": 32, "patch_size": 16}
-    config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=12)
-    BlipForImageTextRetrieval(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    write_tiny_blip(folder, TOWER)
     return folder
 
 

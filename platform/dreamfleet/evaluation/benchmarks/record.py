@@ -76,6 +76,16 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "clients on random ones of 1,000 adapters, half of which fit the cache, over one adapter",
         "≥ 0.90",
     ),
+    "sweep_cost_in_runs": (
+        "a study of 16 pruned trials: engine time over that of one SuDe run with prior, alone",
+        "≤ 4",
+    ),
+    "sweep_training_in_runs": ("of that, training", ""),
+    "sweep_finals_in_runs": ("its finals: the best two and the host on new seeds, the same", "≤ 4"),
+    "sweep_wall_over_engine": (
+        "its time from the first to the last engine step over the engine's working time",
+        "≤ 1.1",
+    ),
     "help_ms": ("`dreamfleet --help`", "≤ 500"),
 }
 

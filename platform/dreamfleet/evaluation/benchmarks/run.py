@@ -16,6 +16,7 @@ def run_benchmarks(
     *,
     quick: bool,
     only: Sequence[str] = (),
+    further: Sequence[Callable[[BenchSettings], dict[str, Figure]]] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Figure]:
     """Measure and write; a figure is written as soon as it is there.
@@ -24,6 +25,7 @@ def run_benchmarks(
         folder: where benchmarks.json and benchmarks.md are.
         quick: leave out what the table does not ask for.
         only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
+        further: measures of what stands above this package, for the full run.
     """
     import torch
 
@@ -32,7 +34,7 @@ def run_benchmarks(
     from dreamfleet.evaluation.benchmarks.measures import FULL, QUICK
 
     figures: dict[str, Figure] = {}
-    for measure in QUICK if quick else FULL:
+    for measure in QUICK if quick else (*FULL, *further):
         if only and measure.__name__ not in only:
             continue
         own = measure(settings)

@@ -1,0 +1,77 @@
+"""What a sweep costs, in trainings of one adapter alone."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from dreamfleet.config import load_config
+from dreamfleet.evaluation.benchmarks.contestants import Packed
+from dreamfleet.evaluation.benchmarks.record import Figure
+from dreamfleet.evaluation.benchmarks.settings import BenchSettings
+from dreamfleet.tuning.command import tune
+from dreamfleet.tuning.results import TuneResult
+from dreamfleet.world.render import render
+from dreamfleet.world.splits import benchmark_photo, subjects
+
+NUM_SAMPLES = 16
+TRAIN_STEPS = 400
+CLASS_IMAGES = 16  # as many as make a prior; how many does not change a step's time
+
+
+def sweep(settings: BenchSettings) -> dict[str, Figure]:
+    """16 pruned trials of one subject and their finals, against one SuDe run with prior alone."""
+    alone = _alone_s(settings)
+    with tempfile.TemporaryDirectory() as place:
+        result = _swept(settings, Path(place))
+    own = result.engine_s
+    search = own["search.training"] + own["search.drawing"]
+    values = {
+        "sweep_cost_in_runs": (search / alone, "ratio"),
+        "sweep_training_in_runs": (own["search.training"] / alone, "ratio"),
+        "sweep_finals_in_runs": (
+            (own["finals.training"] + own["finals.drawing"]) / alone,
+            "ratio",
+        ),
+        "sweep_wall_over_engine": (own["search.span"] / search, "ratio"),
+    }
+    return {name: Figure(value, unit, [value]) for name, (value, unit) in values.items()}
+
+
+def _alone_s(settings: BenchSettings) -> float:
+    """Seconds of one training of `TRAIN_STEPS` steps with nobody beside it."""
+    spec = {"subject": 0, "batch_size": 1, "prior__with_prior_preservation": True,
+            "sude__weight": 0.4}  # fmt: skip
+    job = Packed(settings, [spec])
+    job.run(settings.steps)  # warm
+    started = time.perf_counter()
+    job.run(TRAIN_STEPS)
+    return time.perf_counter() - started
+
+
+def _swept(settings: BenchSettings, place: Path) -> TuneResult:
+    """The first tuning subject's sweep; drawn, so that nothing need lie at hand."""
+    subject = subjects("D", 1)[0]
+    photos = place / "photos"
+    photos.mkdir()
+    render(benchmark_photo(subject)).image.save(photos / "photo.png")
+    return tune(
+        load_config(
+            None,
+            {
+                "base_model": settings.base_model,
+                "output_dir": str(place / "sweep"),
+                "subject.images": [str(photos)],
+                "subject.class_word": subject.class_name,
+                "train.max_train_steps": TRAIN_STEPS,
+                "train.rank": settings.rank,
+                "train.lora_layers": settings.layers,
+                "prior.with_prior_preservation": True,
+                "prior.num_class_images": CLASS_IMAGES,
+                "space.rank": [settings.rank],
+                "tune.num_samples": NUM_SAMPLES,
+                "tracking.enabled": False,
+            },
+        )
+    )

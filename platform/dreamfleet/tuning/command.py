@@ -1,0 +1,710 @@
+"""One `tune` call: photos in, one study per subject, each subject's champion out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import queue
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
+from dreamfleet.data.cache import open_cache
+from dreamfleet.data.preparation import Preparation
+from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.engine.settings import EngineSettings
+from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError, TrainingError, first_line
+from dreamfleet.evaluation.references import reference_photos
+from dreamfleet.personalization.command import sigterm_as_interrupt
+from dreamfleet.personalization.planning import complete_requests, warn_of_prompts
+from dreamfleet.runtime.engine_actor import EngineSource
+from dreamfleet.runtime.jobs import check_job_places
+from dreamfleet.runtime.locks import exclusive_run
+from dreamfleet.runtime.progress import Progress, SilentProgress
+from dreamfleet.runtime.storage import Folder, is_uri
+from dreamfleet.training.task import SamplePlan, TrainTask
+from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
+from dreamfleet.tuning.pictures import plain, shots
+from dreamfleet.tuning.results import SubjectTuned, TuneResult
+from dreamfleet.tuning.space import dimensions, searches_prior
+
+if TYPE_CHECKING:
+    from dreamfleet.bases import BaseFiles
+    from dreamfleet.runtime.session import RaySession
+    from dreamfleet.tracking import Tracker
+    from dreamfleet.tuning.finals import Contender, Finals
+    from dreamfleet.tuning.study import Asked, SubjectStudy
+    from dreamfleet.tuning.trial import Order, Reading
+    from dreamfleet.tuning.watching import Recorder
+
+DATABASE, MARKER, TRIALS, FINALS, CHAMPION = (
+    "study.db", "sweep.json", "trials", "finals", "champion",
+)  # fmt: skip
+TUNE_FILES = ".tune"
+WRITTEN = (
+    DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, TRIALS, FINALS, CHAMPION, TUNE_FILES,
+    "plots", "report.html", "config.yaml",
+)  # fmt: skip
+# Ctrl-C shall reach us, and nothing is written outside the output folder.
+RAY_TUNE = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def tune(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TuneResult:
+    """Find each subject's own setting, and train its champion.
+
+    Args:
+        config: the recipe: what is not searched; sections `tune` and `space` say how and what is.
+        resume: go on with the studies in the output folder (or in `tune.storage`).
+        overwrite: begin again in a used output folder.
+        progress: where the table and lines go; default: nowhere.
+
+    Returns:
+        One result per subject. With several subjects one that fails is a result; with one subject
+        it is raised.
+
+    Raises:
+        BadInputError: something given cannot be used; named, before Ray starts where possible.
+        TrainingError: the only subject's study ended without a host.
+        KeyboardInterrupt: interrupted; `resume` goes on.
+    """
+    started = time.monotonic()
+    command = Command.planned(config, resume, overwrite, progress or SilentProgress())
+    with sigterm_as_interrupt(), exclusive_run(command.output):
+        command.execute()
+    results = [command.results[request.id] for request in command.requests]
+    if len(results) == 1 and results[0].status != "finished":
+        raise TrainingError(f"{results[0].id}: {results[0].message}")
+    return TuneResult(results, time.monotonic() - started, command.engine_s)
+
+
+@dataclass
+class Command:
+    """One `tune` call."""
+
+    requests: list[SubjectRequest]
+    files: BaseFiles
+    config: RunConfig
+    output: Path
+    resume: bool
+    overwrite: bool
+    progress: Progress
+    results: dict[str, SubjectTuned] = field(default_factory=dict)
+    engine_s: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def planned(
+        cls, config: RunConfig, resume: bool, overwrite: bool, progress: Progress
+    ) -> Command:
+        """Check all that can be checked without Ray; nothing is written.
+
+        Raises:
+            BadInputError: naming what cannot be used.
+        """
+        if resume and overwrite:
+            raise BadInputError(
+                "--resume and --overwrite: one goes on, the other begins again; give one of them"
+            )
+        check_job_places(config)
+        _check_placement(config)
+        requests, files, resolved = complete_requests(config)
+        output = _output_folder(config, requests)
+        _check_output(output, resume, overwrite)
+        own = cls(requests, files, resolved, output, resume, overwrite, progress)
+        for request in requests:
+            own._check(request)
+        warn_of_prompts(requests, files, progress)
+        return own
+
+    def _check(self, request: SubjectRequest) -> None:
+        """Refuse a space or a class word that nothing can be made of."""
+        try:
+            dimensions(request.config)
+            shots(request.config, self.config.tune.final_images)
+        except ConfigError:
+            raise
+        except DreamfleetError as error:
+            if len(self.requests) == 1:
+                raise
+            self._failed(request.id, str(error))
+
+    def _failed(self, identity: str, message: str) -> None:
+        request = next(own for own in self.requests if own.id == identity)
+        self.progress.warn(f"{request.display_name}: {message}")
+        self.results[identity] = SubjectTuned(
+            identity, request.display_name, "failed", self.folder(identity), message
+        )
+
+    def folder(self, identity: str) -> Path:
+        """Where one subject's results go."""
+        return self.output if len(self.requests) == 1 else self.output / identity
+
+    def trial_folder(self, identity: str, root: int) -> str:
+        """Where a trial's state and readings lie."""
+        place = self.config.cluster.storage_path or str(self.output)
+        return Folder(place).child(f"{TRIALS}/{identity}/{root:04d}").location
+
+    def final_folder(self, identity: str, number: int, seed: int) -> str:
+        place = self.config.cluster.storage_path or str(self.output)
+        return Folder(place).child(f"{FINALS}/{identity}/{number:04d}-{seed}").location
+
+    # From photos to results
+
+    def execute(self) -> None:
+        from dreamfleet.runtime.session import added_environment, ray_session
+        from dreamfleet.tracking import open_tracker
+
+        key = self._begin()
+        spool = dreamfleet_home() / "spool"
+        tracker = open_tracker(self.config.tracking, spool, self.progress.warn)
+        try:
+            with (
+                added_environment(RAY_TUNE),
+                ray_session(self.config.cluster, dashboard=False) as session,
+            ):
+                Run(self, session, tracker, key).run()
+        finally:
+            tracker.close()
+
+    def _begin(self) -> str:
+        """Mark the folder as ours; the sweep's name for the tracking server."""
+        marker = self.output / MARKER
+        if self.overwrite:
+            _clear(self.output)
+        if marker.is_file():
+            return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
+        if self.resume:
+            self.progress.info(f"{self.output}: nothing to go on from; beginning")
+        key = uuid.uuid4().hex[:12]
+        marker.write_text(json.dumps({"key": key, "what": "dreamfleet tune"}), encoding="utf-8")
+        complete = self.config.model_copy(update={"output_dir": str(self.output)})
+        (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
+        return key
+
+    @property
+    def storage_url(self) -> str:
+        return self.config.tune.storage or f"sqlite:///{self.output / DATABASE}"
+
+
+@dataclass
+class Run:
+    """A command with its Ray: actors, studies, trials, finals, champions."""
+
+    command: Command
+    session: RaySession
+    tracker: Tracker
+    key: str
+    _actors: list[Any] = field(default_factory=list)
+    _tasks: dict[str, TrainTask] = field(default_factory=dict)
+    _references: dict[str, Any] = field(default_factory=dict)  # Ray's, of the tasks
+
+    @property
+    def config(self) -> RunConfig:
+        return self.command.config
+
+    @property
+    def packed(self) -> bool:
+        return self.config.tune.placement == "packed"
+
+    def run(self) -> None:
+        import ray
+
+        from dreamfleet.tuning.watching import Recorder
+
+        preparation, usable = self._prepare()
+        recorder = Recorder(
+            self.tracker, self.key, str(self.command.output),
+            lambda study, root: Path(self.command.trial_folder(study.name, root)),
+        )  # fmt: skip
+        try:
+            self._start_actors(preparation.device, usable)
+            studies = self._open_studies(usable)
+            self._search(studies, recorder)
+            self._note_times("search")
+            self._conclude(studies, recorder, preparation)
+            self._note_times("finals")
+        except BaseException:
+            recorder.abandon()
+            raise
+        finally:
+            for actor in self._actors:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+        preparation.cache.prune()
+        shutil.rmtree(self.command.output / TUNE_FILES, ignore_errors=True)
+
+    # Before
+
+    def _prepare(self) -> tuple[Preparation, list[SubjectRequest]]:
+        from dreamfleet.runtime.devices import choose_device
+
+        command = self.command
+        config = command.config
+        preparation = Preparation(
+            base=command.files,
+            base_model=config.base_model,
+            config=config,
+            cache=open_cache(config.data.cache_path, config.data.cache_max_gib),
+            device=choose_device(config, self.session, command.progress),
+            session=self.session,
+            progress=command.progress,
+        )
+        requests = [own for own in command.requests if own.id not in command.results]
+        if not requests:
+            return preparation, []
+        preparation.prepare_photos(requests)
+        wanted = {own.id: _with_prior(own) for own in preparation.check_subjects(requests)}
+        usable = preparation.prepare_priors(list(wanted.values()))
+        for identity, reason in preparation.failures.items():
+            command._failed(identity, reason)
+        import ray
+
+        plan = SamplePlan((), 0)
+        for request in usable:
+            task = TrainTask(
+                config=next(own.config for own in requests if own.id == request.id),
+                subject=preparation.subject_set(request),
+                prior=preparation.prior_set(request),
+                base_hash=command.files.hash,
+                checkpoints="",
+                device=preparation.device,
+                final_samples=plan,
+                preview_samples=plan,
+            )
+            self._tasks[request.id] = task
+            self._references[request.id] = ray.put(task)
+        return preparation, usable
+
+    def _start_actors(self, device: str, usable: Sequence[SubjectRequest]) -> None:
+        """Engines and judges, found by name; names are of this driver alone."""
+        from dreamfleet.training.fleet import engine_count, engine_resources
+        from dreamfleet.tuning.engine import start_tune_engine
+
+        config, tag = self.config, uuid.uuid4().hex[:8]
+        judges = JudgeSource.of(config, self._judge_references(usable), device)
+        share = _judge_share(judges, config, device)
+        resources = engine_resources(config.cluster, device)
+        if share and "GPU" not in config.cluster.resources_per_worker:
+            resources["num_gpus"] = 1.0 - share
+        wanted = max(1, len(usable)) * config.tune.max_concurrent_trials
+        self._device, self._resources = device, resources
+        self._places = engine_count(config.cluster, self.session, wanted, device)
+        if not self.packed:
+            self._engines, self._slots_each = [""], wanted
+            judge = self._start_judge(judges, f"judge-{tag}", share, None)
+            self._judges = {"": judge}
+            return
+        self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / self._places))
+        # A trial's adapter is drawn from a slot of its own while its training goes on.
+        settings = EngineSettings(max_slots=2 * self._slots_each)
+        source = EngineSource.of(config, device)
+        self._engines = [f"engine-{tag}-{number}" for number in range(self._places)]
+        engines = [
+            start_tune_engine(source, settings, self._references, name, resources)
+            for name in self._engines
+        ]
+        self._actors += engines
+        self._judges = self._judges_by_node(judges, tag, share, engines)
+
+    def _judges_by_node(
+        self, judges: JudgeSource, tag: str, share: float, engines: Sequence[Any]
+    ) -> dict[str, str]:
+        """One judge on each machine that has engines; its name by engine."""
+        import ray
+
+        nodes = [str(node) for node in ray.get([engine.node.remote() for engine in engines])]
+        names = {
+            node: self._start_judge(judges, f"judge-{tag}-{number}", share, node)
+            for number, node in enumerate(dict.fromkeys(nodes))
+        }
+        return {engine: names[node] for engine, node in zip(self._engines, nodes, strict=True)}
+
+    def _start_judge(
+        self, judges: JudgeSource, name: str, num_gpus: float, node: str | None
+    ) -> str:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options: dict[str, Any] = {"name": name, "num_cpus": 0, "num_gpus": num_gpus}
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        actor = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=100)(JudgeActor)
+        self._actors.append(actor.options(**options).remote(judges))
+        return name
+
+    def _judge_references(self, usable: Sequence[SubjectRequest]) -> dict[str, Reference]:
+        return {
+            own.id: Reference(
+                reference_photos(own.config.subject.images, own.config.data),
+                own.config.subject.class_word,
+                own.config.subject.token,
+            )
+            for own in usable
+        }
+
+    def _open_studies(self, usable: Sequence[SubjectRequest]) -> list[SubjectStudy]:
+        from dreamfleet.tuning.study import SubjectStudy, open_storage
+
+        command = self.command
+        storage = open_storage(command.storage_url)
+        known = {found.study_name for found in storage.get_all_studies()}
+        studies = []
+        for request in usable:
+            if command.overwrite and request.id in known:  # in a database of its own
+                storage.delete_study(storage.get_study_id_from_name(request.id))
+            task = self._tasks[request.id]
+            studies.append(
+                SubjectStudy(
+                    storage,
+                    request.id,
+                    task.config,
+                    self._fingerprint(task),
+                    resume=command.resume,
+                )  # fmt: skip
+            )
+        return studies
+
+    def _fingerprint(self, task: TrainTask) -> dict[str, Any]:
+        """All that decides a trial's readings, by name."""
+        from dreamfleet.training.fingerprint import run_fingerprint
+
+        config = task.config
+        tune, train = config.tune, config.train
+        return {
+            **run_fingerprint(
+                config,
+                world_size=1,
+                subject_key=task.subject.content_key,
+                prior_key=task.prior.key if task.prior else "",
+                base_hash=task.base_hash,
+            ),
+            "max_train_steps": train.max_train_steps,
+            "space": {name: own.text() for name, own in dimensions(config).items()},
+            "pictures": plain(shots(config, tune.images_at_end)),
+            "rungs": [tune.num_rungs, tune.reduction_factor, tune.images_per_rung],
+            "sampler": [tune.sampler == "nsga2", tune.rung_inference_steps],
+            "drawing": [config.sampling.guidance_scale, config.sampling.scheduler],
+            "judges": [tune.blip, tune.dino, tune.evaluators],
+        }
+
+    # Trials
+
+    def _search(self, studies: Sequence[SubjectStudy], recorder: Recorder) -> None:
+        from dreamfleet.tuning.search import TRIAL_MEMORY_BYTES, Slots, Sweep, fit
+        from dreamfleet.tuning.trainables import alone_trainable, packed_trainable
+        from dreamfleet.tuning.watching import COLUMNS, Watcher
+
+        for study in studies:
+            recorder.parent(study)
+            recorder.settle(study)
+        slots = Slots(self._slots_each, self._engines)
+        with self.command.progress.board(COLUMNS) as board:
+            watcher = Watcher(recorder, board, studies, lambda: (len(slots.taken), slots.total))
+            sweep = Sweep(studies, slots, self._order, self._free, watcher)
+            if self.packed:
+                trainable: Any = packed_trainable
+                bundle: dict[str, float] = {"memory": TRIAL_MEMORY_BYTES}
+            else:
+                from ray import tune as ray_tune
+
+                trainable = ray_tune.with_parameters(alone_trainable, tasks=self._references)
+                bundle = _bundle(self._resources)
+            fit(sweep, trainable, bundle, str(self.command.output / TUNE_FILES))
+
+    def _order(self, study: SubjectStudy, asked: Asked, job: str, engine: str) -> Order:
+        from dreamfleet.tuning.engine import Sampling, Work
+        from dreamfleet.tuning.trial import Order
+
+        config, tune = study.config, study.tune
+        last = study.steps[-1]
+        work = Work(
+            job, study.name, asked.params, config.train.seed, study.steps,
+            self.command.trial_folder(study.name, asked.root),
+        )  # fmt: skip
+        sampling = config.sampling
+        return Order(
+            work,
+            {
+                step: tuple(
+                    shots(config, tune.images_at_end if step == last else tune.images_per_rung)
+                )
+                for step in study.steps
+            },  # fmt: skip
+            Sampling(tune.rung_inference_steps, sampling.guidance_scale, sampling.scheduler),
+            self._judges[engine],
+            engine or None,
+            self._device,
+        )
+
+    def _free(self, engine: str, job: str) -> None:
+        if engine:
+            import ray
+
+            ray.get_actor(engine).release.remote(job)
+
+    # After
+
+    def _conclude(
+        self, studies: Sequence[SubjectStudy], recorder: Recorder, preparation: Preparation
+    ) -> None:
+        from dreamfleet.tuning.champion import published_before
+        from dreamfleet.tuning.finals import contenders
+
+        alive: dict[str, list[Contender]] = {}
+        for study in studies:
+            request = next(own for own in self.command.requests if own.id == study.name)
+            before = published_before(study, request, self.command.folder(study.name))
+            if before is not None:
+                self.command.results[study.name] = before
+                recorder.parent(study).finish()
+            elif study.host() is None:
+                errors = [trial.user_attrs.get("error", "") for trial in study.failures]
+                reason = f": {errors[0]}" if errors else ""
+                self.command._failed(study.name, f"the host (w_s = 0) could not be trained{reason}")
+                recorder.parent(study).finish("FAILED")
+            else:
+                alive[study.name] = contenders(study)
+        finals = self._finals(studies, alive)
+        for study in studies:
+            if study.name in alive:
+                self._publish(study, finals[study.name], recorder, preparation)
+
+    def _finals(
+        self, studies: Sequence[SubjectStudy], alive: Mapping[str, list[Contender]]
+    ) -> dict[str, Finals]:
+        from dreamfleet.tuning.finals import decided, final_seeds, run_all
+
+        work = [
+            (study, contender, seed)
+            for study in studies
+            for contender in alive.get(study.name, ())
+            for seed in final_seeds(study.config)
+        ]
+        tokens = self._tokens()
+        with self.command.progress.stage("finals", len(work)) as stage:
+            found: list[Reading] = run_all(
+                work, lambda one: self._final_reading(tokens, *one), tokens.qsize(), stage.update
+            )
+        readings: dict[str, dict[tuple[int, int], Reading]] = {}
+        for (study, contender, seed), reading in zip(work, found, strict=True):
+            readings.setdefault(study.name, {})[contender.number, seed] = reading
+        return {
+            study.name: decided(readings[study.name], alive[study.name], study.tune.fidelity_margin)
+            for study in studies
+            if study.name in alive
+        }
+
+    def _tokens(self) -> queue.SimpleQueue[str]:
+        """A place on an engine each; without engines, a place on a device."""
+        tokens: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for _ in range(self._slots_each if self.packed else self._places):
+            for engine in self._engines:
+                tokens.put(engine)
+        return tokens
+
+    def _final_order(
+        self, study: SubjectStudy, contender: Contender, seed: int, engine: str
+    ) -> Order:
+        from dreamfleet.tuning.finals import final_order
+
+        return final_order(
+            study.config,
+            contender,
+            seed,
+            self.command.final_folder(study.name, contender.number, seed),
+            subject=study.name,
+            judge=self._judges[engine],
+            engine=engine or None,
+            device=self._device,
+        )
+
+    def _final_reading(
+        self, tokens: queue.SimpleQueue[str], study: SubjectStudy, contender: Contender, seed: int
+    ) -> Reading:
+        from dreamfleet.tuning.finals import final_reading
+
+        engine = tokens.get()
+        try:
+            order = self._final_order(study, contender, seed, engine)
+            reading: Reading = self._carried_out(final_reading, order)
+            self._free(engine, order.work.job_id)
+            return reading
+        finally:
+            tokens.put(engine)
+
+    def _carried_out(self, function: Callable[..., Any], order: Order, *arguments: Any) -> Any:
+        """Here, where an engine does the work; else where a device is free."""
+        if order.engine is not None:
+            return function(order, *arguments)
+        import ray
+
+        task = self._references[order.work.subject]
+        remote = ray.remote(max_retries=2, **self._resources)(function)
+        return ray.get(remote.remote(order, *arguments, task))
+
+    def _publish(
+        self,
+        study: SubjectStudy,
+        finals: Finals,
+        recorder: Recorder,
+        preparation: Preparation,
+    ) -> None:
+        from dreamfleet.tuning.champion import publish_champion
+
+        command = self.command
+        request = next(own for own in command.requests if own.id == study.name)
+        winner = finals.winner.contender
+        seed = next(iter(finals.winner.readings))
+        order = self._final_order(study, winner, seed, self._engines[0])
+        order = replace(order, work=replace(order.work, job_id=f"{order.work.job_id}-export"))
+        try:
+            exported = self._carried_out(_exported, order, study.config)
+            command.results[study.name] = publish_champion(
+                study=study,
+                finals=finals,
+                seed=seed,
+                exported=exported,
+                run=recorder.parent(study),
+                request=request,
+                preparation=preparation,
+                files=command.files,
+                folder=command.folder(study.name),
+                sheets=lambda root: Path(command.trial_folder(study.name, root)),
+                ruler=self._ruler(study),
+                tracking_uri=self.tracker.uri,
+                progress=command.progress,
+                output=command.output,
+            )
+        except DreamfleetError as error:
+            if len(command.requests) == 1:
+                raise
+            command._failed(study.name, first_line(error))
+        finally:
+            self._free(self._engines[0], order.work.job_id)
+        shutil.rmtree(Path(command.output) / FINALS / study.name, ignore_errors=True)
+
+    def _ruler(self, study: SubjectStudy) -> str:
+        """Of all that final scores depend on beside the adapter."""
+        from dreamfleet.tuning.finals import final_shots
+
+        config, task = study.config, self._tasks[study.name]
+        parts = [
+            task.base_hash, task.subject.content_key, plain(final_shots(config)),
+            config.sampling.num_inference_steps, config.sampling.guidance_scale,
+            config.sampling.scheduler, config.tune.blip, config.tune.dino, config.tune.evaluators,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+    def _note_times(self, part: str) -> None:
+        """What the engines did since the part before."""
+        import ray
+
+        if not self.packed:
+            return
+        engines = [ray.get_actor(name) for name in self._engines]
+        rows = ray.get([engine.times.remote() for engine in engines])
+        known = self.command.engine_s
+        for kind, total in (("training", "training_total_s"), ("drawing", "sampling_total_s")):
+            before = sum(value for name, value in known.items() if name.endswith(kind))
+            known[f"{part}.{kind}"] = sum(row[total] for row in rows) - before
+        if part == "search":
+            known["search.span"] = max(row["first_to_last_step_s"] for row in rows)
+
+
+def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Any:
+    from dreamfleet.tuning.finals import exported
+
+    return exported(order, config, task)
+
+
+def _with_prior(request: SubjectRequest) -> SubjectRequest:
+    """The request with a prior set, where any trial may need one."""
+    config = request.config
+    if not searches_prior(config):
+        return request
+    prior = config.prior.model_copy(update={"with_prior_preservation": True})
+    return replace(request, config=config.model_copy(update={"prior": prior}))
+
+
+def _judge_share(judges: JudgeSource, config: RunConfig, device: str) -> float:
+    return config.tune.judge_num_gpus if device == "cuda" and not judges.spec.world else 0.0
+
+
+def _bundle(resources: Mapping[str, Any]) -> dict[str, float]:
+    """Ray's options of an actor as a placement group's bundle."""
+    found = {"CPU": float(resources.get("num_cpus", 0)), "GPU": float(resources.get("num_gpus", 0))}
+    found |= {name: float(value) for name, value in resources.get("resources", {}).items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _check_placement(config: RunConfig) -> None:
+    if config.tune.placement == "packed" and config.train.mode == "full":
+        raise ConfigError(
+            "train.mode = 'full' with tune.placement = 'packed': full fine-tuning changes the base "
+            "itself and cannot share it; add --placement one_per_device"
+        )
+    if config.tune.placement == "packed":
+        from dreamfleet.engine.packed_job import why_alone
+
+        if reason := why_alone(config):
+            raise ConfigError(f"{reason}; add --placement one_per_device")
+
+
+def _output_folder(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
+    default = f"runs/tune-{requests[0].id if len(requests) == 1 else 'fleet'}"
+    place = config.output_dir or default
+    if is_uri(place):
+        raise BadInputError(
+            f"output_dir = {place!r}: a study grows in a folder; give a local or shared one, and "
+            "name a database by --storage where several hosts look on"
+        )
+    return Path(place).expanduser().absolute()
+
+
+def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise BadInputError(f"output folder {output}: a file of that name is in the way")
+    used = output.is_dir() and any(path.name != ".lock" for path in output.iterdir())
+    if not used:
+        return
+    if not (output / MARKER).is_file():
+        raise BadInputError(
+            f"output folder {output}: holds other files than those of a sweep; give another "
+            "--output-dir"
+        )
+    if not resume and not overwrite:
+        raise BadInputError(
+            f"output folder {output}: not empty; add --resume to go on, --overwrite to begin "
+            "again, or give another --output-dir"
+        )
+
+
+def _clear(output: Path) -> None:
+    """Delete what a sweep writes, and nothing else."""
+    for name in WRITTEN:
+        target = output / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+    for place in output.iterdir():  # subjects of a sweep over several
+        if place.is_dir() and (place / CHAMPION).is_dir():
+            shutil.rmtree(place)

@@ -1,0 +1,207 @@
+"""The finalists: the best two settings and the host, trained on new seeds and judged on more
+pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreamfleet.config import RunConfig
+from dreamfleet.seeding import key_to_int
+from dreamfleet.tuning.engine import Sampling, Work
+from dreamfleet.tuning.pictures import Shot, shots, subject_shots
+from dreamfleet.tuning.rule import Candidate, best_first, fidelity_excess
+from dreamfleet.tuning.study import SubjectStudy
+from dreamfleet.tuning.trial import AloneRunner, Order, Reading, readings
+
+if TYPE_CHECKING:
+    from dreamfleet.training.task import TrainTask
+
+FINALISTS = 2
+SEED_LIMIT = 2**31
+SAMPLES = 8  # pictures of the champion in its folder, beside those of its own prompt
+SUBJECT_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A setting in the finals.
+
+    Attributes:
+        number: of its trial.
+        params, steps: what is trained.
+        is_host: the recipe without SuDe.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    steps: int
+    is_host: bool
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """A contender's means over new seeds, and how it stands against the host."""
+
+    contender: Contender
+    alignment: float
+    fidelity: float
+    excess: float
+    readings: Mapping[int, Reading]  # by training seed
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(str(self.contender.number), self.alignment, self.excess, self.fidelity)
+
+
+@dataclass(frozen=True)
+class Finals:
+    """How they ended; the winner comes first."""
+
+    scores: Sequence[FinalScore]
+
+    @property
+    def winner(self) -> FinalScore:
+        return self.scores[0]
+
+    @property
+    def host(self) -> FinalScore:
+        return next(score for score in self.scores if score.contender.is_host)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The champion's files, and pictures with and without it."""
+
+    files: Mapping[str, bytes]
+    shots: Sequence[Shot]
+    pngs: Sequence[bytes]
+    bare: Sequence[bytes]
+
+
+def contenders(study: SubjectStudy) -> list[Contender]:
+    """The best two by the selection rule, and the host."""
+    trials = {str(trial.number): trial for trial in study.trials()}
+    best = [trials[own.label] for own in best_first(study.candidates())[:FINALISTS]]
+    host = study.host()
+    assert host is not None
+    chosen = {trial.number: trial for trial in [*best, host]}
+    return [
+        Contender(
+            number,
+            trial.user_attrs["setting"],
+            int(trial.user_attrs["steps"]),
+            number == host.number,
+        )
+        for number, trial in chosen.items()
+    ]
+
+
+def final_seeds(config: RunConfig) -> list[int]:
+    """Training seeds that no trial has used."""
+    own = config.train.seed
+    found = (key_to_int("tune final", own, number) % SEED_LIMIT for number in range(64))
+    return [seed for seed in found if seed != own][: config.tune.final_seeds]
+
+
+def final_shots(config: RunConfig) -> tuple[Shot, ...]:
+    """What finalists are judged by."""
+    return tuple(shots(config, config.tune.final_images))
+
+
+def final_order(
+    config: RunConfig, contender: Contender, seed: int, folder: str, *, subject: str, **where: Any
+) -> Order:
+    """One training of the finals.
+
+    Args:
+        where: engine, judge and device, as `Order` has them.
+    """
+    sampling = config.sampling
+    work = Work(
+        f"{subject}#final-{contender.number}-{seed}", subject, contender.params, seed,
+        (contender.steps,), folder,
+    )  # fmt: skip
+    how = Sampling(sampling.num_inference_steps, sampling.guidance_scale, sampling.scheduler)
+    return Order(work, {contender.steps: final_shots(config)}, how, **where)
+
+
+def run_all(
+    work: Sequence[Any], run: Callable[[Any], Any], at_once: int, done: Callable[[int], None]
+) -> list[Any]:
+    """`run` each piece of work, some at once; results in order."""
+    pool = ThreadPoolExecutor(max(1, at_once), thread_name_prefix="finals")
+    try:
+        futures = [pool.submit(run, one) for one in work]
+        results = []
+        for number, future in enumerate(futures, start=1):
+            results.append(future.result())
+            done(number)
+        return results
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def final_reading(order: Order, task: TrainTask | None = None) -> Reading:
+    """Train and judge one, here."""
+    *_, last = readings(order, task)
+    return last
+
+
+def decided(
+    found: Mapping[tuple[int, int], Reading], those: Sequence[Contender], margin: float
+) -> Finals:
+    """The finals' order by the selection rule.
+
+    Args:
+        found: readings by trial number and seed.
+    """
+
+    def pictures(own: Contender) -> dict[str, float]:
+        return {
+            f"{seed}: {name}": value
+            for (number, seed), reading in found.items()
+            if number == own.number
+            for name, value in reading.fidelities.items()
+        }
+
+    host = next(own for own in those if own.is_host)
+    scores = []
+    for own in those:
+        mine = {seed: reading for (number, seed), reading in found.items() if number == own.number}
+        excess = fidelity_excess(pictures(own), pictures(host), margin)
+        scores.append(
+            FinalScore(
+                own,
+                sum(reading.alignment for reading in mine.values()) / len(mine),
+                sum(reading.fidelity for reading in mine.values()) / len(mine),
+                -margin if own.is_host else excess,
+                mine,
+            )
+        )
+    order = [own.label for own in best_first([score.candidate for score in scores])]
+    return Finals(sorted(scores, key=lambda score: order.index(score.candidate.label)))
+
+
+def sample_shots(config: RunConfig) -> tuple[Shot, ...]:
+    """What is shown of the champion."""
+    return (*subject_shots(config, SUBJECT_SAMPLES), *final_shots(config)[:SAMPLES])
+
+
+def exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Exported:
+    """The adapter of a training of the finals, with pictures; trained again if it is gone."""
+    wanted, step = sample_shots(config), order.work.steps[-1]
+    if order.engine is None:
+        assert task is not None
+        runner = AloneRunner(order, task)
+        return Exported(*runner.export(step, wanted))
+    import ray
+
+    engine = ray.get_actor(order.engine)
+    pngs, _ = ray.get(engine.rung.remote(order.work, step, step, wanted, order.sampling))
+    files = ray.get(engine.export_files.remote(order.work.job_id))
+    bare = ray.get(engine.draw_shots.remote(wanted, order.sampling))
+    return Exported(files, wanted, pngs, bare)

@@ -1,0 +1,95 @@
+"""The selection rule: the best alignment among settings whose fidelity is not below the host's.
+
+The host is the same subject's adapter without SuDe, all else by the recipe. "Not worse": the
+one-sided 90 % bound of the paired difference in fidelity, picture by picture with the same prompt
+and noise, lies above minus the margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+CONFIDENCE = 0.9
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting as the rule sees it.
+
+    Attributes:
+        label: which.
+        alignment: higher is better.
+        excess: how far fidelity is below what is allowed; feasible at 0 or less.
+        fidelity: for the Pareto front.
+    """
+
+    label: str
+    alignment: float
+    excess: float
+    fidelity: float
+
+    @property
+    def feasible(self) -> bool:
+        return self.excess <= 0
+
+
+def lower_bound(differences: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """One-sided t bound of the mean of paired differences; minus infinity for fewer than two."""
+    count = len(differences)
+    if count < 2:
+        return -math.inf
+    from scipy import stats
+
+    mean = math.fsum(differences) / count
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
+    quantile = float(stats.t.ppf(confidence, count - 1))
+    return mean - quantile * math.sqrt(variance / count)
+
+
+def fidelity_excess(own: Mapping[str, float], host: Mapping[str, float], margin: float) -> float:
+    """The constraint: 0 or less where `own` is not worse than `host` by more than `margin`.
+
+    Args:
+        own, host: fidelity by picture; those that both have are compared.
+        margin: what may be lost.
+    """
+    common = [own[name] - host[name] for name in host if name in own]
+    bound = lower_bound(common)
+    return 2.0 if math.isinf(bound) else -margin - bound
+
+
+def rung_value(alignment: float, fidelity: float, host: float | None, margin: float) -> float:
+    """What the pruner compares at a rung: alignment, but a fidelity that is already too low counts
+    below every one that is not (what has learnt nothing yet is always well aligned).
+
+    Args:
+        host: the host's fidelity at the same rung; None: not known yet.
+    """
+    short = 0.0 if host is None else host - margin - fidelity
+    return alignment if short <= 0 else -short
+
+
+def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Feasible ones by alignment, then the others by how little they fail."""
+    return sorted(
+        candidates, key=lambda c: (not c.feasible, -c.alignment if c.feasible else c.excess)
+    )
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that none beats in both alignment and fidelity, by rising alignment."""
+    front = [
+        own
+        for own in candidates
+        if not any(
+            other.alignment >= own.alignment
+            and other.fidelity >= own.fidelity
+            and (other.alignment, other.fidelity) != (own.alignment, own.fidelity)
+            for other in candidates
+        )
+    ]
+    return sorted(front, key=lambda c: (c.alignment, -c.fidelity))

@@ -1,0 +1,412 @@
+"""One Optuna study per subject: what was tried and found. It is the only truth of a sweep.
+
+A trial is told COMPLETE with the reading that the selection rule prefers among its rungs, PRUNED
+where the pruner ended it, FAIL where its training failed. What a killed driver left RUNNING is told
+FAIL and asked again, with the same setting and the same folder: finished readings are not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from dreamfleet.config import RunConfig, TuneConfig
+from dreamfleet.errors import BadInputError, ResumeError, first_line
+from dreamfleet.tuning.rule import Candidate, best_first, fidelity_excess, rung_value
+from dreamfleet.tuning.space import dimensions, first_settings, suggest
+from dreamfleet.tuning.trial import Reading
+
+DATABASE = "study.db"
+CONSTRAINT = "fidelity"
+HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED = (
+    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded",
+)  # fmt: skip
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+DATABASE_TIMEOUT_S = 60
+MIN_FAILURES = 3  # a study may lose this many trials, or as many as it is to have
+MAX_STARTUP_TRIALS = 10  # Optuna's own number
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """An Optuna storage; SQLite gets a write-ahead log, which a sweep's many small writes need.
+
+    Raises:
+        BadInputError: it cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        if url.startswith("sqlite:///"):
+            return _sqlite_storage(url)
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
+        raise BadInputError(
+            f"tune.storage = {_without_password(url)}: cannot be opened ({first_line(error)}); "
+            "expected an SQLAlchemy URL, e.g. postgresql+psycopg://user@host/database"
+        ) from error
+
+
+def _sqlite_storage(url: str) -> optuna.storages.RDBStorage:
+    from sqlalchemy import event
+
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=DATABASE_TIMEOUT_S)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    options = {"connect_args": {"timeout": DATABASE_TIMEOUT_S}}
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+    def hasten(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")  # safe with a write-ahead log
+
+    event.listen(storage.engine, "connect", hasten)
+    storage.engine.dispose()  # connections from before
+    return storage
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def make_sampler(tune: TuneConfig, trials_so_far: int) -> optuna.samplers.BaseSampler:
+    """The study's sampler; one that goes on draws other numbers than before."""
+    seed = tune.sampler_seed + trials_so_far
+    startup = min(MAX_STARTUP_TRIALS, max(4, tune.num_samples // 3))
+    if tune.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+    if tune.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    if tune.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(
+            seed=seed, population_size=min(50, max(4, tune.num_samples // 4))
+        )
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(tune: TuneConfig, steps: Sequence[int]) -> optuna.pruners.BasePruner:
+    """The study's pruner; rungs are where `rungs` says."""
+    if tune.pruner == "none" or tune.sampler == "nsga2" or len(steps) < 2:
+        return optuna.pruners.NopPruner()
+    if tune.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(
+            min_resource=steps[0], max_resource=steps[-1], reduction_factor=tune.reduction_factor
+        )
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=steps[0], reduction_factor=tune.reduction_factor
+    )
+
+
+def rungs(tune: TuneConfig, max_train_steps: int) -> tuple[int, ...]:
+    """Steps at which a trial is read: each `reduction_factor` times the one before, then the last.
+
+    >>> rungs(TuneConfig(num_rungs=3, reduction_factor=2), 400)
+    (100, 200, 400)
+    """
+    first = max(1, max_train_steps // tune.reduction_factor ** (tune.num_rungs - 1))
+    steps = [first * tune.reduction_factor**number for number in range(tune.num_rungs - 1)]
+    return tuple(sorted({step for step in steps if step < max_train_steps} | {max_train_steps}))
+
+
+@dataclass
+class Asked:
+    """A trial on its way."""
+
+    trial: optuna.trial.Trial
+    params: dict[str, Any]
+    is_host: bool
+    root: int  # the number of its first attempt: its folder
+    readings: dict[int, Reading] = field(default_factory=dict)
+    pruned: bool = False
+    error: str = ""
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+
+class SubjectStudy:
+    """One subject's study, with what its running trials have shown so far.
+
+    Args:
+        storage: where it lies.
+        name: its name there: the subject's id.
+        config: the subject's resolved recipe.
+        fingerprint: of all that decides a reading; a study goes on under the same only.
+        resume: whether a study of that name may exist.
+
+    Raises:
+        BadInputError: there is such a study, and `resume` is off.
+        ResumeError: it was begun under other settings.
+    """
+
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        config: RunConfig,
+        fingerprint: Mapping[str, Any],
+        *,
+        resume: bool,
+    ) -> None:
+        self.name, self.config, self.tune = name, config, config.tune
+        self.steps = rungs(config.tune, int(config.train.max_train_steps or 0))
+        self._space = dimensions(config)
+        exists = name in [found.study_name for found in storage.get_all_studies()]
+        if exists and not resume:
+            raise BadInputError(
+                f"study {name!r}: is in this storage already; add --resume to go on with it, "
+                "--overwrite to begin again, or give another --subject-id"
+            )
+        two = ["maximize", "maximize"] if self.tune.sampler == "nsga2" else ["maximize"]
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, directions=two, load_if_exists=True,
+            pruner=make_pruner(self.tune, self.steps),
+        )  # fmt: skip
+        self.study.sampler = make_sampler(self.tune, len(self.trials()))
+        self._check_settings(fingerprint)
+        self.running: dict[int, Asked] = {}
+        self._untold: list[Asked] = []  # complete, but their host is not yet
+        if not self.trials():
+            self._enqueue_first()
+        else:
+            self._recover()
+
+    # What is there
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    @property
+    def done(self) -> int:
+        """Trials that count."""
+        return len(self.trials(*DONE))
+
+    @property
+    def failures(self) -> list[FrozenTrial]:
+        """Trials whose training failed; those that were merely interrupted are asked again."""
+        failed = self.trials(TrialState.FAIL)
+        return [trial for trial in failed if not trial.user_attrs.get(INTERRUPTED)]
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is to be tried."""
+        return not self.running and (self.done >= self.tune.num_samples or self._hopeless)
+
+    @property
+    def _hopeless(self) -> bool:
+        if any(trial.user_attrs.get(HOST) for trial in self.failures):
+            return True
+        return len(self.failures) >= max(MIN_FAILURES, self.tune.num_samples)
+
+    def host(self) -> FrozenTrial | None:
+        """The finished host."""
+        hosts = [t for t in self.trials(TrialState.COMPLETE) if t.user_attrs.get(HOST)]
+        return hosts[0] if hosts else None
+
+    def candidates(self) -> list[Candidate]:
+        """All complete trials for the rule."""
+        return [candidate_of(trial) for trial in self.trials(TrialState.COMPLETE)]
+
+    def setting_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        """A trial's whole setting, fixed parameters too; None: it was ended before it had one."""
+        if "setting" in trial.user_attrs:
+            return dict(trial.user_attrs["setting"])
+        try:
+            return suggest(optuna.trial.FixedTrial(trial.params), self._space)
+        except ValueError:  # a parameter is missing
+            return None
+
+    # Asking
+
+    def ask(self) -> Asked | None:
+        """The next trial; None: not now."""
+        if len(self.running) >= self.tune.max_concurrent_trials or self._hopeless:
+            return None
+        if self.done + len(self.running) >= self.tune.num_samples:
+            return None
+        trial = self.study.ask()
+        params = suggest(trial, self._space)
+        root = int(trial.user_attrs.get(ROOT, trial.number))
+        asked = Asked(trial, params, bool(trial.user_attrs.get(HOST)), root)
+        self.running[trial.number] = asked
+        return asked
+
+    # Telling
+
+    def read(self, number: int, reading: Reading) -> bool:
+        """Note a rung; True: the trial shall stop here."""
+        asked = self.running[number]
+        asked.readings[reading.step] = reading
+        if self.tune.sampler == "nsga2":  # two objectives have no rung value
+            return False
+        value = rung_value(
+            reading.alignment, reading.fidelity, self._host_fidelity(reading.step),
+            self.tune.fidelity_margin,
+        )  # fmt: skip
+        asked.trial.report(value, reading.step)
+        if asked.is_host or reading.step == self.steps[-1]:
+            return False
+        asked.pruned = asked.trial.should_prune()
+        return asked.pruned
+
+    def end(self, number: int, error: str = "") -> None:
+        """A trial's training is over, for whatever reason."""
+        asked = self.running[number]
+        asked.error = asked.error or error
+        whole = self.steps[-1] in asked.readings
+        if not asked.error and not whole and not asked.pruned:
+            asked.error = "ended without a result"
+        if asked.error:
+            self._tell_failed(asked)
+        elif asked.pruned:
+            self._tell_pruned(asked)
+        elif asked.is_host or self._host_reading() is not None:
+            self._tell_complete(asked)
+        else:
+            self._untold.append(asked)
+            return
+        if asked.is_host:
+            for waiting in self._untold:
+                self._tell_complete(waiting)
+            self._untold.clear()
+
+    def _tell_complete(self, asked: Asked) -> None:
+        host = asked if asked.is_host else self._host_reading()
+        chosen, excess = self._preferred(asked, host)
+        self._note(asked, chosen, excess)
+        values = [chosen.alignment, chosen.fidelity][: len(self.study.directions)]
+        self._tell(asked, values=values)
+
+    def _tell_pruned(self, asked: Asked) -> None:
+        last = asked.readings[max(asked.readings)]
+        host = self._host_fidelity(last.step)
+        excess = 0.0 if host is None else host - self.tune.fidelity_margin - last.fidelity
+        self._note(asked, last, excess)
+        self._tell(asked, state=TrialState.PRUNED)
+
+    def _tell_failed(self, asked: Asked) -> None:
+        asked.trial.set_user_attr(ERROR, asked.error)
+        self._tell(asked, state=TrialState.FAIL)
+
+    def _tell(self, asked: Asked, **outcome: Any) -> None:
+        self.study.tell(asked.number, **outcome)
+        del self.running[asked.number]
+
+    def _preferred(self, asked: Asked, host: Any) -> tuple[Reading, float]:
+        """The rung to stop at, by the selection rule; the host is the whole recipe."""
+        last = self.steps[-1]
+        margin = self.tune.fidelity_margin
+        if asked.is_host or host is None:
+            return asked.readings[last], -margin if asked.is_host else 0.0
+        found = {}
+        for step in sorted(asked.readings, reverse=True):
+            own = asked.readings[step]
+            excess = fidelity_excess(own.fidelities, host.fidelities, margin)
+            found[str(step)] = Candidate(str(step), own.alignment, excess, own.fidelity)
+        best = best_first(list(found.values()))[0]
+        return asked.readings[int(best.label)], best.excess
+
+    def _note(self, asked: Asked, chosen: Reading, excess: float) -> None:
+        """What a reader of the study wants to know of a trial."""
+        about = {
+            "steps": chosen.step,
+            "alignment": chosen.alignment,
+            "fidelity": chosen.fidelity,
+            "readings": [
+                {"step": r.step, "alignment": r.alignment, "fidelity": r.fidelity}
+                for r in asked.readings.values()
+            ],
+            "setting": asked.params,
+        }
+        if asked.is_host:
+            about["pictures"] = asked.readings[self.steps[-1]].fidelities
+        for name, value in about.items():
+            asked.trial.set_user_attr(name, value)
+        asked.trial.set_constraint(CONSTRAINT, excess)
+
+    def recorded(self) -> set[int]:
+        """Trials whose end is recorded elsewhere too."""
+        return set(self.study.user_attrs.get(RECORDED, ()))
+
+    def mark_recorded(self, number: int) -> None:
+        """The tracking server has been told of a finished trial's end."""
+        self.study.set_user_attr(RECORDED, sorted(self.recorded() | {number}))
+
+    def _host_fidelity(self, step: int) -> float | None:
+        running = [asked for asked in self.running.values() if asked.is_host]
+        if running:
+            own = running[0].readings.get(step)
+            return own.fidelity if own else None
+        host = self.host()
+        for row in host.user_attrs["readings"] if host else ():
+            if row["step"] == step:
+                return float(row["fidelity"])
+        return None
+
+    def _host_reading(self) -> Any:
+        """The host's last reading, as far as others are compared with it."""
+        host = self.host()
+        return None if host is None else _HostPictures(host.user_attrs["pictures"])
+
+    # Beginning
+
+    def _enqueue_first(self) -> None:
+        for number, params in enumerate(first_settings(self.config)[: self.tune.num_samples]):
+            self.study.enqueue_trial(params, user_attrs={HOST: True} if number == 0 else {})
+
+    def _recover(self) -> None:
+        for trial in self.trials(TrialState.RUNNING):
+            mine = optuna.trial.Trial(self.study, trial._trial_id)
+            mine.set_user_attr(INTERRUPTED, True)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        retried = {trial.user_attrs.get(RETRY) for trial in self.trials()}
+        for trial in self.trials(TrialState.FAIL):
+            if trial.user_attrs.get(INTERRUPTED) and trial.number not in retried:
+                self._retry(trial)
+
+    def _retry(self, trial: FrozenTrial) -> None:
+        """Ask once more, in the same folder; one that had no setting yet only counts as asked."""
+        is_host = bool(trial.user_attrs.get(HOST))
+        params = dict(trial.params) or dict(trial.system_attrs.get("fixed_params", {}))
+        if not params and not is_host:
+            return
+        attrs = {RETRY: trial.number, ROOT: int(trial.user_attrs.get(ROOT, trial.number))}
+        self.study.enqueue_trial(params, user_attrs=attrs | ({HOST: True} if is_host else {}))
+
+    def _check_settings(self, fingerprint: Mapping[str, Any]) -> None:
+        text = json.dumps(fingerprint, sort_keys=True, default=str)
+        own = {name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode())
+               .hexdigest()[:16] for name, value in fingerprint.items()}  # fmt: skip
+        before = self.study.user_attrs.get(SETTINGS)
+        if before is None:
+            self.study.set_user_attr(SETTINGS, own)
+            self.study.set_user_attr("recipe", text[:60_000])
+            return
+        different = [name for name in sorted({*own, *before}) if own.get(name) != before.get(name)]
+        if different:
+            raise ResumeError(
+                f"study {self.name!r}: was begun under other settings ({', '.join(different)}); go "
+                "on with those (they are in its config.yaml), or begin again with --overwrite or "
+                "another --output-dir"
+            )
+
+
+@dataclass(frozen=True)
+class _HostPictures:
+    fidelities: Mapping[str, float]
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """A finished trial for the rule."""
+    attrs = trial.user_attrs
+    excess = float(trial.constraints.get(CONSTRAINT, 0.0))
+    return Candidate(str(trial.number), attrs["alignment"], excess, attrs["fidelity"])

@@ -1,0 +1,196 @@
+"""Who looks on while a sweep runs: the tracking server (a parent run per subject, a child per
+trial) and the table on the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from dreamfleet.config import plain_tree
+from dreamfleet.runtime.progress import Board
+from dreamfleet.tuning.rule import best_first
+from dreamfleet.tuning.space import applied
+from dreamfleet.tuning.study import Asked, SubjectStudy
+from dreamfleet.tuning.trial import Reading, sheet_name
+
+if TYPE_CHECKING:
+    from dreamfleet.tracking import Run, Tracker
+
+BOARD_EVERY_S = 0.5
+COLUMNS = ("trial", "w_s", "setting", "step", "alignment", "fidelity")
+OUTCOMES = {
+    TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED",
+}  # fmt: skip
+
+
+@dataclass
+class Recorder:
+    """Runs of a sweep.
+
+    Attributes:
+        key: of the sweep; a resumed one goes on with its runs.
+        folder: of a trial's readings and sheets.
+    """
+
+    tracker: Tracker
+    key: str
+    output_dir: str
+    folder: Callable[[SubjectStudy, int], Path]
+    _parents: dict[str, Run] = field(default_factory=dict)
+    _children: dict[tuple[str, int], Run] = field(default_factory=dict)
+
+    def parent(self, study: SubjectStudy) -> Run:
+        """The subject's run."""
+        if study.name not in self._parents:
+            tags = {
+                "dreamfleet.kind": "tune",
+                "dreamfleet.subject": study.name,
+                "dreamfleet.class_word": study.config.subject.class_word,
+                "dreamfleet.output_dir": self.output_dir,
+            }
+            self._parents[study.name] = self.tracker.start_run(
+                f"tune {study.name}", plain_tree(study.config), tags, key=f"{self.key}-{study.name}"
+            )
+        return self._parents[study.name]
+
+    def started(self, study: SubjectStudy, number: int, params: Mapping[str, Any]) -> Run:
+        """A trial's run, begun or gone on with."""
+        key = (study.name, number)
+        if key not in self._children:
+            config = applied(study.config, params)
+            config.train.max_train_steps = study.steps[-1]
+            tags = {"dreamfleet.kind": "trial", "dreamfleet.subject": study.name}
+            self._children[key] = self.tracker.start_run(
+                f"{study.name} trial {number}",
+                {**plain_tree(config), "trial": number},
+                tags,
+                parent=self.parent(study),
+                key=f"{self.key}-{study.name}-{number}",
+            )
+        return self._children[key]
+
+    def read(self, study: SubjectStudy, asked: Asked, reading: Reading) -> None:
+        """A rung: figures and pictures."""
+        run = self.started(study, asked.number, asked.params)
+        scores = {"alignment": reading.alignment, "fidelity": reading.fidelity}
+        run.log_metrics({**reading.figures, **scores}, reading.step)
+        sheet = self.folder(study, asked.root) / sheet_name(reading.step)
+        if sheet.is_file():
+            run.log_image(sheet.read_bytes(), "pictures", reading.step)
+
+    def settle(self, study: SubjectStudy) -> None:
+        """Record the end of every finished trial that is not recorded yet: of this sweep, and of
+        drivers that were killed before they could.
+        """
+        recorded = study.recorded()
+        for trial in study.trials(*OUTCOMES):
+            if trial.number in recorded:
+                continue
+            self._finish(study, trial)
+            study.mark_recorded(trial.number)
+
+    def _finish(self, study: SubjectStudy, trial: FrozenTrial) -> None:
+        attrs, setting = trial.user_attrs, study.setting_of(trial)
+        run = self._children.pop((study.name, trial.number), None)
+        if run is None and setting is not None:
+            run = self.started(study, trial.number, setting)
+            del self._children[study.name, trial.number]
+        if run is None:
+            return  # it was ended before it had begun
+        names = ("steps", "alignment", "fidelity")
+        run.log_metrics({f"trial.{n}": float(attrs[n]) for n in names if n in attrs}, 0)
+        tags = {"trial.state": trial.state.name, "trial.error": attrs.get("error", "")}
+        run.set_tags({name: value for name, value in tags.items() if value})
+        run.finish(OUTCOMES[trial.state], timeout_s=0.0)  # type: ignore[arg-type]
+
+    def abandon(self) -> None:
+        """The sweep was interrupted; its runs go on with `--resume`."""
+        for run in [*self._children.values(), *self._parents.values()]:
+            run.finish("KILLED", timeout_s=1.0)
+
+
+@dataclass
+class Watcher:
+    """Witness of a sweep: records, and keeps the table."""
+
+    recorder: Recorder
+    board: Board
+    studies: Sequence[SubjectStudy]
+    slots: Callable[[], tuple[int, int]]  # in use, in all
+    _begun: float = field(default_factory=time.monotonic)
+    _shown: float = 0.0
+    _done_before: int | None = None
+
+    def started(self, study: SubjectStudy, asked: Asked) -> None:
+        self.recorder.started(study, asked.number, asked.params)
+
+    def read(self, study: SubjectStudy, asked: Asked, reading: Reading) -> None:
+        self.recorder.read(study, asked, reading)
+
+    def ended(self, study: SubjectStudy, asked: Asked) -> None:
+        self.recorder.settle(study)
+
+    def tick(self) -> None:
+        if time.monotonic() - self._shown < BOARD_EVERY_S:
+            return
+        self._shown = time.monotonic()
+        self.board.show(self.title(), self.rows())
+
+    def title(self) -> str:
+        """How far, who leads, how long still."""
+        done = sum(study.done for study in self.studies)
+        self._done_before = done if self._done_before is None else self._done_before
+        total = sum(study.tune.num_samples for study in self.studies)
+        used, places = self.slots()
+        best = [_best(study) for study in self.studies]
+        found = ", ".join(text for text in best if text)
+        left = self._left_s(done, total)
+        return (
+            f"trials {done}/{total}, slots {used}/{places}"
+            + (f", best {found}" if found else "")
+            + (f", about {left / 60:.0f} min left" if left >= 90 else "")
+        )
+
+    def _left_s(self, done: int, total: int) -> float:
+        ended = done - (self._done_before or 0)
+        spent = time.monotonic() - self._begun
+        return spent / ended * (total - done) if ended else 0.0
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row per trial under way."""
+        return [
+            _row(study, asked) for study in self.studies for asked in list(study.running.values())
+        ]
+
+
+def _best(study: SubjectStudy) -> str:
+    found = best_first(study.candidates())
+    if not found or not found[0].feasible:
+        return ""
+    return f"{study.name} #{found[0].label} {found[0].alignment:.3f}"
+
+
+def _row(study: SubjectStudy, asked: Asked) -> tuple[str, ...]:
+    from dreamfleet.tuning.space import WEIGHT
+
+    last = asked.readings[max(asked.readings)] if asked.readings else None
+    others = [f"{name.rpartition('.')[2]} {_short(value)}" for name, value in asked.params.items()
+              if name not in (WEIGHT, "method")]  # fmt: skip
+    return (
+        f"{study.name} #{asked.number}{' host' if asked.is_host else ''}",
+        _short(asked.params[WEIGHT]),
+        ", ".join(others),
+        f"{last.step if last else 0}/{study.steps[-1]}",
+        f"{last.alignment:.3f}" if last else "",
+        f"{last.fidelity:.3f}" if last else "",
+    )
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

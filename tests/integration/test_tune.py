@@ -1,0 +1,233 @@
+"""`tune` on a tiny base with real Ray Tune, Optuna and MLflow; the judges are tiny, their work
+real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from dreamfleet.adapters.files import load_adapter
+from dreamfleet.bases import load_base
+from dreamfleet.config import RunConfig
+from dreamfleet.tuning.command import tune
+from tests.integration.recipes import WatchingProgress, recipe
+from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
+from tests.unit.data.helpers import write_photos
+
+pytestmark = pytest.mark.usefixtures("ray_running")
+WAIT_S = 240.0
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("judges")
+    dino, blip = write_tiny_dino(folder / "tiny-dino"), write_tiny_blip(folder / "tiny-blip")
+    return {"dino": str(dino), "blip": str(blip)}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_base: Path, judges: dict[str, str]) -> Callable[..., RunConfig]:
+    """Makes a recipe of a sweep: small trials, few pictures."""
+
+    def make(output: str = "out", steps: int = 4, **sections: Any) -> RunConfig:
+        search = {
+            "num_samples": 4, "num_rungs": 2, "images_per_rung": 4, "images_at_end": 6,
+            "final_images": 4, "rung_inference_steps": 2, **judges,
+        }  # fmt: skip
+        own = {"tune": {**search, **sections.pop("tune", {})}}
+        space = {"prior_weight": [0.0], **sections.pop("space", {})}
+        return recipe(
+            tmp_path, tiny_base, output, train={"max_train_steps": steps}, space=space, **own,
+            **sections,
+        )  # fmt: skip
+
+    return make
+
+
+def study_of(config: RunConfig, name: str = "rex") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{config.output_dir}/study.db")
+
+
+def test_a_sweep_and_its_champion(
+    sweep: Callable[..., RunConfig], tmp_path: Path, tiny_base: Path, fleet_home: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = sweep(tracking={"enabled": True, "uri": uri})
+    progress = WatchingProgress()
+    result = tune(config, progress=progress)
+    (own,) = result.subjects
+    trials = study_of(config).trials
+    assert [t.state in DONE for t in trials] == [True] * 4
+    assert [t.params["sude.weight"] for t in trials] == [0.0, 0.2, 0.4, 0.8]
+    assert trials[0].state == TrialState.COMPLETE and trials[0].user_attrs["host"]
+    out = Path(str(config.output_dir))
+    assert (out / "champion" / "pytorch_lora_weights.safetensors").is_file()
+    assert "alignment" in (out / "report.html").read_text(encoding="utf-8")
+    assert (own.model_version, own.alias) == ("1", "champion")
+    assert result.engine_s["search.training"] > 0 and result.engine_s["finals.drawing"] > 0
+    load_adapter(load_base(str(tiny_base)), out / "champion")
+    _check_runs(uri)
+    before = [trial.datetime_complete for trial in trials]
+    again = tune(config, resume=True)
+    assert [t.datetime_complete for t in study_of(config).trials] == before
+    assert again.subjects[0].model_version == "1", "what is published is not published again"
+
+
+def _check_runs(uri: str) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("dreamfleet")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags["dreamfleet.kind"] == "tune"]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
+    assert len(children) == 4
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    assert all({"alignment", "fidelity", "loss"} <= set(run.data.metrics) for run in children)
+    assert {run.data.params["sude.weight"] for run in children} == {"0.0", "0.2", "0.4", "0.8"}
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id, "plots")}
+    assert "plots/history.png" in kept
+    assert client.list_artifacts(children[0].info.run_id, "images")
+
+
+def test_both_placements_read_the_same(sweep: Callable[..., RunConfig]) -> None:
+    found = []
+    for placement in ("packed", "one_per_device"):
+        config = sweep(placement, tune={"num_samples": 2, "placement": placement, "pruner": "none"})
+        tune(config)
+        found.append([trial.user_attrs["readings"] for trial in study_of(config).trials])
+    for packed, alone in zip(found[0], found[1], strict=True):
+        for one, other in zip(packed, alone, strict=True):
+            assert one["step"] == other["step"]
+            assert one["alignment"] == pytest.approx(other["alignment"], abs=0.01)
+            assert one["fidelity"] == pytest.approx(other["fidelity"], abs=0.01)
+
+
+def test_many_subjects_at_once(sweep: Callable[..., RunConfig], tmp_path: Path) -> None:
+    other = write_photos(tmp_path / "Bello")
+    config = sweep(
+        subject={"images": [str(tmp_path / "Rex"), str(other)], "class_word": "dog"},
+        tune={"num_samples": 2},
+    )
+    result = tune(config)
+    assert [own.status for own in result.subjects] == ["finished", "finished"]
+    for own in result.subjects:
+        assert study_of(config, own.id).trials[1].state in DONE
+        assert (own.output_dir / "champion" / "adapter.json").is_file()
+
+
+def test_full_fine_tuning_names_its_placement(sweep: Callable[..., RunConfig]) -> None:
+    from dreamfleet.errors import ConfigError
+
+    config = sweep()
+    config.train.mode = "full"
+    with pytest.raises(ConfigError, match="one_per_device"):
+        tune(config)
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[bytes]]]:
+    """Starts `dreamfleet tune` as a program, on the session's Ray."""
+    import ray
+
+    from dreamfleet.config import dump_config
+
+    started: list[subprocess.Popen[bytes]] = []
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+    def start(config: RunConfig) -> subprocess.Popen[bytes]:
+        path = tmp_path / f"recipe-{len(started)}.yaml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path)]
+        started.append(
+            subprocess.Popen(command, env=environment, start_new_session=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finished(config: RunConfig) -> dict[int, Any]:
+    """Finished trials by number: when they ended, and with what."""
+    if not Path(f"{config.output_dir}/study.db").is_file():
+        return {}
+    with contextlib.suppress(KeyError):
+        return {
+            trial.number: (trial.datetime_complete, trial.value)
+            for trial in study_of(config).trials
+            if trial.state in DONE
+        }
+    return {}
+
+
+def readings(config: RunConfig) -> list[tuple[str, float]]:
+    """Every rung that was judged, with when its pictures were written."""
+    return sorted(
+        (str(path), path.stat().st_mtime)
+        for path in Path(str(config.output_dir)).rglob("step-*.png")
+    )
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not what():
+        assert process.poll() is None, "the driver ended"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_killed_driver_and_a_killed_engine_lose_nothing(
+    sweep: Callable[..., RunConfig], driver: Callable[[RunConfig], subprocess.Popen[bytes]]
+) -> None:
+    config = sweep(steps=24, tune={"num_samples": 6, "max_concurrent_trials": 2, "pruner": "none"})
+    process = driver(config)
+    wait_for(lambda: len(readings(config)) >= 1, process)
+    _kill_engine()
+    wait_for(lambda: len(finished(config)) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before, judged = finished(config), readings(config)
+    assert len(before) < 6, "killed too late to show anything"
+    result = tune(config, resume=True)
+    after = finished(config)
+    assert len(after) == 6 and {number: after[number] for number in before} == before
+    still = dict(readings(config))
+    assert all(still[name] == when for name, when in judged), "a rung was judged twice"
+    retried = [t for t in study_of(config).trials if "retry_of" in t.user_attrs]
+    settings = [json.dumps(t.params, sort_keys=True) for t in study_of(config).trials
+                if t.state in DONE]  # fmt: skip
+    assert len(set(settings)) == 6 and all(t.state in DONE for t in retried)
+    assert result.subjects[0].status == "finished"
+
+
+def _kill_engine() -> None:
+    engines = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::TuneEngine" in " ".join(process.info["cmdline"] or ())
+    ]
+    assert engines, "no engine is running"
+    for process in engines:
+        process.kill()

@@ -1,0 +1,138 @@
+"""A sweep as a job on a head with two logical GPUs; two sweeps at once on PostgreSQL and a real
+MLflow server. Minutes each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from dreamfleet.config import RunConfig
+from tests.integration.test_jobs import (
+    JOB_LINE,
+    TOKEN_LINE,
+    Shell,
+    answers,
+    free_ports,
+    running,
+    shells,
+    wait_for,
+)
+from tests.integration.test_tune import driver, judges, sweep
+from tests.unit.data.helpers import write_photos
+
+__all__ = ["driver", "judges", "shells", "sweep"]  # fixtures
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    *("--num-samples", "2", "--max-train-steps", "4", "--num-rungs", "2"),
+    *("--images-per-rung", "4", "--images-at-end", "4", "--final-images", "4"),
+    *("--num-class-images", "2", "--prior-num-inference-steps", "2", "--num-inference-steps", "2"),
+    *("--rung-inference-steps", "2", "--num-workers", "2"),
+    *("--resources-per-worker", "CPU=1,GPU=1"),
+)
+
+
+def test_a_sweep_as_a_job(shells: Callable[[str], Shell], embedded_base: Path) -> None:
+    shell = shells("sweep")
+    code, text = shell.run(TOKEN_LINE)
+    assert code == 0, text
+    ports = ["--port", str(shell.ports[0]), "--dashboard-port", str(shell.ports[1])]
+    start = ["ray", "start", "--head", "--dashboard-host", "127.0.0.1", "--block", *ports]
+    with running(shell, [*start, *shell.head_options()]):
+        wait_for(lambda: answers(f"http://127.0.0.1:{shell.ports[1]}/api/gcs_healthz"), "the head")
+        line = JOB_LINE.partition("train_adapter.py")[0] + "tune_adapter.py"
+        photos = "examples/subjects/dog-biscuit --class-word dog"
+        code, text = shell.run(f'{line} {photos} {" ".join(SMALL)} --output-dir "$HOME/tuned"')
+        assert code == 0, text
+        assert "slots" in text and "alias champion" in text, text
+        out = shell.home / "tuned"
+        study = optuna.load_study(study_name="dog-biscuit", storage=f"sqlite:///{out}/study.db")
+        assert len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) == 2
+        assert (out / "champion" / "adapter.json").is_file()
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[int]:
+    """The port of a PostgreSQL on loopback, with databases mlflow and studies."""
+    initdb = shutil.which("initdb")
+    if initdb is None or importlib.util.find_spec("psycopg") is None:
+        pytest.skip("needs PostgreSQL's programs and psycopg (pip install dreamfleet[cluster])")
+    (port,) = free_ports(1)
+    folder = Path(initdb).resolve().parent
+    data, user = tmp_path / "pg", []
+    data.mkdir()
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        for place in (*data.parents, data):
+            if str(place).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")))):
+                place.chmod(place.stat().st_mode | 0o711)
+        shutil.chown(data, "postgres", "postgres")
+    control = [*user, str(folder / "pg_ctl"), "-D", str(data), "-w"]
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {data} -c fsync=off"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
+    make = [*user, str(folder / "initdb"), "-D", str(data), "-U", "fleet", "--auth=trust"]
+    subprocess.run(make, **quiet)  # type: ignore[call-overload]
+    subprocess.run([*control, "-o", options, "start"], **quiet)  # type: ignore[call-overload]
+    try:
+        for name in ("mlflow", "studies"):
+            create = ["createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "fleet", name]
+            subprocess.run([str(folder / create[0]), *create[1:]], check=True)
+        yield port
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def server(postgres: int, tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on it."""
+    (port,) = free_ports(1)
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--artifacts-destination", str(tmp_path / "artifacts")),
+        *("--backend-store-uri", f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/mlflow"),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "the MLflow server")
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.mark.usefixtures("ray_running")
+def test_two_sweeps_at_once_on_postgres(
+    postgres: int,
+    server: str,
+    sweep: Callable[..., RunConfig],
+    driver: Callable[[RunConfig], subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    storage = f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/studies"
+    tracking = {"enabled": True, "uri": server}
+    processes = []
+    for name in ("Rex", "Bello"):
+        photos = {"images": [str(write_photos(tmp_path / name))], "class_word": "dog"}
+        tune = {"num_samples": 3, "storage": storage}
+        processes.append(driver(sweep(name, subject=photos, tune=tune, tracking=tracking)))
+    assert [process.wait(timeout=580) for process in processes] == [0, 0]
+    for name in ("rex", "bello"):
+        study = optuna.load_study(study_name=name, storage=storage)
+        done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+        assert len(done) == 3
+        found = f"{server}/api/2.0/mlflow/registered-models/alias?name={name}&alias=champion"
+        with urllib.request.urlopen(found, timeout=30) as reply:
+            assert json.load(reply)["model_version"]["version"] == "1"

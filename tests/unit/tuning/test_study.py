@@ -1,0 +1,147 @@
+"""The study as the only truth: what is told, what a new driver finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from dreamfleet.config import RunConfig
+from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.tuning.rule import best_first
+from dreamfleet.tuning.study import CONSTRAINT, SubjectStudy, open_storage
+from dreamfleet.tuning.trial import Reading
+from tests.unit.tuning.test_space import recipe
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def opened(url: str, config: RunConfig | None = None, *, resume: bool = False) -> SubjectStudy:
+    chosen = config or recipe(tune__num_samples=6)
+    print_of = {"space": chosen.space.model_dump(), "base": "x"}
+    return SubjectStudy(open_storage(url), "rex", chosen, print_of, resume=resume)
+
+
+def reading(step: int, alignment: float, fidelity: float = 0.6) -> Reading:
+    pictures = {f"p{i}": fidelity + 0.01 * i for i in range(6)}
+    return Reading(step, alignment, fidelity, {}, pictures, {})
+
+
+def run(study: SubjectStudy, number: int, *alignments: float, fidelity: float = 0.6) -> None:
+    for step, alignment in zip(study.steps, alignments, strict=False):
+        if study.read(number, reading(step, alignment, fidelity)):
+            break
+    study.end(number)
+
+
+def test_a_study_from_first_to_last(url: str) -> None:
+    study = opened(url)
+    first = [study.ask() for _ in range(4)]
+    assert study.ask() is None, "max_concurrent_trials"
+    numbers = [own.number for own in first if own]
+    assert first[0] is not None and first[0].is_host
+    run(study, numbers[1], 0.4, 0.5, 0.7)
+    assert study.done == 0, "who is compared with the host waits for it"
+    run(study, numbers[0], 0.3, 0.3, 0.3)
+    assert study.done == 2
+    run(study, numbers[2], 0.9, 0.9, 0.9, fidelity=0.2)
+    study.read(numbers[3], reading(10, 0.1))
+    study.end(numbers[3], "loss is not a number")
+    for value in (0.45, 0.5, 0.55):
+        asked = study.ask()
+        if asked is not None:
+            run(study, asked.number, value, value, value)
+    assert study.finished and study.done == 6
+    assert [trial.user_attrs["error"] for trial in study.failures] == ["loss is not a number"]
+    winner = best_first(study.candidates())[0]
+    assert winner.label == str(numbers[1]) and winner.feasible
+    plain = optuna.load_study(study_name="rex", storage=url)
+    strayed = plain.trials[numbers[2]]
+    assert strayed.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    assert strayed.constraints[CONSTRAINT] > 0, "well aligned, but not the subject"
+
+
+def test_the_best_rung_is_taken(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=2, tune__pruner="none"))
+    host, other = study.ask(), study.ask()
+    assert host and other and study.ask() is None
+    run(study, host.number, 0.3, 0.3, 0.3)
+    run(study, other.number, 0.4, 0.8, 0.5)
+    assert study.trials()[other.number].user_attrs["steps"] == 20
+    assert study.trials()[host.number].user_attrs["steps"] == 40, "the host is the recipe"
+    assert study.finished
+
+
+def test_pruning_spares_the_host(url: str) -> None:
+    study = opened(url)
+    asked = [study.ask() for _ in range(4)]
+    host, good, bad = (own.number for own in asked[:3] if own)
+    assert not study.read(good, reading(10, 0.9))
+    assert not study.read(host, reading(10, 0.1))
+    assert study.read(bad, reading(10, 0.2)), "half of a rung goes on"
+    study.end(bad)
+    assert study.trials()[bad].state == TrialState.PRUNED
+
+
+def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
+    study = opened(url)
+    asked = [study.ask() for _ in range(3)]
+    numbers = [own.number for own in asked if own]
+    run(study, numbers[0], 0.3, 0.3, 0.3)
+    study.read(numbers[1], reading(10, 0.5))
+    with pytest.raises(BadInputError, match="--resume"):
+        opened(url)
+    again = opened(url, resume=True)
+    states = [trial.state for trial in again.trials()]
+    assert states.count(TrialState.COMPLETE) == 1 and TrialState.RUNNING not in states
+    found: list[Any] = []
+    while (own := again.ask()) is not None:
+        found.append(own)
+        run(again, own.number, 0.5, 0.5, 0.5)
+    retried = {own.root: own.params for own in found if own.root != own.number}
+    assert set(retried) == set(numbers[1:])
+    assert retried[numbers[1]] == next(o.params for o in asked if o and o.number == numbers[1])
+    assert again.finished and again.done == 6 and not again.failures
+    thrice = opened(url, resume=True)
+    assert thrice.ask() is None and thrice.finished, "nothing finished is repeated"
+
+
+def test_other_settings_do_not_go_on(url: str) -> None:
+    opened(url)
+    with pytest.raises(ResumeError, match="space"):
+        opened(url, recipe(space__sude_weight="0..9"), resume=True)
+
+
+def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
+    study = opened(url)
+    host = study.ask()
+    assert host
+    study.end(host.number, "out of memory")
+    assert study.finished and study.ask() is None and study.host() is None
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
+def test_other_samplers(url: str, sampler: str) -> None:
+    study = opened(url, recipe(tune__num_samples=6, tune__sampler=sampler))
+    number = 0
+    while (own := study.ask()) is not None:
+        number += 1
+        run(study, own.number, 0.3, 0.3, 0.3 + 0.01 * number)
+    assert study.finished
+    assert len(study.study.directions) == (2 if sampler == "nsga2" else 1)
+    if sampler == "nsga2":
+        assert not study.trials(TrialState.PRUNED), "two objectives are not pruned"
+
+
+def test_hyperband_reads_the_same_rungs(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=8, tune__pruner="hyperband"))
+    while (own := study.ask()) is not None:
+        value = 0.9 / (1 + own.number)
+        run(study, own.number, value, value, value)
+    assert study.finished and study.trials(TrialState.COMPLETE)
