@@ -69,6 +69,16 @@ def end(process: subprocess.Popen[str]) -> None:
                 own.kill()
 
 
+def asked(address: str, key: str, body: dict[str, Any]) -> Any:
+    """The open answer."""
+    request = urllib.request.Request(
+        f"{address}/v1/images/generations",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=60)
+
+
 def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
     adapters = write_adapters(tiny_base, tmp_path / "adapters", ["ada", "bo"])
     process, address = started(["serve", "--adapters", str(adapters)], tmp_path / "home")
@@ -84,16 +94,14 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
             check=True,
         ).stdout.strip()
         body = {"model": "ada", "prompt": "a {class}", "num_inference_steps": 2}
-        request = urllib.request.Request(
-            f"{address}/v1/images/generations",
-            json.dumps(body).encode(),
-            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with asked(address, key, body) as answer:
             found: dict[str, Any] = json.load(answer)
         assert found["data"][0]["b64_json"] and found["model"] == "ada@ada"
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
+        long = {**body, "num_inference_steps": 1000, "n": 10, "stream": True}
+        with asked(address, key, long) as stream:
+            assert stream.readline()
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
     finally:
         end(process)
     assert process.returncode == 0, output

@@ -317,7 +317,9 @@ class TestModels:
         settings = {"subject": {"images": [str(secret)]}}
         (client.folder / "ada" / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
         for photos, strongest in ((True, 1), (False, 0)):
-            shown = Image.open(io.BytesIO(thumbnail_of(str(client.folder / "ada"), photos=photos)))
+            picture = thumbnail_of(str(client.folder / "ada"), photos=photos)
+            assert picture is not None
+            shown = Image.open(io.BytesIO(picture))
             assert np.asarray(shown).mean((0, 1)).argmax() == strongest
         report = client.get("/v1/models/ada/report")
         assert (
