@@ -83,7 +83,9 @@ class ServeBackend:
 
     async def stats(self) -> dict[str, float]:
         with _own_errors():
-            return combined(await self._handle.broadcast("stats").results_async())
+            asked = self._handle.broadcast("stats")
+            answers = await asked.results_async(return_exceptions=True)  # one may be going
+            return combined([own for own in answers if isinstance(own, dict)])
 
     async def num_replicas(self) -> int:
         return await asyncio.to_thread(_running_engines)
