@@ -126,7 +126,8 @@ class _FirstPicture:
         from dreamfleet.serving.client import query
 
         settings = self._settings
-        address = f"http://{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{settings.port}"
         wish = {"model": self._adapter.name, "prompt": settings.prompt or PROMPT, "seed": 0}
         try:
             ((_, picture),) = query(address, wish, key=self._key, progress=SilentProgress())
@@ -178,7 +179,11 @@ def _recorders(config: RunConfig, folder: str, progress: Progress) -> list[Any]:
 
 
 def _open(path: Path) -> None:
-    """Show a picture where there is a screen."""
+    """Show a picture where there is a screen; without one a browser would take the terminal."""
+    import os
+    import sys
     import webbrowser
 
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        return
     webbrowser.open(path.absolute().as_uri())

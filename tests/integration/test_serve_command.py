@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,6 +52,33 @@ def wait_until_ready(process: subprocess.Popen[str], address: str) -> None:
     raise AssertionError("not ready")
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it does; one that has ended and that nobody has asked about yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program with all that it started, if it still runs."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(process.pid)
+        for own in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.Error):
+                own.kill()
+
+
+def asked(address: str, key: str, body: dict[str, Any]) -> Any:
+    """The open answer."""
+    request = urllib.request.Request(
+        f"{address}/v1/images/generations",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=60)
+
+
 def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
     adapters = write_adapters(tiny_base, tmp_path / "adapters", ["ada", "bo"])
     process, address = started(["serve", "--adapters", str(adapters)], tmp_path / "home")
@@ -66,21 +94,19 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
             check=True,
         ).stdout.strip()
         body = {"model": "ada", "prompt": "a {class}", "num_inference_steps": 2}
-        request = urllib.request.Request(
-            f"{address}/v1/images/generations",
-            json.dumps(body).encode(),
-            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with asked(address, key, body) as answer:
             found: dict[str, Any] = json.load(answer)
         assert found["data"][0]["b64_json"] and found["model"] == "ada@ada"
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
+        long = {**body, "num_inference_steps": 1000, "n": 10, "stream": True}
+        with asked(address, key, long) as stream:
+            assert stream.readline()
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 0, output
     assert "ready: http://" in output and key not in output
-    assert [child for child in children if child.is_running()] == []
+    assert [child for child in children if runs(child)] == []
 
 
 def test_launch_once(tmp_path: Path) -> None:
@@ -94,6 +120,9 @@ def test_launch_once(tmp_path: Path) -> None:
         ],
         tmp_path / "home",
     )
-    output, _ = process.communicate(timeout=900)
+    try:
+        output, _ = process.communicate(timeout=900)
+    finally:
+        end(process)
     assert process.returncode == 0, output
     assert (out / "served.png").is_file() and str(out / "served.png") in output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from dreamfleet.errors import BadInputError
+from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.serving.catalogue import WEIGHTS_NAME, Catalogue, RegistrySource
+from dreamfleet.serving.orders import DrawOrder
 from dreamfleet.serving.problems import ApiProblem
+from dreamfleet.serving.replica import EngineReplica
 from dreamfleet.tracking import MlflowTracker
 from tests.tiny_adapters import write_adapters
 
@@ -39,7 +44,9 @@ def registered(
     yield uri, adapters
 
 
-def test_versions_aliases_and_retirement(registered: tuple[str, Path], tmp_path: Path) -> None:
+def test_versions_aliases_and_retirement(
+    registered: tuple[str, Path], tiny_base: Path, tmp_path: Path
+) -> None:
     uri, adapters = registered
     catalogue = Catalogue(RegistrySource(uri, tmp_path / "cache"), lambda: None)
     catalogue.refresh()
@@ -52,6 +59,18 @@ def test_versions_aliases_and_retirement(registered: tuple[str, Path], tmp_path:
     fetched = load_file(Path(ada.location) / WEIGHTS_NAME)
     assert original.keys() == fetched.keys()
     assert all(np.array_equal(original[name], fetched[name]) for name in original)
+
+    # An engine on another node, which has no such folder, fetches it itself.
+    shutil.rmtree(tmp_path / "cache")
+    replica = EngineReplica(EngineSource(str(tiny_base), "cpu"), num_threads=1)
+
+    async def drawn() -> list[bytes]:
+        order = DrawOrder("a dog", (1,), ((ada.ref, 1.0),), num_inference_steps=1)
+        pictures = await replica.draw_order(order)
+        await replica.close()
+        return pictures
+
+    assert len(asyncio.run(drawn())) == 1 and Path(ada.location).is_dir()
 
     catalogue.promote("ada", "champion", "1")
     champion = catalogue.resolve("ada")

@@ -9,8 +9,10 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from dreamfleet.engine.engine import Engine
+from dreamfleet.errors import first_line
 
 T = TypeVar("T")
+BROKEN_STEPS = 3  # in a row; then it is given up
 Command = tuple[Callable[[Engine], Any], "Future[Any]"]
 
 
@@ -25,6 +27,8 @@ class EngineLoop:
         self._build = build
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._closed = False
+        self._failed: BaseException | None = None  # why it was not built
+        self._broken_steps: list[Exception] = []  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -39,6 +43,16 @@ class EngineLoop:
             self._commands.put((command, result))
         return result
 
+    def trouble(self) -> str:
+        """Why nothing more is to be expected of it; empty while there is."""
+        if self._failed is not None:
+            return f"it could not be built: {first_line(self._failed)}"
+        if not self._thread.is_alive():
+            return "its thread has ended"
+        if len(self._broken_steps) >= BROKEN_STEPS:
+            return f"step after step fails: {first_line(self._broken_steps[-1])}"
+        return ""
+
     def close(self, timeout_s: float = 60.0) -> None:
         """End after the step at work."""
         self._closed = True
@@ -49,13 +63,17 @@ class EngineLoop:
         try:
             engine = self._build()
         except BaseException as error:
+            self._failed = error
             self._refuse(error)
             return
         busy = False
         while self._obey(engine, wait=not busy):
             try:
                 busy = engine.step()
+                if busy:
+                    self._broken_steps.clear()
             except Exception as error:
+                self._broken_steps = [*self._broken_steps[1 - BROKEN_STEPS :], error]
                 engine.abort(error)  # nobody shall wait for ever
         engine.close()
 

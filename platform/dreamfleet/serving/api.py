@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from dreamfleet import __version__
-from dreamfleet.serving.guard import ANYBODY, Caller, Guard
+from dreamfleet.serving.guard import NOBODY, Caller, Guard
 from dreamfleet.serving.orders import Accepted, Event, PictureDone
-from dreamfleet.serving.problems import ApiProblem, no_right, not_ready
+from dreamfleet.serving.problems import ApiProblem, broken, no_right, not_ready
 from dreamfleet.serving.schemas import (
     BASE_MODEL,
     ErrorBody,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dreamfleet.serving.keys import KeyFile
     from dreamfleet.serving.service import ImageService, Job
     from dreamfleet.serving.shelf import Shelf
+
+log = logging.getLogger("dreamfleet.serving")
 
 PICTURES = "/pictures"
 NO_STORE = {"Cache-Control": "no-store"}
@@ -134,7 +137,8 @@ def _models(service: ImageService) -> APIRouter:
         """A small WebP picture of the subject: a photo where it is at hand, else a sample."""
         from dreamfleet.serving.thumbnails import thumbnail_of
 
-        picture = thumbnail_of(service.catalogue.resolve(model_id).location)
+        entry = service.catalogue.resolve(model_id)
+        picture = thumbnail_of(entry.location, photos=entry.origin is None)
         if picture is None:
             raise ApiProblem(404, f"model {model_id[:200]!r} has no picture", "no_thumbnail")
         return Response(picture, media_type="image/webp", headers=NO_STORE)
@@ -175,7 +179,6 @@ def _admin(service: ImageService) -> APIRouter:
     def retire(model_id: str, request: Request) -> None:
         """Offer an adapter no longer. Its files stay; pictures under way are finished."""
         _admin_only(request)
-        service.catalogue.resolve(model_id)
         service.catalogue.retire(model_id)
 
     return router
@@ -187,8 +190,8 @@ def _operation(service: ImageService, shelf: Shelf) -> APIRouter:
     @router.get("/healthz", response_model=Health, responses={503: ERRORS[503]})
     def healthz() -> Health:
         """200 when requests are taken; no key is needed."""
-        if not service.ready:
-            raise not_ready(service.trouble)
+        if why := service.why_not_ready():
+            raise not_ready(why)
         return Health(base_model=service.base_name, adapters=len(service.catalogue.usable()))
 
     @router.get("/metrics", response_class=Response)
@@ -262,6 +265,9 @@ class _Answers:
                         yield told
             except ApiProblem as problem:
                 yield _sse("error", problem.body())
+            except Exception:
+                log.exception("a stream broke")
+                yield _sse("error", broken().body())
         yield "data: [DONE]\n\n"
 
     def _told(self, event: Event, previews: dict[int, int]) -> list[str]:
@@ -317,7 +323,7 @@ def _model(entry: Entry, aliases: Mapping[str, str]) -> Model:
         token=entry.text("token"),
         rank=entry.rank,
         metrics={str(k): float(v) for k, v in numbers if isinstance(v, int | float) and v == v},
-        has_thumbnail=has_thumbnail(entry.location),
+        has_thumbnail=has_thumbnail(entry.location, photos=entry.origin is None),
         has_report=has_report(entry.location),
     )
 
@@ -328,7 +334,7 @@ def _base_model(service: ImageService) -> Model:
 
 
 def _caller(request: Request) -> Caller:
-    caller = request.scope.get("state", {}).get("caller", ANYBODY)
+    caller = request.scope.get("state", {}).get("caller", NOBODY)
     assert isinstance(caller, Caller)
     return caller
 
@@ -357,7 +363,15 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(BadInputError)
     async def refused(request: Request, error: BadInputError) -> JSONResponse:
+        from dreamfleet.tracking.store import Unreachable
+
+        if isinstance(error.__cause__, Unreachable):
+            return answer(not_ready(first_line(error)))
         return answer(ApiProblem(400, first_line(error), "invalid_value"))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        return answer(broken())  # Starlette raises it again for the log
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:

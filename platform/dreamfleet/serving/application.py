@@ -19,12 +19,19 @@ from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.serving.admission import FairQueue
 from dreamfleet.serving.api import build_api
 from dreamfleet.serving.backend import ServeBackend
-from dreamfleet.serving.catalogue import Catalogue, FolderSource, RegistrySource, Source
+from dreamfleet.serving.catalogue import (
+    Catalogue,
+    FolderSource,
+    RegistrySource,
+    Source,
+    registered_as,
+)
 from dreamfleet.serving.figures import Figures
 from dreamfleet.serving.guard import Guard
 from dreamfleet.serving.keys import KeyFile
 from dreamfleet.serving.replica import EngineReplica
 from dreamfleet.serving.sampled import Sampled
+from dreamfleet.serving.schemas import MAX_IMAGES
 from dreamfleet.serving.service import ImageService
 from dreamfleet.serving.settings import (
     CPUS_OF_INGRESS,
@@ -66,6 +73,7 @@ class Engine(EngineReplica):
             cache_bytes=own.cache_mib * MIB,
             num_threads=own.num_threads,
         )
+        self.start()  # the base is loaded before anybody asks
 
 
 class Ingress:
@@ -79,9 +87,8 @@ class Ingress:
     def __init__(self, engines: DeploymentHandle, settings: dict[str, Any]) -> None:
         self.settings = serve_settings(settings)
         own = self.settings
-        fixed = own.num_replicas if own.max_replicas is None else None
         self.service = ImageService(
-            ServeBackend(engines, fixed),
+            ServeBackend(engines),
             _catalogue(own),
             FairQueue(
                 own.pictures_per_replica * own.num_replicas, own.max_waiting, own.max_per_key
@@ -118,16 +125,10 @@ class Ingress:
         return self.service.sampled.take()
 
     def versions(self) -> dict[str, dict[str, str]]:
-        """By adapter what is known of its registered version."""
+        """By adapter its version, and where that is registered, as far as that is known."""
         found = {}
         for entry, _ in self.service.catalogue.usable():
-            tracking = entry.about.get("tracking")
-            told = tracking if isinstance(tracking, dict) else {}
-            found[entry.id] = {
-                "version": entry.version,
-                "registered": str(told.get("model_version", "")),
-                "run_id": str(told.get("run_id", "")),
-            }
+            found[entry.id] = {"version": entry.version, "registered": registered_as(entry)}
         return found
 
     def drain(self) -> None:
@@ -178,7 +179,10 @@ def _engine_options(settings: ServeSettings) -> dict[str, Any]:
     scaling = {
         "min_replicas": settings.num_replicas,
         "max_replicas": settings.max_replicas,
-        "target_ongoing_requests": settings.target_ongoing_requests,
+        # Serve sees the requests that the queue lets through, not those that wait in it: the
+        # target has to lie below what a full engine has, however many pictures each is for.
+        "target_ongoing_requests": settings.target_ongoing_requests
+        or settings.pictures_per_replica / MAX_IMAGES,
     }
     return {**options, "autoscaling_config": scaling}
 

@@ -48,11 +48,10 @@ class ServeBackend:
 
     Args:
         handle: of the engines' deployment.
-        num_replicas: how many there are; None: asked of Serve (autoscaling).
     """
 
-    def __init__(self, handle: Any, num_replicas: int | None) -> None:
-        self._handle, self._num_replicas = handle, num_replicas
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
 
     async def about(self) -> BaseAbout:
         with _own_errors():
@@ -84,11 +83,11 @@ class ServeBackend:
 
     async def stats(self) -> dict[str, float]:
         with _own_errors():
-            return await self._handle.stats.remote()
+            asked = self._handle.broadcast("stats")
+            answers = await asked.results_async(return_exceptions=True)  # one may be going
+            return combined([own for own in answers if isinstance(own, dict)])
 
     async def num_replicas(self) -> int:
-        if self._num_replicas is not None:
-            return self._num_replicas
         return await asyncio.to_thread(_running_engines)
 
     def _near(self, order: DrawOrder, **options: Any) -> Any:
@@ -96,6 +95,16 @@ class ServeBackend:
         if order.affinity:
             options["multiplexed_model_id"] = order.affinity
         return self._handle.options(**options) if options else self._handle
+
+
+def combined(engines: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of all engines: counts and bytes as sums, times (seconds, `_s`) as means."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for own in engines for name in own):
+        values = [own[name] for own in engines if name in own]
+        mean = name.endswith("_s") and not name.endswith("_per_s")
+        found[name] = sum(values) / (len(values) if mean else 1)
+    return found
 
 
 def _running_engines() -> int:

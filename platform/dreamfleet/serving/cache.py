@@ -17,7 +17,8 @@ Unload = Callable[[AdapterRef], Awaitable[None]]
 @dataclass
 class _Held:
     ref: AdapterRef
-    loading: asyncio.Task[int]
+    loading: asyncio.Future[None] | None = None
+    loaded: bool = False
     bytes: int = 0
     users: int = 0
 
@@ -38,6 +39,7 @@ class AdapterCache:
         self.budget_bytes = budget_bytes
         self._load, self._unload = load, unload
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._going: set[asyncio.Future[None]] = set()
         self.hits = self.misses = self.evictions = 0
 
     @property
@@ -76,31 +78,49 @@ class AdapterCache:
         held = self._held.get(ref.key)
         if held is None:
             self.misses += 1
-            held = _Held(ref, asyncio.ensure_future(self._load(ref)))
-            self._held[ref.key] = held
+            held = self._held[ref.key] = _Held(ref)
+            held.loading = asyncio.ensure_future(self._fetch(held))
+            held.loading.add_done_callback(_noted)
         else:
             self.hits += 1
             self._held.move_to_end(ref.key)
         held.users += 1
         try:
             # Shielded: one who goes away must not end what others wait for.
-            held.bytes = await asyncio.shield(held.loading)
+            assert held.loading is not None
+            await asyncio.shield(held.loading)
             yield
         finally:
             held.users -= 1
-            if _failed(held.loading) and self._held.get(ref.key) is held:
-                del self._held[ref.key]
             await self._shrink()
 
+    async def _fetch(self, held: _Held) -> None:
+        """Load and count, even when all who asked have gone away."""
+        try:
+            held.bytes = await self._load(held.ref)
+        except BaseException:
+            del self._held[held.ref.key]
+            raise
+        held.loaded = True
+        await self._shrink()
+
     async def _shrink(self) -> None:
+        """Let go of idle ones. What is begun is ended, even if the caller is cancelled."""
         while self.bytes > self.budget_bytes:
-            idle = [own for own in self._held.values() if not own.users and own.loading.done()]
+            idle = [own for own in self._held.values() if not own.users and own.loaded]
             if not idle:
-                return
+                break
             del self._held[idle[0].ref.key]
             self.evictions += 1
-            await self._unload(idle[0].ref)
+            going = asyncio.ensure_future(self._unload(idle[0].ref))
+            self._going.add(going)
+            going.add_done_callback(self._going.discard)
+            going.add_done_callback(_noted)
+        if self._going:
+            await asyncio.shield(asyncio.gather(*self._going, return_exceptions=True))
 
 
-def _failed(task: asyncio.Task[int]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+def _noted(task: asyncio.Future[None]) -> None:
+    """Those who wait for it are told of an error; it may be that nobody does."""
+    if not task.cancelled():
+        task.exception()

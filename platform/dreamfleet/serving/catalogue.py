@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock
 
 from dreamfleet.errors import AdapterFileError, BadInputError, first_line
-from dreamfleet.serving.orders import AdapterRef
+from dreamfleet.serving.orders import AdapterRef, RegistryFiles
 from dreamfleet.serving.problems import no_model, unusable_model
 from dreamfleet.serving.schemas import BASE_MODEL
 
@@ -31,6 +32,7 @@ ALIASES_FILE = "aliases.json"
 RETIRED = ".retired"  # in an adapter's folder
 MAX_FILE_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 64 * 2**20
+LARGEST = 2**63  # of numbers
 CHAMPION = "champion"
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -45,6 +47,7 @@ class Entry:
         key: names the content.
         base_hash: of the base that it was made for; empty where its file does not say.
         problem: why it cannot be used; empty if it can.
+        origin: where it was fetched from; paths in its files mean nothing here then.
     """
 
     id: str
@@ -56,10 +59,11 @@ class Entry:
     created: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    origin: RegistryFiles | None = None
 
     @property
     def ref(self) -> AdapterRef:
-        return AdapterRef(self.id, self.key, self.location)
+        return AdapterRef(self.id, self.key, self.location, self.origin)
 
     def text(self, name: str) -> str:
         """A text of adapter.json."""
@@ -160,14 +164,27 @@ class FolderSource:
     def _entries(self) -> Iterable[Entry]:
         folders = [self.root] if self.single else sorted(self.root.iterdir())
         for folder in folders:
-            weights = folder / WEIGHTS_NAME
-            if (folder / RETIRED).exists():
-                continue
-            if weights.is_file():
-                yield self._entry(folder, weights)
-            elif (folder / WHOLE_MODEL).is_file():
-                reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
-                yield Entry(folder.name, folder.name, str(folder), problem=reason)
+            try:
+                entry = self._looked_at(folder)
+            except Exception as error:  # one folder must not take the others down
+                name = plain(folder.name)
+                entry = Entry(name, name, str(folder), problem=first_line(error)[:300])
+            if entry is not None:
+                yield entry
+
+    def _looked_at(self, folder: Path) -> Entry | None:
+        """The adapter in a folder; None: there is none to be offered."""
+        weights = folder / WEIGHTS_NAME
+        if (folder / RETIRED).exists():
+            return None
+        if weights.is_file():
+            if plain(folder.name) != folder.name:
+                raise AdapterFileError("its folder's name is no text")
+            return self._entry(folder, weights)
+        if (folder / WHOLE_MODEL).is_file():
+            reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
+            return Entry(folder.name, folder.name, str(folder), problem=reason)
+        return None
 
     def _entry(self, folder: Path, weights: Path) -> Entry:
         """An adapter as it was looked at, as long as its files stay the same."""
@@ -209,7 +226,7 @@ class RegistrySource:
 
     def __init__(self, uri: str, cache: Path, names: tuple[str, ...] = ()) -> None:
         self.uri, self.cache, self.names = uri, cache, names
-        self._known: dict[tuple[str, str], Entry] = {}
+        self._known: dict[str, Entry] = {}
 
     def read(self) -> Listing:
         from dreamfleet.tracking.registry import registered_adapters
@@ -239,23 +256,28 @@ class RegistrySource:
         retire(self.uri, model_id)
 
     def _entry(self, version: RegisteredVersion) -> Entry:
-        name = (version.name, version.version)
-        if name not in self._known or self._known[name].problem:
-            self._known[name] = self._fetched(version)
-        return self._known[name]
+        # A version of this name and number may be another one in another, or a wiped, registry.
+        told = [self.uri, version.name, version.version, version.source, version.run_id]
+        digest = hashlib.sha256(json.dumps([*told, version.created]).encode()).hexdigest()[:16]
+        if digest not in self._known or self._known[digest].problem:
+            self._known[digest] = self._fetched(version, digest)
+        return self._known[digest]
 
-    def _fetched(self, version: RegisteredVersion) -> Entry:
+    def _fetched(self, version: RegisteredVersion, digest: str) -> Entry:
         from dreamfleet.tracking.registry import fetch_version
 
         safe = re.sub(r"[^\w.-]", "_", version.name)
-        place = self.cache / safe / version.version
+        place = self.cache / f"{safe}-{version.version}-{digest}"
+        origin = RegistryFiles(self.uri, version.name, version.version, version.source, str(place))
         try:
             weights = fetch_version(self.uri, version, place)
+            entry = inspect(version.name, version.version, weights.parent)
         except Exception as error:  # one version must not take the others down
             return Entry(version.name, version.version, str(place), problem=first_line(error)[:300])
-        entry = inspect(version.name, version.version, weights.parent)
         tags = {key: value for key, value in version.tags.items() if key in ("class_word", "token")}
-        return replace(entry, about={**tags, **entry.about}, created=version.created)
+        about = {**tags, **entry.about}
+        key = f"{version.name}#{digest}"  # the same on every node
+        return replace(entry, key=key, about=about, created=version.created, origin=origin)
 
 
 class Catalogue:
@@ -272,10 +294,12 @@ class Catalogue:
     ) -> None:
         self._source, self._base_hash, self._max_rank = source, base_hash, max_rank
         self._listing = Listing({}, {}, {})
+        self._looking = threading.Lock()
 
     def refresh(self) -> None:
-        """Look again (blocks)."""
-        self._listing = self._source.read()
+        """Look again (blocks). One look after the other: an older one never comes out on top."""
+        with self._looking:
+            self._listing = self._source.read()
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
         """As `Source.promote`, and look again (blocks)."""
@@ -283,7 +307,13 @@ class Catalogue:
         self.refresh()
 
     def retire(self, model_id: str) -> None:
-        """As `Source.retire`, and look again (blocks)."""
+        """As `Source.retire`, and look again (blocks); one that cannot be used may go, too.
+
+        Raises:
+            ApiProblem: 404 for an unknown one.
+        """
+        if model_id not in self._listing.versions:
+            raise no_model(model_id)
         self._source.retire(model_id)
         self.refresh()
 
@@ -371,6 +401,16 @@ def inspect(model_id: str, version: str, folder: Path) -> Entry:
     )
 
 
+def registered_as(entry: Entry) -> str:
+    """An adapter's version in MLflow's registry, as MLflow writes it; empty where unknown."""
+    if entry.origin is not None:
+        return f"models:/{entry.id}/{entry.version}"
+    tracking = entry.about.get("tracking")
+    version = tracking.get("model_version") if isinstance(tracking, dict) else None
+    name = entry.text("name")
+    return f"models:/{name}/{version}" if name and version else ""
+
+
 def _header(weights: Path) -> tuple[dict[str, Any], int | None]:
     """What the file says of its base, and the largest rank of its layers."""
     from safetensors import SafetensorError, safe_open
@@ -397,7 +437,7 @@ def _header(weights: Path) -> tuple[dict[str, Any], int | None]:
         raise AdapterFileError("its file holds no LoRA in PEFT's naming")
     try:
         about = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         about = {}
     return about if isinstance(about, dict) else {}, max(ranks, default=None)
 
@@ -407,10 +447,28 @@ def _adapter_json(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > 4 * 2**20:
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = _answerable(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _answerable(value: Any) -> Any:
+    """JSON as it can be put into answers: texts in UTF-8, finite numbers; others become None."""
+    if isinstance(value, dict):
+        return {plain(key): _answerable(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_answerable(own) for own in value]
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, int | float) and not abs(value) < LARGEST:  # NaN is not either
+        return None
+    return value
+
+
+def plain(text: str) -> str:
+    """Text that UTF-8 can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -76,12 +76,25 @@ def checked_serve_config(content: Any, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: expected a mapping with a list called applications")
     _known(content, TOP_KEYS, origin)
     _known(content.get("http_options") or {}, HTTP_KEYS, f"{origin}: http_options")
-    ours = [app for app in content["applications"] if app.get("import_path") == IMPORT_PATH]
+    apps = [app for app in content["applications"] if isinstance(app, dict)]
+    ours = [app for app in apps if app.get("import_path") == IMPORT_PATH]
     if len(ours) != 1:
         raise ConfigError(f"{origin}: expected one application with import_path {IMPORT_PATH}")
-    _known(ours[0], APP_KEYS, f"{origin}: applications")
-    serve_settings(ours[0].get("args") or {})
+    _check_application(ours[0], f"{origin}: applications")
     return content
+
+
+def _check_application(app: Mapping[str, Any], origin: str) -> None:
+    _known(app, APP_KEYS, origin)
+    # The service looks itself up by its name, and its pages name its paths from the root.
+    for key, expected in (("name", APP_NAME), ("route_prefix", "/")):
+        if app.get(key) != expected:
+            raise ConfigError(f"{origin}: {key} = {app.get(key)!r}: expected {expected!r}")
+    if not serve_settings(app.get("args") or {}).auth:
+        raise ConfigError(
+            f"{origin}: auth = False: only for `dreamfleet serve` on this machine; a deployment "
+            "asks for keys"
+        )
 
 
 def deploy(content: Mapping[str, Any], address: str | None = None) -> str:

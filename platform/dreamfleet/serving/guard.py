@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from starlette._utils import get_route_path
+
+from dreamfleet.errors import first_line
 from dreamfleet.serving.keys import KeyFile, Scope
-from dreamfleet.serving.problems import ApiProblem, no_key
+from dreamfleet.serving.problems import ApiProblem, broken, no_key
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
-GUARDED = "/v1/"
+log = logging.getLogger("dreamfleet.serving")
+
+# What needs no key: pages, health, figures, and pictures, whose names are keys. All else does.
+PUBLIC = ("/", "/healthz", "/metrics", "/docs", "/openapi.json", "/studio.css", "/studio.js")
+PUBLIC_BELOW = "/pictures/"
 MAX_BODY_BYTES = 64 * 2**10
 BODY_WITHIN_S = 30.0
 
@@ -34,6 +42,7 @@ class Caller:
 
 
 ANYBODY = Caller("anybody", "admin")
+NOBODY = Caller("nobody", "")  # without a key, where none is needed
 
 
 class Guard:
@@ -62,11 +71,18 @@ class Guard:
         await self.app({**scope, "state": state}, _replayed(body, receive), send)
 
     def _caller(self, scope: Any) -> Caller:
-        if self._keys is None or not scope["path"].startswith(GUARDED):
+        if self._keys is None:
             return ANYBODY
+        path = get_route_path(scope)  # as the routes see it: without a prefix that Serve adds
+        if path in PUBLIC or path.startswith(PUBLIC_BELOW):
+            return NOBODY
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         kind, _, key = given.partition(" ")
-        found = self._keys.find(key.strip()) if kind.lower() == "bearer" else None
+        try:
+            found = self._keys.find(key.strip()) if kind.lower() == "bearer" else None
+        except Exception as error:  # a damaged file lets nobody in
+            log.error("keys cannot be read: %s", first_line(error))
+            raise broken("the keys cannot be read") from error
         if found is None:
             raise no_key()
         return Caller(found.id, found.scope)

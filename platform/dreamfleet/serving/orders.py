@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 PictureFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True)
+class RegistryFiles:
+    """A registered version's files, for whoever does not have them: `registry.fetch_version`.
+
+    Attributes:
+        uri: of MLflow; may hold a password.
+        source: where the files are, as MLflow names it.
+        folder: where they are copied to, on each node.
+    """
+
+    uri: str = field(repr=False)
+    name: str
+    version: str
+    source: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -16,11 +33,13 @@ class AdapterRef:
         id: as clients name it.
         key: names its content: another file under the same id has another key.
         location: the adapter's folder or file, a path or URI that every replica can read.
+        origin: where a replica gets the files if they are not there.
     """
 
     id: str
     key: str
     location: str
+    origin: RegistryFiles | None = None
 
 
 @dataclass(frozen=True)

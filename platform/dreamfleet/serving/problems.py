@@ -109,3 +109,10 @@ def busy(retry_after_s: float, why: str = "all places in the queue are taken") -
 def not_ready(why: str, retry_after_s: float = 5.0) -> ApiProblem:
     """Starting, ending, or without a replica."""
     return ApiProblem(503, why, "not_ready", kind="server_error", retry_after_s=retry_after_s)
+
+
+def broken(why: str = "something went wrong here, not with the request") -> ApiProblem:
+    """Nobody foresaw it; the log has more."""
+    return ApiProblem(
+        500, f"{why}; the service's log says more", "internal_error", kind="server_error"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,8 @@ from dreamfleet.serving.settings import ServeSettings
 
 EVERY_S = 15.0
 ANSWER_S = 10.0
-END_S = 2.0
+END_S = 4.0  # in all
+PRIVATE = {"keys_file", "registry"}  # settings that are not recorded: places, passwords
 KEPT = (
     "requests_success",
     "requests_refused",
@@ -55,10 +57,11 @@ def record_deployment(
     """
     from dreamfleet.tracking import open_tracker
 
+    settings = content["applications"][0].get("args") or {}
     tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
     run = tracker.start_run(
         f"deploy {datetime.now(UTC):%Y-%m-%d %H:%M}",
-        params=content["applications"][0].get("args") or {},
+        params={key: value for key, value in settings.items() if key not in PRIVATE},
         tags={"dreamfleet.kind": "deployment", "dreamfleet.head": place},
     )
     run.finish("FINISHED")
@@ -89,7 +92,7 @@ class Recorder:
         name = f"serve {datetime.now(UTC):%Y-%m-%d %H:%M}"
         tags = {"dreamfleet.kind": "deployment", **self._versions()}
         self.run = self._tracker.start_run(
-            name, params=settings.model_dump(mode="json", exclude={"keys_file"}), tags=tags
+            name, params=settings.model_dump(mode="json", exclude=PRIVATE), tags=tags
         )
         self._wanted = settings.sample_images
         self._step = 0
@@ -103,9 +106,10 @@ class Recorder:
     def end(self) -> None:
         """The last figures, and the end of the run; returns within seconds whatever MLflow does."""
         self._ending.set()
-        self._thread.join(END_S)
-        self.run.finish("FINISHED", END_S)
-        self._tracker.close(END_S)
+        until = time.monotonic() + END_S
+        self._thread.join(END_S / 2)
+        self.run.finish("FINISHED", max(0.0, until - time.monotonic()))
+        self._tracker.close(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while not self._ending.wait(EVERY_S):
@@ -125,12 +129,11 @@ class Recorder:
                     self.run.log_grid([(prompt, picture)], "served", self._step)
 
     def _versions(self) -> dict[str, str]:
-        """Links to the registered versions, as tags; many adapters are counted only."""
+        """Versions as tags, as links where they are registered; many adapters are counted only."""
         with contextlib.suppress(Exception):
             found = self._handle.versions.remote().result(timeout_s=ANSWER_S)
             tags = {"dreamfleet.adapters": str(len(found))}
             for name, about in list(found.items())[:100]:
-                version = about["registered"] or about["version"]
-                tags[f"dreamfleet.serves.{name}"] = f"models:/{name}/{version}"
+                tags[f"dreamfleet.serves.{name}"] = about["registered"] or about["version"]
             return tags
         return {}

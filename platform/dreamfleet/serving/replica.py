@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.engine.settings import EngineSettings
+from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.storage import is_uri, local_copy
 from dreamfleet.serving.cache import AdapterCache
@@ -20,6 +22,7 @@ from dreamfleet.serving.orders import (
     Event,
     PictureDone,
     PictureFormat,
+    RegistryFiles,
     StepDone,
 )
 
@@ -59,6 +62,19 @@ class EngineReplica(EngineActor):
         super().__init__(source, bounds)
         self._num_threads = num_threads
         self._cache = AdapterCache(cache_bytes, self._load_adapter, self._unload_adapter)
+
+    def start(self) -> None:
+        """Begin to load the base; returns at once."""
+        _ = self.loop
+
+    async def check_health(self) -> None:
+        """For Serve, which puts another replica in the place of one that raises.
+
+        Raises:
+            DreamfleetError: the base cannot be loaded, or step after step fails.
+        """
+        if trouble := self.loop.trouble():
+            raise DreamfleetError(f"this engine draws no more: {trouble}")
 
     async def about(self) -> BaseAbout:
         """The base; waits until it is loaded.
@@ -100,8 +116,12 @@ class EngineReplica(EngineActor):
                 left = len(tickets)
                 while left:
                     event = await events.get()
-                    if isinstance(event, StepDone):
-                        yield event
+                    if isinstance(event, tuple):
+                        step, preview = event
+                        if preview is not None:
+                            told = await asyncio.to_thread(encode, preview, order.output_format)
+                            step = replace(step, preview=told)
+                        yield step
                         continue
                     index, left = event, left - 1
                     image = tickets[index].image.result()
@@ -131,19 +151,20 @@ class EngineReplica(EngineActor):
 
     async def _submit(self, order: DrawOrder, events: asyncio.Queue[Any]) -> list[Ticket]:
         loop = asyncio.get_running_loop()
-        wanted = _preview_steps(order)
 
         def tell(event: Any) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         def begin(engine: Engine) -> list[Ticket]:
             tickets: list[Ticket] = []
+            # The checker judges finished pictures; nothing goes out that it has not seen.
+            wanted = set() if engine.base.safety_checker else _preview_steps(order)
 
             def on_step(index: int, done: int, total: int) -> None:
                 preview = None
                 if done in wanted and done < total:
-                    preview = encode(engine.preview(tickets[index]), order.output_format)
-                tell(StepDone(index, done, total, preview))
+                    preview = engine.preview(tickets[index])
+                tell((StepDone(index, done, total), preview))
 
             for index, request in enumerate(requests_of(order)):
                 step = _bound(on_step, index)
@@ -159,6 +180,8 @@ class EngineReplica(EngineActor):
         base = await self._ask(lambda engine: engine.base)
 
         def read() -> Any:
+            if ref.origin is not None and not Path(ref.location).exists():
+                return read_lora_slot(base, _fetched(ref.origin))
             if not is_uri(ref.location):
                 return read_lora_slot(base, ref.location)
             with local_copy(ref.location) as place:
@@ -211,6 +234,14 @@ def encode(image: Image.Image, output_format: PictureFormat) -> bytes:
 def encode_all(images: list[Image.Image], output_format: PictureFormat) -> list[bytes]:
     """As `encode`."""
     return [encode(image, output_format) for image in images]
+
+
+def _fetched(origin: RegistryFiles) -> Path:
+    """A registered adapter's folder on this node, whose disk the ingress's need not be."""
+    from dreamfleet.tracking.registry import RegisteredVersion, fetch_version
+
+    version = RegisteredVersion(origin.name, origin.version, origin.source, {}, 0)
+    return fetch_version(origin.uri, version, Path(origin.folder)).parent
 
 
 def _about(engine: Engine) -> BaseAbout:

@@ -64,6 +64,7 @@ def serve_foreground(
     ):
         handle: Any = None
         at_end: list[Callable[[], None]] = []
+        _check_keys_asked(settings, local=session.local)
         try:
             settings = _with_device(settings, session, progress)
             handle = _deployed(settings, host, port)
@@ -73,6 +74,7 @@ def serve_foreground(
             while done is None or not done():
                 time.sleep(POLL_S)
         finally:
+            note_processes()  # first: a second signal may cut the rest short
             if handle is not None:
                 progress.info("ending: what is under way is finished")
                 _drain(handle, settings.drain_s)
@@ -120,6 +122,15 @@ def check_address(settings: ServeSettings, host: str, port: int) -> None:
     check_port(host, port)
 
 
+def _check_keys_asked(settings: ServeSettings, *, local: bool) -> None:
+    """On a Ray that others started Serve may listen already, and wherever it was told to."""
+    if not settings.auth and not local:
+        raise BadInputError(
+            "--no-auth with a Ray cluster: without keys the service answers this machine only; "
+            "leave --no-auth out and use `dreamfleet keys create`, or leave the cluster out"
+        )
+
+
 def check_port(host: str, port: int) -> None:
     """Raise BadInputError if the port cannot be listened on."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -139,7 +150,7 @@ def base_of_adapters(folder: str | Path) -> str:
     root = FolderSource(folder).root
     named: Counter[str] = Counter()
     for path in [root / "adapter.json", *sorted(root.glob("*/adapter.json"))]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             named[str(json.loads(path.read_text(encoding="utf-8"))["base"]["name"])] += 1
     return named.most_common(1)[0][0] if named else "embedded"
 
@@ -198,12 +209,16 @@ def _announce(
 
 
 def _drain(handle: Any, drain_s: float) -> None:
-    """No new requests; wait for those that are under way."""
+    """No new requests; wait for those that are under way. All in all it takes `drain_s` seconds,
+    or as long as an ingress that does not answer is waited for.
+    """
+    until = time.monotonic() + max(drain_s, ANSWER_S)
+    deadline = time.monotonic() + drain_s
     with contextlib.suppress(Exception):
         handle.drain.remote().result(timeout_s=ANSWER_S)
-        deadline = time.monotonic() + drain_s
         while time.monotonic() < deadline:
-            if not handle.state.remote().result(timeout_s=ANSWER_S)["under_way"]:
+            rest_s = min(ANSWER_S, max(0.0, until - time.monotonic()))
+            if not handle.state.remote().result(timeout_s=rest_s)["under_way"]:
                 break
             time.sleep(POLL_S)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
 
-from dreamfleet.errors import AdapterFileError, BadInputError, first_line
+from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, first_line
 from dreamfleet.serving.admission import FairQueue
 from dreamfleet.serving.catalogue import Catalogue, Entry
 from dreamfleet.serving.figures import Figures
@@ -54,7 +54,7 @@ class Backend(Protocol):
         """Have the order's adapters loaded where it will probably be drawn."""
 
     async def stats(self) -> dict[str, float]:
-        """Figures of an engine."""
+        """Figures of the engines together."""
 
     async def num_replicas(self) -> int:
         """Engines that are running."""
@@ -104,6 +104,7 @@ class ImageService:
         self.trouble = "the base model is being loaded"
         self.failed = False  # it cannot be loaded
         self.under_way = 0
+        self._engines = 1
         self._draining = False
         self._refresh_s, self._per_replica = refresh_s, pictures_per_replica
         self._background: list[asyncio.Task[None]] = []
@@ -123,13 +124,19 @@ class ImageService:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self.about is not None and not self._draining
+        return not self.why_not_ready()
 
     @property
     def base_name(self) -> str:
         """The base model for clients, to whom places on this machine are no matter."""
         name = self.about.name if self.about else ""
         return PurePath(name).name if name.startswith(("/", ".", "~")) else name
+
+    def why_not_ready(self) -> str:
+        """What stands in the way of requests; empty: nothing."""
+        if self.about is None or self._draining:
+            return self.trouble
+        return "" if self._engines else "no engine is running; one is being started"
 
     def drain(self) -> None:
         """Take no more requests; those that are here go on."""
@@ -143,8 +150,8 @@ class ImageService:
             ApiProblem: an unknown adapter, or a value that does not suit this base.
         """
         about = self.about
-        if about is None or self._draining:
-            raise not_ready(self.trouble)
+        if about is None or not self.ready:
+            raise not_ready(self.why_not_ready())
         entries = self._entries(body)
         strengths = [body.adapter_strength, *(more.strength for more in body.adapters)]
         refs = [
@@ -257,6 +264,10 @@ class ImageService:
         except AdapterFileError as error:
             self.figures.ended("failed")
             raise _about_adapter(job, error) from error
+        except BaseModelError as error:  # of an engine that Serve will replace
+            self.figures.ended("failed")
+            log.warning("an engine has no base model: %s", first_line(error))
+            raise not_ready("the engine that was asked has no base model; ask again") from error
         except BadInputError as error:
             self.figures.ended("invalid")
             raise ApiProblem(400, first_line(error), "invalid_value") from error
@@ -273,8 +284,12 @@ class ImageService:
         if job.order.adapters and self.queue.would_wait(job.cost):
             ahead = asyncio.ensure_future(self.backend.prefetch(job.order))
             ahead.add_done_callback(_not_asked)
-        async with self.queue.place(caller, job.cost):
-            yield
+        try:
+            async with self.queue.place(caller, job.cost):
+                yield
+        finally:
+            if ahead is not None:  # refused, or gone while it waited: nobody wants it any more
+                ahead.cancel()
 
     async def _again(self, attempt: int, error: ReplicaLost) -> None:
         """Pause before the next attempt.
@@ -311,7 +326,8 @@ class ImageService:
 
     async def _follow_replicas(self) -> float:
         with contextlib.suppress(Exception):
-            self.queue.resize(self._per_replica * max(1, await self.backend.num_replicas()))
+            self._engines = await self.backend.num_replicas()
+            self.queue.resize(self._per_replica * max(1, self._engines))
         return POLL_S
 
 

@@ -41,8 +41,11 @@ class ServeSettings(BaseModel):
     max_replicas: int | None = Field(
         None, ge=1, le=1000, description="autoscaling, from num_replicas to this many"
     )
-    target_ongoing_requests: float = Field(
-        8.0, gt=0, description="autoscaling: requests that an engine should have at once"
+    target_ongoing_requests: float | None = Field(
+        None,
+        gt=0,
+        description="autoscaling: requests that an engine should have at once; default: as many as "
+        "fill it when each is for the most pictures",
     )
     num_ingress: int = Field(1, ge=1, le=100, description="HTTP replicas; queues are their own")
     cpus_per_replica: float = Field(1.0, ge=0, description="CPUs that Ray reserves for an engine")

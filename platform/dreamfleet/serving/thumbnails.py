@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +18,17 @@ MAX_PICTURE_BYTES = 50 * 2**20
 LOOKED_AT = 20
 
 
-def thumbnail_of(location: str) -> bytes | None:
+def thumbnail_of(location: str, *, photos: bool = True) -> bytes | None:
     """A WebP picture of at most `SIDE` pixels a side: of the subject's photos where they are still
     at hand, else of the adapter's samples; None where there is neither.
+
+    Args:
+        photos: whether the paths in its settings are this machine's; those of somebody else's
+            adapter could name any picture here.
     """
     from PIL import Image, ImageOps
 
-    for path in _candidates(Path(location)):
+    for path in _candidates(Path(location), photos):
         try:
             if path.stat().st_size > MAX_PICTURE_BYTES:
                 continue
@@ -43,15 +48,16 @@ def thumbnail_of(location: str) -> bytes | None:
     return None
 
 
-def has_thumbnail(location: str) -> bool:
+def has_thumbnail(location: str, *, photos: bool = True) -> bool:
     """Whether there probably is one; asked for each of many adapters, so nothing is read."""
-    folder = Path(location)
-    return (folder / "samples").is_dir() or (folder / "config.yaml").is_file()
+    # os.path says False where pathlib would raise, of a folder that may not be read.
+    settings = f"{location}/config.yaml"
+    return os.path.isdir(f"{location}/samples") or (photos and os.path.isfile(settings))
 
 
 def has_report(location: str) -> bool:
     """Whether there is a report."""
-    return (Path(location) / "report.html").is_file()
+    return os.path.isfile(f"{location}/report.html")
 
 
 def report_of(location: str) -> str | None:
@@ -65,9 +71,8 @@ def report_of(location: str) -> str | None:
         return None
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    samples = folder / "samples"
-    return itertools.chain(_photos(folder), _pictures(samples))
+def _candidates(folder: Path, photos: bool) -> Iterator[Path]:
+    return itertools.chain(_photos(folder) if photos else (), _pictures(folder / "samples"))
 
 
 def _photos(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,9 @@ def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
     found = next(iter(sorted(folder.rglob(WEIGHTS))), None)
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(
+            exist_ok=True
+        )  # so it is not copied again at every look: versions never change
         raise BadInputError(
             f"model {version.name} version {version.version}: holds no {WEIGHTS}; only LoRA "
             "adapters are served"
@@ -134,7 +138,14 @@ def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
     try:
         return question(MlflowStore.connect(uri, create=False).client)
     except (Unreachable, MlflowException, OSError) as error:
-        raise BadInputError(f"MLflow at {uri}: {plain_reason(error)}") from error
+        place = _without_password(uri)
+        reason = plain_reason(error).replace(uri, place)
+        raise BadInputError(f"MLflow at {place}: {reason}") from error
+
+
+def _without_password(uri: str) -> str:
+    """An address as logs and answers may have it."""
+    return re.sub(r"//[^/]*@", "//", uri)
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
+from dreamfleet.errors import BaseModelError
 from dreamfleet.serving import schemas
 from dreamfleet.serving.guard import MAX_BODY_BYTES
+from dreamfleet.serving.orders import Accepted
+from dreamfleet.serving.thumbnails import thumbnail_of
 
 pytestmark = pytest.mark.heavy
 
@@ -197,6 +201,55 @@ class TestErrors:
             assert answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1
         assert client.service.figures.snapshot()["requests_refused"] == 2
 
+    def test_who_is_refused_has_nothing_loaded(
+        self, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[Any] = []
+
+        async def prefetch(order: Any) -> None:
+            loaded.append(order)
+
+        monkeypatch.setattr(client.service.backend, "prefetch", prefetch)
+        client.service.queue.running += 4
+        try:
+            assert client.post(PATH, json={**ASK, "n": 10}).status_code == 429
+        finally:
+            client.service.queue.running -= 4
+        client.get("/healthz")
+        assert loaded == []
+
+    def test_what_nobody_foresaw_has_the_same_shape(
+        self, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def broken(order: Any) -> Any:
+            raise RuntimeError("secret")
+
+        async def breaking(order: Any) -> Any:
+            yield Accepted()
+            raise RuntimeError("secret")
+
+        monkeypatch.setattr(client.service.backend, "draw", broken)
+        monkeypatch.setattr(client.service.backend, "draw_events", breaking)
+        outside = TestClient(client.app, raise_server_exceptions=False)
+        answer = outside.post(PATH, json=ASK, headers=dict(client.headers))
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+        stream = client.post(PATH, json={**ASK, "stream": True})
+        assert stream.status_code == 200 and "event: error" in stream.text
+        assert "secret" not in answer.text + stream.text
+
+    def test_without_an_engine_there_is_503(
+        self, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def lost(order: Any) -> Any:
+            raise BaseModelError("/models/gone: no such folder")
+
+        monkeypatch.setattr(client.service.backend, "draw", lost)
+        answer = client.post(PATH, json=ASK)
+        assert answer.status_code == 503 and "/models" not in answer.text
+        monkeypatch.setattr(client.service, "_engines", 0)
+        assert client.get("/healthz").status_code == 503
+        assert client.post(PATH, json=ASK).json()["error"]["code"] == "not_ready"
+
     def test_while_ending_there_is_503(self, client: Any) -> None:
         client.service.drain()
         assert client.get("/healthz").status_code == 503
@@ -259,6 +312,15 @@ class TestModels:
         assert client.get("/v1/models/ada").json()["has_thumbnail"]
         small = Image.open(io.BytesIO(client.get("/v1/models/ada/thumbnail").content))
         assert small.size == (160, 160)
+        secret = client.folder / "secret.png"
+        Image.new("RGB", (64, 48), (10, 200, 10)).save(secret)
+        settings = {"subject": {"images": [str(secret)]}}
+        (client.folder / "ada" / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        for photos, strongest in ((True, 1), (False, 0)):
+            picture = thumbnail_of(str(client.folder / "ada"), photos=photos)
+            assert picture is not None
+            shown = Image.open(io.BytesIO(picture))
+            assert np.asarray(shown).mean((0, 1)).argmax() == strongest
         report = client.get("/v1/models/ada/report")
         assert (
             report.text == "<h1>Ada</h1>" and "sandbox" in report.headers["Content-Security-Policy"]

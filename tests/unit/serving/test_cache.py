@@ -111,3 +111,46 @@ def test_prefetch_is_silent() -> None:
         return store
 
     assert asyncio.run(story()).here == {"a"}
+
+
+def test_when_all_go_away_while_it_loads_it_is_counted_all_the_same() -> None:
+    async def story() -> Store:
+        store = Store(BYTES)
+
+        async def use(name: str) -> None:
+            async with store.cache.hold([ref(name)]):
+                pass
+
+        for name in ("a", "b", "broken"):
+            users = [asyncio.ensure_future(use(name)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for user in users:
+                user.cancel()
+            await asyncio.gather(*users, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        return store
+
+    store = asyncio.run(story())
+    assert store.cache.in_use == 0 and store.cache.evictions == 1
+    assert len(store.here) == len(store.cache) == 1 and store.cache.bytes == BYTES
+
+
+def test_one_who_goes_away_while_another_is_let_go_does_not_keep_it() -> None:
+    async def story() -> Store:
+        store = Store(0)
+        unloading = asyncio.Event()
+
+        async def slowly(own: AdapterRef) -> None:
+            unloading.set()
+            await asyncio.sleep(0.01)
+            store.here.discard(own.key)
+
+        store.cache._unload = slowly
+        user = asyncio.ensure_future(store.cache.prefetch(ref("a")))
+        await unloading.wait()
+        user.cancel()
+        await asyncio.gather(user, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        return store
+
+    assert asyncio.run(story()).here == set()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.serving.catalogue import Catalogue, FolderSource
+from dreamfleet.serving.api import _model
+from dreamfleet.serving.backend import combined
+from dreamfleet.serving.catalogue import Catalogue, Entry, FolderSource, Listing, registered_as
+from dreamfleet.serving.orders import RegistryFiles
 from dreamfleet.serving.problems import ApiProblem
 from dreamfleet.serving.server import base_of_adapters
 
@@ -80,6 +86,57 @@ def test_retired_ones_are_gone_and_their_files_stay(folder: Path) -> None:
     assert (folder / "ada" / WEIGHTS).is_file()
 
 
+def test_one_that_cannot_be_used_can_be_retired(folder: Path) -> None:
+    (folder / "bo" / WEIGHTS).write_bytes(b"")
+    own = catalogue(folder)
+    own.retire("bo")
+    assert own.problems() == {} and len(own) == 2
+    with pytest.raises(ApiProblem) as error:
+        own.retire("bo")
+    assert error.value.status == 404
+
+
+def test_a_look_begun_earlier_does_not_hide_what_was_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = catalogue(folder)
+    read, looked, go_on = own._source.read, threading.Event(), threading.Event()
+
+    def slowly() -> Listing:
+        found = read()
+        looked.set()
+        go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(own._source, "read", slowly)
+    background = threading.Thread(target=own.refresh)
+    background.start()
+    assert looked.wait(30)
+    monkeypatch.setattr(own._source, "read", read)
+    retiring = threading.Thread(target=own.retire, args=("ada",))
+    retiring.start()
+    while not (folder / "ada" / ".retired").exists() and retiring.is_alive():
+        time.sleep(0.01)
+    go_on.set()
+    background.join(30)
+    retiring.join(30)
+    assert [entry.id for entry, _ in own.usable()] == ["bo", "cy"]
+
+
+def test_only_a_known_registration_is_a_link(folder: Path) -> None:
+    told = {"name": "ada-1", "tracking": {"model_version": "3"}}
+    (folder / "ada" / "adapter.json").write_text(json.dumps(told), encoding="utf-8")
+    links = {entry.id: registered_as(entry) for entry, _ in catalogue(folder).usable()}
+    assert links == {"ada": "models:/ada-1/3", "bo": "", "cy": ""}
+    origin = RegistryFiles("http://mlflow", "ada", "2", "runs:/1", "/cache")
+    assert registered_as(Entry("ada", "2", "/cache", origin=origin)) == "models:/ada/2"
+
+
+def test_figures_of_several_engines_are_one() -> None:
+    engines = [{"drawing": 1.0, "sampling_step_s": 0.1}, {"drawing": 2.0, "sampling_step_s": 0.3}]
+    assert combined(engines) == {"drawing": 3.0, "sampling_step_s": pytest.approx(0.2)}
+
+
 def test_a_changed_file_is_another_content(folder: Path) -> None:
     own = catalogue(folder)
     before = own.resolve("ada").key
@@ -126,6 +183,38 @@ def test_an_adapter_json_that_lies_about_types_does_no_harm(folder: Path) -> Non
         (folder / name / "adapter.json").write_text(content, encoding="utf-8")
     entries = [entry for entry, _ in catalogue(folder).usable()]
     assert [entry.text("token") for entry in entries] == ["", "", ""]
+
+
+def test_an_adapter_json_that_no_answer_could_hold_does_no_harm(folder: Path) -> None:
+    contents = {
+        "ada": "[" * 100_000,
+        "bo": '{"display_name": "\\ud800", "metrics": {"a": %s, "b": 1e999, "c": 0.5}}' % (10**400),
+        "cy": '{"a": ' * 5000 + "1" + "}" * 5000,
+    }
+    for name, content in contents.items():
+        (folder / name / "adapter.json").write_text(content, encoding="utf-8")
+    models = {entry.id: _model(entry, {}) for entry, _ in catalogue(folder).usable()}
+    assert list(models) == ["ada", "bo", "cy"] and models["bo"].metrics == {"c": 0.5}
+    assert all(model.model_dump_json().encode() for model in models.values())
+    assert base_of_adapters(folder) == "embedded"
+
+
+def test_a_folder_that_cannot_be_looked_at_fails_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "bo", folder / os.fsdecode(b"\xff"))
+    exists = Path.exists
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "ada":
+            raise PermissionError(13, "Permission denied")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    own = catalogue(folder)
+    assert [entry.id for entry, _ in own.usable()] == ["bo", "cy"]
+    assert "denied" in own.problems()["ada@ada"] and len(own.problems()) == 2
+    assert "\n".join(own.problems()).encode()
 
 
 def test_the_base_that_most_adapters_were_made_for(folder: Path, tiny_base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_launch_draws_the_first_picture_as_a_client(
     ) -> None:
         served.update(settings=settings, ends=[begin(None) for begin in on_ready[:1]])
         while not done():
-            pass
+            time.sleep(0.01)
 
     monkeypatch.setattr("dreamfleet.serving.server.serve_foreground", serve)
     monkeypatch.setattr("dreamfleet.serving.server.check_port", lambda *given: None)

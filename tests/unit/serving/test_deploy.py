@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from click.testing import CliRunner
 
 from dreamfleet.cli import cli
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
+from dreamfleet.serving import server
 from dreamfleet.serving.command import settings_from_flags
-from dreamfleet.serving.deploy import deploy, read_serve_file, serve_file
-from dreamfleet.serving.server import check_address
+from dreamfleet.serving.deploy import checked_serve_config, deploy, read_serve_file, serve_file
+from dreamfleet.serving.server import _check_keys_asked, check_address
 from dreamfleet.serving.settings import ServeSettings, serve_settings
 
 
@@ -67,6 +69,18 @@ class TestFiles:
         with pytest.raises(ConfigError, match="other.yaml"):
             read_serve_file(path)
 
+    @pytest.mark.parametrize(
+        ("key", "value"), [("name", "other"), ("route_prefix", "/images"), ("auth", False)]
+    )
+    def test_what_would_leave_it_open_is_refused(
+        self, tmp_path: Path, key: str, value: object
+    ) -> None:
+        content = read_serve_file(built(tmp_path, "--adapters", str(tmp_path)))
+        (app,) = content["applications"]
+        (app["args"] if key == "auth" else app)[key] = value
+        with pytest.raises(ConfigError, match=key):
+            checked_serve_config(content, "service.yaml")
+
     def test_without_keys_nothing_is_deployed(self) -> None:
         with pytest.raises(BadInputError, match="no-auth"):
             serve_file(ServeSettings(adapters="x", auth=False))
@@ -95,6 +109,12 @@ class TestSettings:
         with pytest.raises(BadInputError, match="this machine only"):
             check_address(open_to_all, "0.0.0.0", 8000)
 
+    def test_without_keys_on_no_cluster(self) -> None:
+        open_to_all = ServeSettings(adapters="x", auth=False)
+        _check_keys_asked(open_to_all, local=True)
+        with pytest.raises(BadInputError, match="--no-auth"):
+            _check_keys_asked(open_to_all, local=False)
+
     def test_a_taken_port_is_refused(self, tmp_path: Path) -> None:
         import socket
 
@@ -105,6 +125,36 @@ class TestSettings:
                 check_address(
                     ServeSettings(adapters=str(tmp_path)), "127.0.0.1", taken.getsockname()[1]
                 )
+
+
+def test_the_end_waits_for_a_long_picture_no_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock of its own: an ingress that answers late, with a picture under way for ever."""
+    clock, waits = [0.0], []
+
+    class Ingress:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def remote(self) -> Any:
+            return self
+
+        def result(self, timeout_s: float) -> dict[str, int]:
+            waits.append(timeout_s)
+            clock[0] += min(timeout_s, 1.5)
+            return {"under_way": 1}
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    own_time = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+    monkeypatch.setattr(server, "time", own_time)
+    for drain_s in (8.0, 0.0):
+        clock[0] = 0.0
+        server._drain(Ingress(), drain_s)
+        assert clock[0] <= max(drain_s, server.ANSWER_S) + server.POLL_S
+    assert len(waits) > 4
 
 
 class _Head(BaseHTTPRequestHandler):

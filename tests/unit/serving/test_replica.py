@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamfleet.errors import AdapterFileError, BadInputError
+from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, DreamfleetError
 from dreamfleet.serving.orders import AdapterRef, DrawOrder, PictureDone, StepDone
 
 pytestmark = pytest.mark.heavy
@@ -68,7 +69,9 @@ def test_a_consumer_that_goes_away_frees_its_place(engine: Any, adapters: Path) 
             await asyncio.sleep(pause_s)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
+        deadline = time.monotonic() + 60
         while (stats := await engine.stats())["drawing"] or stats["queue"]:
+            assert time.monotonic() < deadline, stats
             await asyncio.sleep(0.01)
         return stats
 
@@ -114,3 +117,73 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_event(
             asyncio.run(begin(own))
         with pytest.raises(kind):
             asyncio.run(engine.draw_order(own))
+
+
+def test_no_preview_passes_the_safety_checker_by(engine: Any, adapters: Path) -> None:
+    async def previews() -> int:
+        own = order(adapters, "ada", 4, previews=2)
+        async with aclosing(engine.draw_events(own)) as events:
+            return sum([isinstance(e, StepDone) and e.preview is not None async for e in events])
+
+    async def story() -> tuple[int, int]:
+        before = await previews()
+        base = await engine._ask(lambda e: e.base)
+        base.safety_checker = lambda pictures: pictures
+        try:
+            return before, await previews()
+        finally:
+            base.safety_checker = None
+
+    assert asyncio.run(story()) == (2, 0)
+
+
+def test_an_engine_without_its_base_is_unwell(tmp_path: Path, engine: Any) -> None:
+    from dreamfleet.runtime.engine_actor import EngineSource
+    from dreamfleet.serving.replica import EngineReplica
+
+    async def story() -> None:
+        await engine.ping()
+        await engine.check_health()
+        replica = EngineReplica(EngineSource(str(tmp_path / "gone"), "cpu"))
+        with pytest.raises(BaseModelError):
+            await replica.about()
+        with pytest.raises(DreamfleetError, match="gone"):
+            await replica.check_health()
+        await replica.close()
+
+    asyncio.run(story())
+
+
+def test_an_engine_whose_steps_fail_is_unwell() -> None:
+    """Until one succeeds; idle turns say nothing."""
+    from dreamfleet.engine.loop import EngineLoop
+
+    class Broken:
+        broken = True
+
+        def step(self) -> bool:
+            if self.broken:
+                raise RuntimeError("out of order")
+            return True
+
+        def abort(self, error: Exception) -> None:
+            """Nobody waits."""
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    own: Any = Broken()
+    loop = EngineLoop(lambda: own)
+    for _ in range(3):
+        assert loop.trouble() == ""
+        loop.call(lambda e: None).result(30)
+    deadline = time.monotonic() + 30
+    while not loop.trouble() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "out of order" in loop.trouble()
+    own.broken = False
+    loop.call(lambda e: None).result(30)
+    while loop.trouble() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loop.trouble() == ""
+    loop.close()

@@ -68,11 +68,14 @@ def serve_vs_swap(settings: BenchSettings) -> dict[str, Figure]:
 
 
 def serve_many_adapters(settings: BenchSettings) -> dict[str, Figure]:
-    """Every request a random one of many adapters, of which half fit the cache, against one."""
+    """Every request a random one of many adapters, half of those asked for in the cache, against
+    one.
+    """
     count, choose = settings.registered_adapters, random.Random(0)
     with _adapters(settings, count) as folder:
         size = (folder / "0" / WEIGHTS).stat().st_size
-        cache = max(1, count * size // 2 // MIB)
+        asked = min(count, settings.rounds * settings.jobs)
+        cache = max(1, asked * size // 2 // MIB)
         with _ours(settings, folder, "--cache-mib", str(cache)) as address:
             times: dict[str, list[float]] = {"many": [], "one": []}
             _round(settings, address, ["0"] * settings.jobs)

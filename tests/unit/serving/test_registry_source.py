@@ -1,0 +1,98 @@
+"""Registered adapters on the disks of nodes: whose they are, copied once, fetched by engines."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.serving.catalogue import Catalogue, RegistrySource
+from dreamfleet.serving.orders import DrawOrder
+from dreamfleet.tracking import registry
+from dreamfleet.tracking.registry import RegisteredAdapter, RegisteredVersion
+from dreamfleet.tracking.store import Unreachable
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A registry without MLflow: sources are folders; which of them were copied."""
+    found: list[str] = []
+
+    def download(source: str, folder: Path) -> None:
+        found.append(source)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(registry, "_asked", lambda uri, question: question(None))
+    monkeypatch.setattr(registry, "_download", download)
+    return found
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, source: Path, run_id: str = "1") -> None:
+    version = RegisteredVersion("my dog", "1", str(source), {}, 5, run_id)
+    model = RegisteredAdapter("my dog", [version], {})
+    monkeypatch.setattr(registry, "registered_adapters", lambda uri, names: [model])
+
+
+def looked(cache: Path, uri: str = "http://one") -> Catalogue:
+    catalogue = Catalogue(RegistrySource(uri, cache), lambda: None)
+    catalogue.refresh()
+    return catalogue
+
+
+def test_another_registry_does_not_serve_what_the_first_one_had(
+    adapters: Path, tmp_path: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding(monkeypatch, adapters / "ada")
+    first = looked(tmp_path).resolve("my dog")
+    assert looked(tmp_path).resolve("my dog").key == first.key and len(copied) == 1
+    other = looked(tmp_path, "http://two").resolve("my dog")
+    holding(monkeypatch, adapters / "bo", run_id="2")  # the store was wiped
+    anew = looked(tmp_path).resolve("my dog")
+    assert len({own.location for own in (first, other, anew)}) == 3 == len(copied)
+    assert len({own.key for own in (first, other, anew)}) == 3
+
+
+def test_what_holds_no_adapter_is_copied_once(
+    tmp_path: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source := tmp_path / "classifier").mkdir()
+    (source / "model.bin").write_bytes(b"x")
+    holding(monkeypatch, source)
+    catalogue = looked(tmp_path / "cache")
+    for _ in range(3):
+        catalogue.refresh()
+    assert len(copied) == 1 and "only LoRA" in catalogue.problems()["my dog@1"]
+    assert not list((tmp_path / "cache").rglob("model.bin"))
+
+
+def test_an_engine_on_another_node_fetches_it_itself(
+    engine: Any,
+    adapters: Path,
+    tmp_path: Path,
+    copied: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holding(monkeypatch, adapters / "ada")
+    entry = looked(tmp_path).resolve("my dog")
+    shutil.rmtree(entry.location)
+    order = DrawOrder("a dog", (1,), ((entry.ref, 1.0),), num_inference_steps=1)
+    assert len(asyncio.run(engine.draw_order(order))) == 1
+    assert len(copied) == 2 and Path(entry.location).is_dir()
+
+
+def test_an_error_names_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Down:
+        @staticmethod
+        def connect(uri: str, create: bool) -> Any:
+            raise Unreachable(f"{uri}: connection refused")
+
+    monkeypatch.setattr(registry, "MlflowStore", Down)
+    with pytest.raises(BadInputError, match="MLflow at http://host:5000") as error:
+        registry.registered_adapters("http://me:secret@host:5000")
+    assert "secret" not in str(error.value) and isinstance(error.value.__cause__, Unreachable)
