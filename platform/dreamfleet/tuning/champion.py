@@ -49,7 +49,7 @@ def publish_champion(
     preparation: Preparation,
     files: BaseFiles,
     folder: Path,
-    sheets: Callable[[int], Path],
+    sheets: Callable[[int], Folder],
     ruler: str,
     tracking_uri: str | None,
     progress: Progress,

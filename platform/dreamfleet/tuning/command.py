@@ -109,6 +109,7 @@ class Command:
     progress: Progress
     results: dict[str, SubjectTuned] = field(default_factory=dict)
     engine_s: dict[str, float] = field(default_factory=dict)
+    key: str = ""  # of the sweep; its marker holds it
 
     @classmethod
     def planned(
@@ -159,12 +160,15 @@ class Command:
 
     def trial_folder(self, identity: str, root: int) -> str:
         """Where a trial's state and readings lie."""
-        place = self.config.cluster.storage_path or str(self.output)
-        return Folder(place).child(f"{TRIALS}/{identity}/{root:04d}").location
+        return self.storage.child(f"{TRIALS}/{self.key}/{identity}/{root:04d}").location
 
     def final_folder(self, identity: str, number: int, seed: int) -> str:
-        place = self.config.cluster.storage_path or str(self.output)
-        return Folder(place).child(f"{FINALS}/{identity}/{number:04d}-{seed}").location
+        return self.storage.child(f"{FINALS}/{self.key}/{identity}/{number:04d}-{seed}").location
+
+    @property
+    def storage(self) -> Folder:
+        """Where trials and finals lie, of this sweep and maybe of others."""
+        return Folder(self.config.cluster.storage_path or str(self.output))
 
     # From photos to results
 
@@ -172,7 +176,7 @@ class Command:
         from dreamfleet.runtime.session import added_environment, ray_session
         from dreamfleet.tracking import open_tracker
 
-        key = self._begin()
+        self.key = self._begin()
         spool = dreamfleet_home() / "spool"
         tracker = open_tracker(self.config.tracking, spool, self.progress.warn)
         try:
@@ -180,7 +184,7 @@ class Command:
                 added_environment(RAY_TUNE),
                 ray_session(self.config.cluster, dashboard=False) as session,
             ):
-                Run(self, session, tracker, key).run()
+                Run(self, session, tracker, self.key).run()
         finally:
             tracker.close()
 
@@ -232,7 +236,7 @@ class Run:
         preparation, usable = self._prepare()
         recorder = Recorder(
             self.tracker, self.key, str(self.command.output),
-            lambda study, root: Path(self.command.trial_folder(study.name, root)),
+            lambda study, root: Folder(self.command.trial_folder(study.name, root)),
         )  # fmt: skip
         try:
             self._start_actors(preparation.device, usable)
@@ -397,6 +401,7 @@ class Run:
                 base_hash=task.base_hash,
             ),
             "max_train_steps": train.max_train_steps,
+            "fidelity_margin": tune.fidelity_margin,
             "space": {name: own.text() for name, own in dimensions(config).items()},
             "pictures": plain(shots(config, tune.images_at_end)),
             "rungs": [tune.num_rungs, tune.reduction_factor, tune.images_per_rung],
@@ -438,6 +443,7 @@ class Run:
         work = Work(
             job, study.name, asked.params, config.train.seed, study.steps,
             self.command.trial_folder(study.name, asked.root),
+            study.key_of(asked.params, config.train.seed),
         )  # fmt: skip
         sampling = config.sampling
         return Order(
@@ -482,15 +488,19 @@ class Run:
                 recorder.parent(study).finish("FAILED")
             else:
                 alive[study.name] = contenders(study)
-        finals = self._finals(studies, alive)
+        finals = self._finals(studies, alive, recorder)
         for study in studies:
-            if study.name in alive:
+            if study.name in finals:
                 self._publish(study, finals[study.name], recorder, preparation)
 
     def _finals(
-        self, studies: Sequence[SubjectStudy], alive: Mapping[str, list[Contender]]
+        self,
+        studies: Sequence[SubjectStudy],
+        alive: Mapping[str, list[Contender]],
+        recorder: Recorder,
     ) -> dict[str, Finals]:
-        from dreamfleet.tuning.finals import decided, final_seeds, run_all
+        """How they ended; without subjects whose host was lost."""
+        from dreamfleet.tuning.finals import final_seeds, run_all
 
         work = [
             (study, contender, seed)
@@ -500,17 +510,46 @@ class Run:
         ]
         tokens = self._tokens()
         with self.command.progress.stage("finals", len(work)) as stage:
-            found: list[Reading] = run_all(
+            found: list[Reading | str] = run_all(
                 work, lambda one: self._final_reading(tokens, *one), tokens.qsize(), stage.update
             )
-        readings: dict[str, dict[tuple[int, int], Reading]] = {}
-        for (study, contender, seed), reading in zip(work, found, strict=True):
-            readings.setdefault(study.name, {})[contender.number, seed] = reading
-        return {
-            study.name: decided(readings[study.name], alive[study.name], study.tune.fidelity_margin)
-            for study in studies
-            if study.name in alive
-        }
+        outcomes: dict[str, dict[tuple[int, int], Reading | str]] = {}
+        for (study, contender, seed), outcome in zip(work, found, strict=True):
+            outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
+        finals = {}
+        for study in studies:
+            if study.name not in alive:
+                continue
+            ended = self._decided(study, alive[study.name], outcomes[study.name])
+            if ended is None:
+                recorder.parent(study).finish("FAILED")
+            else:
+                finals[study.name] = ended
+        return finals
+
+    def _decided(
+        self,
+        study: SubjectStudy,
+        those: Sequence[Contender],
+        outcomes: Mapping[tuple[int, int], Reading | str],
+    ) -> Finals | None:
+        """A subject's finals without contenders whose training failed; None: the host's did."""
+        from dreamfleet.tuning.finals import decided
+
+        errors = {number: own for (number, _), own in outcomes.items() if isinstance(own, str)}
+        for contender in those:
+            reason = errors.get(contender.number)
+            if reason is None:
+                continue
+            if contender.is_host:
+                self.command._failed(study.name, f"the host failed in the finals: {reason}")
+                return None
+            self.command.progress.warn(
+                f"{study.name}: trial {contender.number} is out of the finals: {reason}"
+            )
+        found = {key: own for key, own in outcomes.items() if not isinstance(own, str)}
+        left = [own for own in those if own.number not in errors]
+        return decided(found, left, study.tune.fidelity_margin)
 
     def _tokens(self) -> queue.SimpleQueue[str]:
         """A place on an engine each; without engines, a place on a device."""
@@ -531,6 +570,7 @@ class Run:
             seed,
             self.command.final_folder(study.name, contender.number, seed),
             subject=study.name,
+            key=study.key_of(contender.params, seed, contender.steps, self._ruler(study)),
             judge=self._judges[engine],
             engine=engine or None,
             device=self._device,
@@ -538,16 +578,23 @@ class Run:
 
     def _final_reading(
         self, tokens: queue.SimpleQueue[str], study: SubjectStudy, contender: Contender, seed: int
-    ) -> Reading:
+    ) -> Reading | str:
+        """One training of the finals; why it failed, where it did."""
+        import ray
+
         from dreamfleet.tuning.finals import final_reading
 
         engine = tokens.get()
+        order = self._final_order(study, contender, seed, engine)
         try:
-            order = self._final_order(study, contender, seed, engine)
             reading: Reading = self._carried_out(final_reading, order)
-            self._free(engine, order.work.job_id)
             return reading
+        except DreamfleetError as error:
+            return first_line(error)
+        except ray.exceptions.RayTaskError as error:
+            return first_line(error.cause or error)
         finally:
+            self._free(engine, order.work.job_id)
             tokens.put(engine)
 
     def _carried_out(self, function: Callable[..., Any], order: Order, *arguments: Any) -> Any:
@@ -587,7 +634,7 @@ class Run:
                 preparation=preparation,
                 files=command.files,
                 folder=command.folder(study.name),
-                sheets=lambda root: Path(command.trial_folder(study.name, root)),
+                sheets=lambda root: Folder(command.trial_folder(study.name, root)),
                 ruler=self._ruler(study),
                 tracking_uri=self.tracker.uri,
                 progress=command.progress,
@@ -599,7 +646,7 @@ class Run:
             command._failed(study.name, first_line(error))
         finally:
             self._free(self._engines[0], order.work.job_id)
-        shutil.rmtree(Path(command.output) / FINALS / study.name, ignore_errors=True)
+        command.storage.delete_folder(f"{FINALS}/{command.key}/{study.name}")
 
     def _ruler(self, study: SubjectStudy) -> str:
         """Of all that final scores depend on beside the adapter."""
