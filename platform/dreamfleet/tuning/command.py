@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
@@ -110,6 +111,7 @@ class Command:
     results: dict[str, SubjectTuned] = field(default_factory=dict)
     engine_s: dict[str, float] = field(default_factory=dict)
     key: str = ""  # of the sweep; its marker holds it
+    former_key: str = ""  # of the one that is overwritten
 
     @classmethod
     def planned(
@@ -126,6 +128,7 @@ class Command:
             )
         check_job_places(config)
         _check_placement(config)
+        _check_storage(config)
         requests, files, resolved = complete_requests(config)
         output = _output_folder(config, requests)
         _check_output(output, resume, overwrite)
@@ -192,9 +195,12 @@ class Command:
         """Mark the folder as ours; the sweep's name for the tracking server."""
         marker = self.output / MARKER
         if self.overwrite:
+            self.former_key = _key_in(marker)
             _clear(self.output)
+            for part in (TRIALS, FINALS) if self.former_key else ():
+                self.storage.delete_folder(f"{part}/{self.former_key}")
         if marker.is_file():
-            return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
+            return _key_in(marker)
         if self.resume:
             self.progress.info(f"{self.output}: nothing to go on from; beginning")
         key = uuid.uuid4().hex[:12]
@@ -311,6 +317,8 @@ class Run:
         wanted = max(1, len(usable)) * config.tune.max_concurrent_trials
         self._device, self._resources = device, resources
         self._places = engine_count(config.cluster, self.session, wanted, device)
+        if self.packed:
+            _check_gpus(self._places, float(resources.get("num_gpus", 0)), share, self.session)
         if not self.packed:
             self._engines, self._slots_each = [""], wanted
             judge = self._start_judge(judges, f"judge-{tag}", share, None)
@@ -365,7 +373,7 @@ class Run:
         }
 
     def _open_studies(self, usable: Sequence[SubjectRequest]) -> list[SubjectStudy]:
-        from dreamfleet.tuning.study import SubjectStudy, open_storage
+        from dreamfleet.tuning.study import Owner, SubjectStudy, delete_study, open_storage
 
         command = self.command
         storage = open_storage(command.storage_url)
@@ -373,7 +381,7 @@ class Run:
         studies = []
         for request in usable:
             if command.overwrite and request.id in known:  # in a database of its own
-                storage.delete_study(storage.get_study_id_from_name(request.id))
+                delete_study(storage, request.id, {command.key, command.former_key})
             task = self._tasks[request.id]
             studies.append(
                 SubjectStudy(
@@ -382,7 +390,8 @@ class Run:
                     task.config,
                     self._fingerprint(task),
                     resume=command.resume,
-                )  # fmt: skip
+                    owner=Owner(command.key, str(command.output)),
+                )
             )
         return studies
 
@@ -589,10 +598,10 @@ class Run:
         try:
             reading: Reading = self._carried_out(final_reading, order)
             return reading
+        except ray.exceptions.RayTaskError as error:  # may be the other too, with a long text
+            return first_line(error.cause or error)
         except DreamfleetError as error:
             return first_line(error)
-        except ray.exceptions.RayTaskError as error:
-            return first_line(error.cause or error)
         finally:
             self._free(engine, order.work.job_id)
             tokens.put(engine)
@@ -695,6 +704,17 @@ def _judge_share(judges: JudgeSource, config: RunConfig, device: str) -> float:
     return config.tune.judge_num_gpus if device == "cuda" and not judges.spec.world else 0.0
 
 
+def _check_gpus(engines: int, each: float, judge: float, session: RaySession) -> None:
+    """Refuse engines that would leave the judge no place: it would be waited for without end."""
+    wanted = engines * each + judge
+    if judge and wanted > session.num_gpus + 1e-6:
+        raise ConfigError(
+            f"{engines} engines of {each:g} GPU and a judge of {judge:g} (tune.judge_num_gpus): "
+            f"take {wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or "
+            "--num-workers"
+        )
+
+
 def _bundle(resources: Mapping[str, Any]) -> dict[str, float]:
     """Ray's options of an actor as a placement group's bundle."""
     found = {"CPU": float(resources.get("num_cpus", 0)), "GPU": float(resources.get("num_gpus", 0))}
@@ -713,6 +733,17 @@ def _check_placement(config: RunConfig) -> None:
 
         if reason := why_alone(config):
             raise ConfigError(f"{reason}; add --placement one_per_device")
+
+
+def _check_storage(config: RunConfig) -> None:
+    """A database's URL is written into settings and records: no secret may be in it."""
+    parts = urlsplit(config.tune.storage or "")
+    if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+        raise BadInputError(
+            f"tune.storage = {parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}: a "
+            "password in it would be written into settings and records; give it by the "
+            "environment, e.g. PGPASSWORD, or ~/.pgpass"
+        )
 
 
 def _output_folder(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
@@ -742,6 +773,12 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
             f"output folder {output}: not empty; add --resume to go on, --overwrite to begin "
             "again, or give another --output-dir"
         )
+
+
+def _key_in(marker: Path) -> str:
+    if not marker.is_file():
+        return ""
+    return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
 
 
 def _clear(output: Path) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dreamfleet.config import RunConfig, TuneConfig
 from dreamfleet.errors import BadInputError, ResumeError, first_line
-from dreamfleet.tuning.rule import Candidate, best_first, fidelity_excess, rung_value
+from dreamfleet.tuning.rule import Candidate, as_of_last, best_first, fidelity_excess, rung_value
 from dreamfleet.tuning.space import dimensions, first_settings, suggest
 from dreamfleet.tuning.trial import Reading
 
 DATABASE = "study.db"
 CONSTRAINT = "fidelity"
-HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED = (
-    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded",
+HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
+    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded", "owner",
 )  # fmt: skip
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DATABASE_TIMEOUT_S = 60
@@ -70,6 +70,39 @@ def _sqlite_storage(url: str) -> optuna.storages.RDBStorage:
     event.listen(storage.engine, "connect", hasten)
     storage.engine.dispose()  # connections from before
     return storage
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a study is: several sweeps may share a database.
+
+    Attributes:
+        key: of the sweep.
+        output_dir: where it writes.
+    """
+
+    key: str
+    output_dir: str
+
+
+def delete_study(storage: optuna.storages.BaseStorage, name: str, keys: Collection[str]) -> None:
+    """Delete a study of one of these sweeps.
+
+    Raises:
+        BadInputError: it is another's.
+    """
+    study = storage.get_study_id_from_name(name)
+    owner = storage.get_study_user_attrs(study).get(OWNER, {})
+    if owner.get("key") not in keys:
+        raise BadInputError(
+            f"study {name!r}: is another sweep's ({_place(owner)}); begin again there, or give "
+            "another --subject-id"
+        )
+    storage.delete_study(study)
+
+
+def _place(owner: Mapping[str, str]) -> str:
+    return f"output folder {owner['output_dir']}" if owner else "of unknown origin"
 
 
 def _without_password(url: str) -> str:
@@ -143,9 +176,10 @@ class SubjectStudy:
         config: the subject's resolved recipe.
         fingerprint: of all that decides a reading; a study goes on under the same only.
         resume: whether a study of that name may exist.
+        owner: whose it is.
 
     Raises:
-        BadInputError: there is such a study, and `resume` is off.
+        BadInputError: there is such a study, and `resume` is off; or another sweep is at it.
         ResumeError: it was begun under other settings.
     """
 
@@ -157,6 +191,7 @@ class SubjectStudy:
         fingerprint: Mapping[str, Any],
         *,
         resume: bool,
+        owner: Owner,
     ) -> None:
         self.name, self.config, self.tune = name, config, config.tune
         self.steps = rungs(config.tune, int(config.train.max_train_steps or 0))
@@ -174,6 +209,7 @@ class SubjectStudy:
         )  # fmt: skip
         self.study.sampler = make_sampler(self.tune, len(self.trials()))
         self._settings = self._check_settings(fingerprint)
+        self._take_over(owner)
         self.running: dict[int, Asked] = {}
         self._untold: list[Asked] = []  # complete, but their host is not yet
         if not self.trials():
@@ -328,13 +364,13 @@ class SubjectStudy:
         margin = self.tune.fidelity_margin
         if asked.is_host or host is None:
             return asked.readings[last], -margin if asked.is_host else 0.0
-        found = {}
+        found, comparable = {}, _as_of_last(asked.readings, asked.readings[last])
         for step in sorted(asked.readings, reverse=True):
-            own = asked.readings[step]
+            own = comparable[step]
             excess = fidelity_excess(own.fidelities, host.fidelities, margin)
             found[str(step)] = Candidate(str(step), own.alignment, excess, own.fidelity)
         best = best_first(list(found.values()))[0]
-        return asked.readings[int(best.label)], best.excess
+        return comparable[int(best.label)], best.excess
 
     def _note(self, asked: Asked, chosen: Reading, excess: float) -> None:
         """What a reader of the study wants to know of a trial."""
@@ -384,6 +420,17 @@ class SubjectStudy:
         for number, params in enumerate(first_settings(self.config)[: self.tune.num_samples]):
             self.study.enqueue_trial(params, user_attrs={HOST: True} if number == 0 else {})
 
+    def _take_over(self, owner: Owner) -> None:
+        before = self.study.user_attrs.get(OWNER)
+        if before == asdict(owner):
+            return
+        if before and before["key"] != owner.key and self.trials(TrialState.RUNNING):
+            raise BadInputError(
+                f"study {self.name!r}: trials of another sweep run in it ({_place(before)}); end "
+                "that one, or go on with it by --resume with its own --output-dir"
+            )
+        self.study.set_user_attr(OWNER, asdict(owner))
+
     def _recover(self) -> None:
         running = self.trials(TrialState.RUNNING)
         if any(trial.user_attrs.get(HOST) for trial in running):
@@ -425,6 +472,18 @@ class SubjectStudy:
                 "another --output-dir"
             )
         return own
+
+
+def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Reading]:
+    """Rungs with means that can be compared: earlier ones are judged by fewer pictures."""
+    return {
+        step: replace(
+            own,
+            alignment=as_of_last(own.alignments, last.alignments, own.alignment, last.alignment),
+            fidelity=as_of_last(own.fidelities, last.fidelities, own.fidelity, last.fidelity),
+        )
+        for step, own in readings.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,10 @@ def run_trial(order: Order, report: Report, task: TrainTask | None = None) -> No
     try:
         for reading in readings(order, task):
             report(as_result(reading))
+    except ray.exceptions.RayTaskError as error:  # may be the other too, with a long text
+        report({"step": 0, ERROR: first_line(error.cause or error)})
     except DreamfleetError as error:
         report({"step": 0, ERROR: first_line(error)})
-    except ray.exceptions.RayTaskError as error:
-        report({"step": 0, ERROR: first_line(error.cause or error)})
 
 
 def as_result(reading: Reading) -> dict[str, Any]:

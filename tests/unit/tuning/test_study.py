@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.tuning.rule import best_first
-from dreamfleet.tuning.study import CONSTRAINT, SubjectStudy, open_storage
+from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_study, open_storage
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
 
@@ -22,10 +23,16 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def opened(url: str, config: RunConfig | None = None, *, resume: bool = False) -> SubjectStudy:
+OURS = Owner("a", "/runs/a")
+
+
+def opened(
+    url: str, config: RunConfig | None = None, *, resume: bool = False, owner: Owner = OURS
+) -> SubjectStudy:
     chosen = config or recipe(tune__num_samples=6)
     print_of = {"space": chosen.space.model_dump(), "base": "x"}
-    return SubjectStudy(open_storage(url), "rex", chosen, print_of, resume=resume)
+    storage = open_storage(url)
+    return SubjectStudy(storage, "rex", chosen, print_of, resume=resume, owner=owner)
 
 
 def reading(step: int, alignment: float, fidelity: float = 0.6) -> Reading:
@@ -76,6 +83,21 @@ def test_the_best_rung_is_taken(url: str) -> None:
     assert study.trials()[other.number].user_attrs["steps"] == 20
     assert study.trials()[host.number].user_attrs["steps"] == 40, "the host is the recipe"
     assert study.finished
+
+
+def test_rungs_are_compared_by_the_pictures_that_they_share(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
+    host, other = study.ask(), study.ask()
+    assert host and other
+    run(study, host.number, 0.3, 0.3)
+    easy, hard = {"a": 0.9}, {"b": 0.3}
+    first = replace(reading(20, 0.9), alignments=easy)
+    last = replace(reading(40, 0.6), alignments=easy | hard)
+    study.read(other.number, first), study.read(other.number, last)
+    study.end(other.number)
+    told = study.trials()[other.number]
+    assert told.user_attrs["steps"] == 40, "an easy picture alone is no better rung"
+    assert told.value == 0.6
 
 
 def test_pruning_spares_the_host(url: str) -> None:
@@ -176,6 +198,21 @@ def test_other_settings_do_not_go_on(url: str) -> None:
     opened(url)
     with pytest.raises(ResumeError, match="space"):
         opened(url, recipe(space__sude_weight="0..9"), resume=True)
+
+
+def test_another_sweeps_study_is_left_alone(url: str) -> None:
+    study, theirs = opened(url), Owner("b", "/runs/b")
+    host = study.ask()
+    assert host
+    with pytest.raises(BadInputError, match="/runs/a"):
+        opened(url, resume=True, owner=theirs)
+    with pytest.raises(BadInputError, match="/runs/a"):
+        delete_study(open_storage(url), "rex", {"b"})
+    assert study.trials(TrialState.RUNNING), "its driver is not disturbed"
+    run(study, host.number, 0.3, 0.3, 0.3)
+    assert opened(url, resume=True, owner=theirs).done == 1
+    delete_study(open_storage(url), "rex", {"b", "c"})
+    assert opened(url, owner=theirs).done == 0
 
 
 def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
