@@ -183,7 +183,8 @@ class JudgeActor:
     """
 
     def __init__(self, source: Any) -> None:
-        self._source, self._judge = source, None
+        self._source = source
+        self._judge: Judge | None = None
         self._lock = asyncio.Lock()
 
     async def score(
