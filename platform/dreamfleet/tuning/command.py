@@ -317,8 +317,6 @@ class Run:
         wanted = max(1, len(usable)) * config.tune.max_concurrent_trials
         self._device, self._resources = device, resources
         self._places = engine_count(config.cluster, self.session, wanted, device)
-        if self.packed:
-            _check_gpus(self._places, float(resources.get("num_gpus", 0)), share, self.session)
         if not self.packed:
             self._engines, self._slots_each = [""], wanted
             judge = self._start_judge(judges, f"judge-{tag}", share, None)
@@ -343,6 +341,8 @@ class Run:
         import ray
 
         nodes = [str(node) for node in ray.get([engine.node.remote() for engine in engines])]
+        each = float(self._resources.get("num_gpus", 0))
+        _check_gpus(self._places, each, share * len(set(nodes)), self.session)
         names = {
             node: self._start_judge(judges, f"judge-{tag}-{number}", share, node)
             for number, node in enumerate(dict.fromkeys(nodes))
@@ -705,11 +705,11 @@ def _judge_share(judges: JudgeSource, config: RunConfig, device: str) -> float:
 
 
 def _check_gpus(engines: int, each: float, judge: float, session: RaySession) -> None:
-    """Refuse engines that would leave the judge no place: it would be waited for without end."""
+    """Refuse engines that would leave judges no place: they would be waited for without end."""
     wanted = engines * each + judge
     if judge and wanted > session.num_gpus + 1e-6:
         raise ConfigError(
-            f"{engines} engines of {each:g} GPU and a judge of {judge:g} (tune.judge_num_gpus): "
+            f"{engines} engines of {each:g} GPU each and judges of {judge:g} (tune.judge_num_gpus) "
             f"take {wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or "
             "--num-workers"
         )

@@ -189,7 +189,7 @@ def applied(config: RunConfig, params: Params, *, seed: int | None = None) -> Ru
         "teacher": params.get(TEACHER, "pretrained"),
         "preset": None,
     }
-    prior = {"with_prior_preservation": weight > 0}
+    prior: dict[str, Any] = {"with_prior_preservation": weight > 0}
     prior |= {"weight": weight} if weight > 0 else {}
     return config.model_copy(
         update={
