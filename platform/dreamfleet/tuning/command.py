@@ -111,7 +111,7 @@ class Command:
     results: dict[str, SubjectTuned] = field(default_factory=dict)
     engine_s: dict[str, float] = field(default_factory=dict)
     key: str = ""  # of the sweep; its marker holds it
-    former_key: str = ""  # of the one that is overwritten
+    former_keys: list[str] = field(default_factory=list)  # of what is overwritten
 
     @classmethod
     def planned(
@@ -195,16 +195,19 @@ class Command:
         """Mark the folder as ours; the sweep's name for the tracking server."""
         marker = self.output / MARKER
         if self.overwrite:
-            self.former_key = _key_in(marker)
+            self.former_keys = _keys_in(marker)
             _clear(self.output)
-            for part in (TRIALS, FINALS) if self.former_key else ():
-                self.storage.delete_folder(f"{part}/{self.former_key}")
+            for former in self.former_keys:
+                self.storage.delete_folder(f"{TRIALS}/{former}")
+                self.storage.delete_folder(f"{FINALS}/{former}")
         if marker.is_file():
-            return _key_in(marker)
+            return _keys_in(marker)[0]
         if self.resume:
             self.progress.info(f"{self.output}: nothing to go on from; beginning")
         key = uuid.uuid4().hex[:12]
-        marker.write_text(json.dumps({"key": key, "what": "dreamfleet tune"}), encoding="utf-8")
+        # Former keys too: a database may still hold their studies when this command fails early.
+        about = {"key": key, "former": self.former_keys, "what": "dreamfleet tune"}
+        marker.write_text(json.dumps(about), encoding="utf-8")
         complete = self.config.model_copy(update={"output_dir": str(self.output)})
         (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
         return key
@@ -381,7 +384,7 @@ class Run:
         studies = []
         for request in usable:
             if command.overwrite and request.id in known:  # in a database of its own
-                delete_study(storage, request.id, {command.key, command.former_key})
+                delete_study(storage, request.id, {command.key, *command.former_keys})
             task = self._tasks[request.id]
             studies.append(
                 SubjectStudy(
@@ -775,10 +778,12 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _key_in(marker: Path) -> str:
+def _keys_in(marker: Path) -> list[str]:
+    """The sweep's key, then those of sweeps that it has overwritten."""
     if not marker.is_file():
-        return ""
-    return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
+        return []
+    about = json.loads(marker.read_text(encoding="utf-8"))
+    return [str(about["key"]), *about.get("former", ())]
 
 
 def _clear(output: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from dreamfleet.errors import BadInputError, ConfigError
-from dreamfleet.tuning.command import Run, _check_gpus, _check_storage
+from dreamfleet.runtime.progress import SilentProgress
+from dreamfleet.tuning.command import Command, Run, _check_gpus, _check_storage
 from dreamfleet.tuning.finals import Contender
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
@@ -46,3 +48,23 @@ def test_a_finalist_that_fails_leaves_the_others() -> None:
     assert "trial 5" in said.pop() and not said
     assert run._decided(study, [other, host], found | {(0, 2): "out of memory"}) is None
     assert "out of memory" in said.pop()
+
+
+def test_sweeps_on_one_storage_have_folders_of_their_own(tmp_path: Path) -> None:
+    config = recipe(cluster__storage_path=str(tmp_path / "storage"))
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def begun(resume: bool = False, overwrite: bool = False) -> Command:
+        files, progress = cast(Any, None), SilentProgress()
+        command = Command([], files, config, output, resume, overwrite, progress)
+        command.key = command._begin()
+        return command
+
+    first = begun()
+    place = Path(first.trial_folder("rex", 0))
+    place.mkdir(parents=True)
+    assert begun(resume=True).trial_folder("rex", 0) == str(place)
+    second = begun(overwrite=True)
+    assert not place.exists() and second.trial_folder("rex", 0) != str(place)
+    assert begun(overwrite=True).former_keys == [second.key, first.key]
