@@ -180,14 +180,19 @@ def test_only_what_is_not_worse_becomes_champion(
     tracker = _tracker(uri, tmp_path / "spool", "contests")
     run = tracker.start_run("rex")
     given = []
-    for score, ruler in ((0.5, "a"), (0.6, "a"), (0.55, "a"), (0.9, "other pictures")):
-        contest = Contest(score, ruler)
+    for score, ruler, fidelity in (
+        (0.5, "a", 0.5), (0.6, "a", 0.48), (0.55, "a", 0.5), (0.9, "a", 0.2),
+        (0.9, "other pictures", 0.5),
+    ):  # fmt: skip
+        contest = Contest(score, ruler, fidelity, margin=0.03)
         version = run.register_adapter(adapter, "rex", contest=contest, timeout_s=PATIENCE_S)
         given.append(run.alias_of(version))
-    assert given == ["champion", "champion", "candidate", "candidate"]
+    assert given == ["champion", "champion", "candidate", "candidate", "candidate"]
+    again = run.register_adapter(adapter, "rex", contest=contest, timeout_s=PATIENCE_S)
+    assert again == version, "the same run with the same scores is not registered twice"
     aliases = client.get_registered_model("rex").aliases
     assert {name: int(version) for name, version in aliases.items()} == {
-        "champion": 2, "previous": 1, "candidate": 4,
+        "champion": 2, "previous": 1, "candidate": 5,
     }  # fmt: skip
     assert run.finish(timeout_s=PATIENCE_S)
     tracker.close()

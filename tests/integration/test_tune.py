@@ -24,6 +24,7 @@ from dreamfleet.adapters.files import load_adapter
 from dreamfleet.bases import load_base
 from dreamfleet.config import RunConfig
 from dreamfleet.tuning.command import tune
+from dreamfleet.tuning.trial import sheet_name
 from tests.integration.recipes import WatchingProgress, recipe
 from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
 from tests.unit.data.helpers import write_photos
@@ -183,11 +184,13 @@ def finished(config: RunConfig) -> dict[int, Any]:
 
 
 def readings(config: RunConfig) -> list[tuple[str, float]]:
-    """Every rung that was judged, with when its pictures were written."""
-    return sorted(
-        (str(path), path.stat().st_mtime)
-        for path in Path(str(config.output_dir)).rglob("step-*.png")
-    )
+    """Every rung whose reading is kept, with when its pictures were written."""
+    found = []
+    for path in Path(str(config.output_dir)).rglob("readings.json"):
+        for row in json.loads(path.read_text(encoding="utf-8"))["readings"]:
+            pictures = path.with_name(sheet_name(row["step"]))
+            found.append((str(pictures), pictures.stat().st_mtime))
+    return sorted(found)
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -223,10 +226,16 @@ def test_a_killed_driver_and_a_killed_engine_lose_nothing(
 
 
 def _kill_engine() -> None:
+    """Those of the session's own Ray, whose raylet is their parent."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
     engines = [
         process
         for process in psutil.process_iter(["cmdline"])
         if "ray::TuneEngine" in " ".join(process.info["cmdline"] or ())
+        and (parent := process.parent()) is not None
+        and address in " ".join(parent.cmdline())
     ]
     assert engines, "no engine is running"
     for process in engines:

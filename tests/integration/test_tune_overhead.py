@@ -12,7 +12,7 @@ import pytest
 
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.search import TRIAL_MEMORY_BYTES, Slots, Sweep, fit
-from dreamfleet.tuning.study import Asked, SubjectStudy, open_storage
+from dreamfleet.tuning.study import Asked, Owner, SubjectStudy, open_storage
 from dreamfleet.tuning.trial import Order, Reading
 from tests.unit.tuning.test_space import recipe
 
@@ -42,7 +42,7 @@ class Scales:
 def test_two_hundred_thin_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = recipe(tune__num_samples=NUM_TRIALS)
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
-    study = SubjectStudy(storage, "rex", config, {}, resume=False)
+    study = SubjectStudy(storage, "rex", config, {}, resume=False, owner=Owner("", ""))
     reading = asdict(Reading(0, 0.0, 0.6, {}, {f"p{i}": 0.6 for i in range(6)}, {}))
 
     def order(study: SubjectStudy, asked: Asked, job: str, engine: str) -> Order:

@@ -42,11 +42,15 @@ class Contest:
 
     Attributes:
         score: higher is better.
+        fidelity: must not be lower than the champion's by more than `margin`.
+        margin: what of it may be lost.
         ruler: of all that scores depend on beside the adapter; others cannot be compared.
     """
 
     score: float
     ruler: str
+    fidelity: float = 0.0
+    margin: float = 0.0
 
 
 class Run(Protocol):

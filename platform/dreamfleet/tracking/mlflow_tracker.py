@@ -7,6 +7,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ class MlflowRun:
                 "base_model": base_model,
                 "alias": alias,
                 "tags": {key: str(value) for key, value in (tags or {}).items()},
-                "contest": contest and {"score": contest.score, "ruler": contest.ruler},
+                "contest": contest and asdict(contest),
             }
         )
         results = self._journal.results

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RUN_KEY = "dreamfleet.run_key"
 RECORD_ID = "dreamfleet.record"
-SCORE, RULER = "dreamfleet.score", "dreamfleet.ruler"
+SCORE, RULER, FIDELITY = "dreamfleet.score", "dreamfleet.ruler", "dreamfleet.fidelity"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARAMS_PER_CALL = 100  # MLflow's own limits
 METRICS_PER_CALL = 1000
@@ -195,7 +195,7 @@ class MlflowStore:
     def _model(self, journal: Journal, record: Record) -> None:
         run_id = self._run_id(journal.handle, journal)
         name = record["name"]
-        version = self._registered(name, record["id"]) or self._register(journal, record, run_id)
+        version = self._registered(name, record, run_id) or self._register(journal, record, run_id)
         contest = record.get("contest")
         alias = self._settled(name, version, contest) if contest else record["alias"]
         self.client.set_registered_model_alias(name, alias, version)
@@ -208,9 +208,9 @@ class MlflowStore:
 
     # The registry
 
-    def _registered(self, name: str, record_id: str) -> str | None:
-        """The version that this very record made earlier; makes the registered model where there is
-        none.
+    def _registered(self, name: str, record: Record, run_id: str) -> str | None:
+        """The version that this very record made earlier, or its run with the very same scores
+        (then a sweep was killed before it knew); makes the registered model where there is none.
         """
         from mlflow.exceptions import MlflowException
 
@@ -220,21 +220,26 @@ class MlflowStore:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
                 raise
+        scores = _score_tags(record.get("contest"))
         for version in self.client.search_model_versions(f"name = '{name}'", max_results=50):
-            if version.tags.get(RECORD_ID) == record_id:
+            same = bool(scores) and scores.items() <= version.tags.items()
+            if version.tags.get(RECORD_ID) == record["id"] or (same and version.run_id == run_id):
                 return str(version.version)
         return None
 
     def _settled(self, name: str, version: str, contest: Mapping[str, Any]) -> str:
         """The alias that a version has earned; the champion that it beats becomes `previous`."""
         aliases = self.client.get_registered_model(name).aliases
-        if aliases.get(CHAMPION) in (None, version):
+        if str(aliases.get(CHAMPION, version)) == version:  # some stores keep numbers
             return CHAMPION
         champion = self.client.get_model_version(name, aliases[CHAMPION])
         if champion.tags.get(RULER) != contest["ruler"]:
             return CANDIDATE  # measured otherwise: nobody knows which of the two is better
         if float(champion.tags[SCORE]) > float(contest["score"]):
             return CANDIDATE
+        needed = float(champion.tags.get(FIDELITY, 0.0)) - float(contest.get("margin", 0.0))
+        if float(contest.get("fidelity", 0.0)) < needed:
+            return CANDIDATE  # well aligned, but further from the subject
         self.client.set_registered_model_alias(name, PREVIOUS, champion.version)
         return CHAMPION
 
@@ -244,8 +249,7 @@ class MlflowStore:
         folder = _kept(journal, record["folder"])
         experiment = self._experiment_id(journal.handle.experiment)
         tags = {_name(key): _cut(value, TAG_LENGTH) for key, value in record["tags"].items()}
-        if contest := record.get("contest"):
-            tags |= {SCORE: repr(contest["score"]), RULER: contest["ruler"]}
+        tags |= _score_tags(record.get("contest"))
         model = self.client.create_logged_model(
             experiment, name=record["name"], source_run_id=run_id, tags=tags, model_type="adapter"
         )
@@ -332,6 +336,14 @@ class MlflowStore:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
                 raise
             return str(self.client.get_experiment_by_name(name).experiment_id)
+
+
+def _score_tags(contest: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a version's scores are compared by later."""
+    if not contest:
+        return {}
+    fidelity = repr(contest.get("fidelity", 0.0))
+    return {SCORE: repr(contest["score"]), RULER: contest["ruler"], FIDELITY: fidelity}
 
 
 def journal_root(folder: Path) -> str:

@@ -49,7 +49,7 @@ def publish_champion(
     preparation: Preparation,
     files: BaseFiles,
     folder: Path,
-    sheets: Callable[[int], Path],
+    sheets: Callable[[int], Folder],
     ruler: str,
     tracking_uri: str | None,
     progress: Progress,
@@ -73,7 +73,7 @@ def publish_champion(
     adapter = {**exported.files, **_sample_files(exported), HISTORY: json_lines([])}
     steps = winner.contender.steps
     CheckpointFolder(out.checkpoints).write(ADAPTER, adapter, {"step": steps})
-    contest = Contest(winner.alignment, ruler)
+    contest = Contest(winner.alignment, ruler, winner.fidelity, study.tune.fidelity_margin)
     publication = Publication(
         outcome=TrainOutcome(study.name, "finished", steps),
         request=SubjectRequest(request.id, request.display_name, config, request.found),
@@ -91,7 +91,8 @@ def publish_champion(
     if alias == "candidate":
         progress.warn(
             f"{study.name}: version {published.model_version} is registered as candidate: the "
-            "present champion is better, or was judged by other pictures, judges or photos"
+            "present champion is better or nearer to the subject, or was judged by other pictures, "
+            "judges or photos"
         )
     result = _result(study, request, folder, finals, config, published, alias)
     plots = write_plots(study, folder / PLOTS)

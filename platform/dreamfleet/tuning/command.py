@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
@@ -109,6 +110,8 @@ class Command:
     progress: Progress
     results: dict[str, SubjectTuned] = field(default_factory=dict)
     engine_s: dict[str, float] = field(default_factory=dict)
+    key: str = ""  # of the sweep; its marker holds it
+    former_keys: list[str] = field(default_factory=list)  # of what is overwritten
 
     @classmethod
     def planned(
@@ -125,6 +128,7 @@ class Command:
             )
         check_job_places(config)
         _check_placement(config)
+        _check_storage(config)
         requests, files, resolved = complete_requests(config)
         output = _output_folder(config, requests)
         _check_output(output, resume, overwrite)
@@ -159,12 +163,15 @@ class Command:
 
     def trial_folder(self, identity: str, root: int) -> str:
         """Where a trial's state and readings lie."""
-        place = self.config.cluster.storage_path or str(self.output)
-        return Folder(place).child(f"{TRIALS}/{identity}/{root:04d}").location
+        return self.storage.child(f"{TRIALS}/{self.key}/{identity}/{root:04d}").location
 
     def final_folder(self, identity: str, number: int, seed: int) -> str:
-        place = self.config.cluster.storage_path or str(self.output)
-        return Folder(place).child(f"{FINALS}/{identity}/{number:04d}-{seed}").location
+        return self.storage.child(f"{FINALS}/{self.key}/{identity}/{number:04d}-{seed}").location
+
+    @property
+    def storage(self) -> Folder:
+        """Where trials and finals lie, of this sweep and maybe of others."""
+        return Folder(self.config.cluster.storage_path or str(self.output))
 
     # From photos to results
 
@@ -172,7 +179,7 @@ class Command:
         from dreamfleet.runtime.session import added_environment, ray_session
         from dreamfleet.tracking import open_tracker
 
-        key = self._begin()
+        self.key = self._begin()
         spool = dreamfleet_home() / "spool"
         tracker = open_tracker(self.config.tracking, spool, self.progress.warn)
         try:
@@ -180,7 +187,7 @@ class Command:
                 added_environment(RAY_TUNE),
                 ray_session(self.config.cluster, dashboard=False) as session,
             ):
-                Run(self, session, tracker, key).run()
+                Run(self, session, tracker, self.key).run()
         finally:
             tracker.close()
 
@@ -188,13 +195,19 @@ class Command:
         """Mark the folder as ours; the sweep's name for the tracking server."""
         marker = self.output / MARKER
         if self.overwrite:
+            self.former_keys = _keys_in(marker)
             _clear(self.output)
+            for former in self.former_keys:
+                self.storage.delete_folder(f"{TRIALS}/{former}")
+                self.storage.delete_folder(f"{FINALS}/{former}")
         if marker.is_file():
-            return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
+            return _keys_in(marker)[0]
         if self.resume:
             self.progress.info(f"{self.output}: nothing to go on from; beginning")
         key = uuid.uuid4().hex[:12]
-        marker.write_text(json.dumps({"key": key, "what": "dreamfleet tune"}), encoding="utf-8")
+        # Former keys too: a database may still hold their studies when this command fails early.
+        about = {"key": key, "former": self.former_keys, "what": "dreamfleet tune"}
+        marker.write_text(json.dumps(about), encoding="utf-8")
         complete = self.config.model_copy(update={"output_dir": str(self.output)})
         (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
         return key
@@ -232,7 +245,7 @@ class Run:
         preparation, usable = self._prepare()
         recorder = Recorder(
             self.tracker, self.key, str(self.command.output),
-            lambda study, root: Path(self.command.trial_folder(study.name, root)),
+            lambda study, root: Folder(self.command.trial_folder(study.name, root)),
         )  # fmt: skip
         try:
             self._start_actors(preparation.device, usable)
@@ -331,6 +344,8 @@ class Run:
         import ray
 
         nodes = [str(node) for node in ray.get([engine.node.remote() for engine in engines])]
+        each = float(self._resources.get("num_gpus", 0))
+        _check_gpus(self._places, each, share * len(set(nodes)), self.session)
         names = {
             node: self._start_judge(judges, f"judge-{tag}-{number}", share, node)
             for number, node in enumerate(dict.fromkeys(nodes))
@@ -361,7 +376,7 @@ class Run:
         }
 
     def _open_studies(self, usable: Sequence[SubjectRequest]) -> list[SubjectStudy]:
-        from dreamfleet.tuning.study import SubjectStudy, open_storage
+        from dreamfleet.tuning.study import Owner, SubjectStudy, delete_study, open_storage
 
         command = self.command
         storage = open_storage(command.storage_url)
@@ -369,7 +384,7 @@ class Run:
         studies = []
         for request in usable:
             if command.overwrite and request.id in known:  # in a database of its own
-                storage.delete_study(storage.get_study_id_from_name(request.id))
+                delete_study(storage, request.id, {command.key, *command.former_keys})
             task = self._tasks[request.id]
             studies.append(
                 SubjectStudy(
@@ -378,7 +393,8 @@ class Run:
                     task.config,
                     self._fingerprint(task),
                     resume=command.resume,
-                )  # fmt: skip
+                    owner=Owner(command.key, str(command.output)),
+                )
             )
         return studies
 
@@ -397,6 +413,7 @@ class Run:
                 base_hash=task.base_hash,
             ),
             "max_train_steps": train.max_train_steps,
+            "fidelity_margin": tune.fidelity_margin,
             "space": {name: own.text() for name, own in dimensions(config).items()},
             "pictures": plain(shots(config, tune.images_at_end)),
             "rungs": [tune.num_rungs, tune.reduction_factor, tune.images_per_rung],
@@ -438,6 +455,7 @@ class Run:
         work = Work(
             job, study.name, asked.params, config.train.seed, study.steps,
             self.command.trial_folder(study.name, asked.root),
+            study.key_of(asked.params, config.train.seed),
         )  # fmt: skip
         sampling = config.sampling
         return Order(
@@ -482,15 +500,19 @@ class Run:
                 recorder.parent(study).finish("FAILED")
             else:
                 alive[study.name] = contenders(study)
-        finals = self._finals(studies, alive)
+        finals = self._finals(studies, alive, recorder)
         for study in studies:
-            if study.name in alive:
+            if study.name in finals:
                 self._publish(study, finals[study.name], recorder, preparation)
 
     def _finals(
-        self, studies: Sequence[SubjectStudy], alive: Mapping[str, list[Contender]]
+        self,
+        studies: Sequence[SubjectStudy],
+        alive: Mapping[str, list[Contender]],
+        recorder: Recorder,
     ) -> dict[str, Finals]:
-        from dreamfleet.tuning.finals import decided, final_seeds, run_all
+        """How they ended; without subjects whose host was lost."""
+        from dreamfleet.tuning.finals import final_seeds, run_all
 
         work = [
             (study, contender, seed)
@@ -500,17 +522,46 @@ class Run:
         ]
         tokens = self._tokens()
         with self.command.progress.stage("finals", len(work)) as stage:
-            found: list[Reading] = run_all(
+            found: list[Reading | str] = run_all(
                 work, lambda one: self._final_reading(tokens, *one), tokens.qsize(), stage.update
             )
-        readings: dict[str, dict[tuple[int, int], Reading]] = {}
-        for (study, contender, seed), reading in zip(work, found, strict=True):
-            readings.setdefault(study.name, {})[contender.number, seed] = reading
-        return {
-            study.name: decided(readings[study.name], alive[study.name], study.tune.fidelity_margin)
-            for study in studies
-            if study.name in alive
-        }
+        outcomes: dict[str, dict[tuple[int, int], Reading | str]] = {}
+        for (study, contender, seed), outcome in zip(work, found, strict=True):
+            outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
+        finals = {}
+        for study in studies:
+            if study.name not in alive:
+                continue
+            ended = self._decided(study, alive[study.name], outcomes[study.name])
+            if ended is None:
+                recorder.parent(study).finish("FAILED")
+            else:
+                finals[study.name] = ended
+        return finals
+
+    def _decided(
+        self,
+        study: SubjectStudy,
+        those: Sequence[Contender],
+        outcomes: Mapping[tuple[int, int], Reading | str],
+    ) -> Finals | None:
+        """A subject's finals without contenders whose training failed; None: the host's did."""
+        from dreamfleet.tuning.finals import decided
+
+        errors = {number: own for (number, _), own in outcomes.items() if isinstance(own, str)}
+        for contender in those:
+            reason = errors.get(contender.number)
+            if reason is None:
+                continue
+            if contender.is_host:
+                self.command._failed(study.name, f"the host failed in the finals: {reason}")
+                return None
+            self.command.progress.warn(
+                f"{study.name}: trial {contender.number} is out of the finals: {reason}"
+            )
+        found = {key: own for key, own in outcomes.items() if not isinstance(own, str)}
+        left = [own for own in those if own.number not in errors]
+        return decided(found, left, study.tune.fidelity_margin)
 
     def _tokens(self) -> queue.SimpleQueue[str]:
         """A place on an engine each; without engines, a place on a device."""
@@ -531,6 +582,7 @@ class Run:
             seed,
             self.command.final_folder(study.name, contender.number, seed),
             subject=study.name,
+            key=study.key_of(contender.params, seed, contender.steps, self._ruler(study)),
             judge=self._judges[engine],
             engine=engine or None,
             device=self._device,
@@ -538,16 +590,23 @@ class Run:
 
     def _final_reading(
         self, tokens: queue.SimpleQueue[str], study: SubjectStudy, contender: Contender, seed: int
-    ) -> Reading:
+    ) -> Reading | str:
+        """One training of the finals; why it failed, where it did."""
+        import ray
+
         from dreamfleet.tuning.finals import final_reading
 
         engine = tokens.get()
+        order = self._final_order(study, contender, seed, engine)
         try:
-            order = self._final_order(study, contender, seed, engine)
             reading: Reading = self._carried_out(final_reading, order)
-            self._free(engine, order.work.job_id)
             return reading
+        except ray.exceptions.RayTaskError as error:  # may be the other too, with a long text
+            return first_line(error.cause or error)
+        except DreamfleetError as error:
+            return first_line(error)
         finally:
+            self._free(engine, order.work.job_id)
             tokens.put(engine)
 
     def _carried_out(self, function: Callable[..., Any], order: Order, *arguments: Any) -> Any:
@@ -587,7 +646,7 @@ class Run:
                 preparation=preparation,
                 files=command.files,
                 folder=command.folder(study.name),
-                sheets=lambda root: Path(command.trial_folder(study.name, root)),
+                sheets=lambda root: Folder(command.trial_folder(study.name, root)),
                 ruler=self._ruler(study),
                 tracking_uri=self.tracker.uri,
                 progress=command.progress,
@@ -599,7 +658,7 @@ class Run:
             command._failed(study.name, first_line(error))
         finally:
             self._free(self._engines[0], order.work.job_id)
-        shutil.rmtree(Path(command.output) / FINALS / study.name, ignore_errors=True)
+        command.storage.delete_folder(f"{FINALS}/{command.key}/{study.name}")
 
     def _ruler(self, study: SubjectStudy) -> str:
         """Of all that final scores depend on beside the adapter."""
@@ -648,6 +707,17 @@ def _judge_share(judges: JudgeSource, config: RunConfig, device: str) -> float:
     return config.tune.judge_num_gpus if device == "cuda" and not judges.spec.world else 0.0
 
 
+def _check_gpus(engines: int, each: float, judge: float, session: RaySession) -> None:
+    """Refuse engines that would leave judges no place: they would be waited for without end."""
+    wanted = engines * each + judge
+    if judge and wanted > session.num_gpus + 1e-6:
+        raise ConfigError(
+            f"{engines} engines of {each:g} GPU each and judges of {judge:g} (tune.judge_num_gpus) "
+            f"take {wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or "
+            "--num-workers"
+        )
+
+
 def _bundle(resources: Mapping[str, Any]) -> dict[str, float]:
     """Ray's options of an actor as a placement group's bundle."""
     found = {"CPU": float(resources.get("num_cpus", 0)), "GPU": float(resources.get("num_gpus", 0))}
@@ -666,6 +736,17 @@ def _check_placement(config: RunConfig) -> None:
 
         if reason := why_alone(config):
             raise ConfigError(f"{reason}; add --placement one_per_device")
+
+
+def _check_storage(config: RunConfig) -> None:
+    """A database's URL is written into settings and records: no secret may be in it."""
+    parts = urlsplit(config.tune.storage or "")
+    if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+        raise BadInputError(
+            f"tune.storage = {parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}: a "
+            "password in it would be written into settings and records; give it by the "
+            "environment, e.g. PGPASSWORD, or ~/.pgpass"
+        )
 
 
 def _output_folder(config: RunConfig, requests: Sequence[SubjectRequest]) -> Path:
@@ -695,6 +776,14 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
             f"output folder {output}: not empty; add --resume to go on, --overwrite to begin "
             "again, or give another --output-dir"
         )
+
+
+def _keys_in(marker: Path) -> list[str]:
+    """The sweep's key, then those of sweeps that it has overwritten."""
+    if not marker.is_file():
+        return []
+    about = json.loads(marker.read_text(encoding="utf-8"))
+    return [str(about["key"]), *about.get("former", ())]
 
 
 def _clear(output: Path) -> None:

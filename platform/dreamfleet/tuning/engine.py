@@ -40,6 +40,7 @@ class Work:
         seed: of the training.
         steps: at which it is read, rising; the last one ends it.
         folder: where its state and its readings lie; a folder or URI.
+        key: of all that decides these; what lies there under another key is another training's.
     """
 
     job_id: str
@@ -48,6 +49,7 @@ class Work:
     seed: int
     steps: tuple[int, ...]
     folder: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class TuneEngine(EngineActor):
 
         state = await self._ask(keep)
         self._kept[job_id] = step
-        await asyncio.to_thread(write_state, work.folder, step, state)
+        await asyncio.to_thread(write_state, work, step, state)
         from dreamfleet.training.worker import figures
 
         known = figures(asdict(metrics)) if metrics is not None else {}
@@ -233,28 +235,29 @@ def _prepare(
     from dreamfleet.training.group import Group
     from dreamfleet.training.jobs import job_spec
 
-    return job_spec(work_task(task, work), Group()), read_state(work.folder, step)
+    return job_spec(work_task(task, work), Group()), read_state(work, step)
 
 
-def read_state(folder: str, step: int) -> Mapping[str, Any] | None:
+def read_state(work: Work, step: int) -> Mapping[str, Any] | None:
     """What an earlier attempt left, if it is of use on the way to `step`."""
     import torch
 
     try:
-        data = Folder(folder).read(STATE)
+        data = Folder(work.folder).read(STATE)
         stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # none there, or damaged, which shows in as many ways as there are bytes
         return None
-    return stored["state"] if stored["step"] <= step else None
+    of_use = stored.get("key") == work.key and stored["step"] <= step
+    return stored["state"] if of_use else None
 
 
-def write_state(folder: str, step: int, state: Mapping[str, Any]) -> None:
+def write_state(work: Work, step: int, state: Mapping[str, Any]) -> None:
     """Keep what the next attempt goes on from; whole or not at all."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save({"step": step, "state": state}, buffer)
-    Folder(folder).write(STATE, buffer.getvalue())
+    torch.save({"key": work.key, "step": step, "state": state}, buffer)
+    Folder(work.folder).write(STATE, buffer.getvalue())
 
 
 def start_tune_engine(

@@ -113,17 +113,25 @@ def final_shots(config: RunConfig) -> tuple[Shot, ...]:
 
 
 def final_order(
-    config: RunConfig, contender: Contender, seed: int, folder: str, *, subject: str, **where: Any
+    config: RunConfig,
+    contender: Contender,
+    seed: int,
+    folder: str,
+    *,
+    subject: str,
+    key: str,
+    **where: Any,
 ) -> Order:
     """One training of the finals.
 
     Args:
+        key: as `Work` has it.
         where: engine, judge and device, as `Order` has them.
     """
     sampling = config.sampling
     work = Work(
         f"{subject}#final-{contender.number}-{seed}", subject, contender.params, seed,
-        (contender.steps,), folder,
+        (contender.steps,), folder, key,
     )  # fmt: skip
     how = Sampling(sampling.num_inference_steps, sampling.guidance_scale, sampling.scheduler)
     return Order(work, {contender.steps: final_shots(config)}, how, **where)

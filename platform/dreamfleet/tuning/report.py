@@ -15,12 +15,13 @@ from PIL import Image
 
 from dreamfleet.evaluation.charts import Point, scatter
 from dreamfleet.evaluation.report import REPORT, PictureEncoder, page_environment
+from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.finals import Exported, Finals
 from dreamfleet.tuning.results import SubjectTuned
 from dreamfleet.tuning.rule import pareto_front
 from dreamfleet.tuning.space import dimensions
 from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, ROOT, SubjectStudy, candidate_of
-from dreamfleet.tuning.trial import sheet_name
+from dreamfleet.tuning.trial import sheet
 
 SHOWN_SHEETS = 16  # trials with pictures; the table holds all
 MAX_PHOTOS = 4
@@ -59,7 +60,7 @@ class TuneReport:
     photos: Sequence[bytes]
     exported: Exported
     plots: Mapping[str, Path]
-    sheets: Callable[[int], Path]
+    sheets: Callable[[int], Folder]
     command: str
 
 
@@ -107,7 +108,9 @@ def render_tune_report(report: TuneReport) -> str:
         rows=[_row(study, trial, names) for trial in study.trials()],
         front=[own.label for own in pareto_front(study.candidates())],
         chart=Markup(_chart(study)),
-        plots=[(PLOT_TITLES[kind], _data(path)) for kind, path in report.plots.items()],
+        plots=[
+            (PLOT_TITLES[kind], _data(path.read_bytes())) for kind, path in report.plots.items()
+        ],
         sheets=_sheets(report),
         command=report.command,
     )  # fmt: skip
@@ -171,14 +174,14 @@ def _sheets(report: TuneReport) -> list[tuple[str, str]]:
     )
     for trial in done[:SHOWN_SHEETS]:
         root = int(trial.user_attrs.get(ROOT, trial.number))
-        path = report.sheets(root) / sheet_name(int(trial.user_attrs["steps"]))
-        if path.is_file():
-            found.append((f"#{trial.number}, {trial.user_attrs['steps']} steps", _data(path)))
+        png = sheet(report.sheets(root), int(trial.user_attrs["steps"]))
+        if png is not None:
+            found.append((f"#{trial.number}, {trial.user_attrs['steps']} steps", _data(png)))
     return found
 
 
-def _data(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _opened(png: bytes) -> Image.Image:

@@ -73,6 +73,20 @@ def rung_value(alignment: float, fidelity: float, host: float | None, margin: fl
     return alignment if short <= 0 else -short
 
 
+def as_of_last(
+    own: Mapping[str, float], last: Mapping[str, float], own_mean: float, last_mean: float
+) -> float:
+    """A rung's mean as it would be over the last rung's pictures, of which it has only some: the
+    last rung's mean plus the difference over those that both have.
+
+    Args:
+        own, last: a score by picture.
+        own_mean, last_mean: of all of them; the former stands where nothing is in common.
+    """
+    common = [value - last[name] for name, value in own.items() if name in last]
+    return last_mean + math.fsum(common) / len(common) if common else own_mean
+
+
 def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Feasible ones by alignment, then the others by how little they fail."""
     return sorted(

@@ -65,13 +65,19 @@ def dimensions(config: RunConfig) -> dict[str, Dimension]:
 
     Raises:
         ConfigError: the recipe has no constant learning rate: a run's checkpoints would then not
-            stand for shorter runs.
+            stand for shorter runs. Or the space's truncation points are an interval, but the
+            recipe has none.
     """
     train, space = config.train, config.space
     if train.lr_scheduler not in ("constant", "constant_with_warmup"):
         raise ConfigError(
             f"train.lr_scheduler = {train.lr_scheduler!r}: a sweep reads shorter trainings off the "
             "checkpoints of longer ones; expected constant"
+        )
+    if isinstance(space.truncation_point, Interval) and config.sude.truncation_point is None:
+        raise ConfigError(
+            "space.truncation_point: an interval does not hold the recipe's own, which is none; "
+            "expected a list with null, or a number for sude.truncation_point"
         )
     rate, rank = float(train.learning_rate or 0), int(train.rank or 0)
     own = recipe_params(config)
@@ -103,10 +109,15 @@ def _dimension(wanted: Interval | Sequence[Any], *own: Any) -> Dimension:
     return Dimension(choices=(*wanted, *dict.fromkeys(extra)))
 
 
-def suggest(trial: Suggests, space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """One setting; what does not matter in it is not asked for."""
+def suggest(
+    trial: Suggests, space: Mapping[str, Dimension], *, host: bool = False
+) -> dict[str, Any]:
+    """One setting; what does not matter in it is not asked for. The host's w_s is 0, also where the
+    space fixes another.
+    """
     names = [METHOD, WEIGHT, PRIOR, RATE, *([RANK] if RANK in space else [])]
     params = {name: space[name].suggest(trial, name) for name in names}
+    params |= {WEIGHT: 0.0} if host else {}
     if params[WEIGHT] > 0:
         params[POINT] = space[POINT].suggest(trial, POINT)
         if params[PRIOR] > 0 or space[TEACHER].fixed:
@@ -129,11 +140,13 @@ def recipe_params(config: RunConfig) -> dict[str, Any]:
 
 
 def first_weights(config: RunConfig) -> list[float]:
-    """w_s of the first trials: 0, half, once and twice the recipe's, or the default's."""
+    """w_s of the first trials: 0, half, once and twice the recipe's, or the default's; 0 and the
+    one that the space fixes.
+    """
     default = config.sude.weight or DEFAULT_SUDE_WEIGHT
     fixed = config.space.sude_weight
     if isinstance(fixed, list) and len(fixed) == 1:
-        return [float(fixed[0])]
+        return list(dict.fromkeys([0.0, float(fixed[0])]))
     return [factor * default for factor in FIRST_FACTORS]
 
 

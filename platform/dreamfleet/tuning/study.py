@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dreamfleet.config import RunConfig, TuneConfig
 from dreamfleet.errors import BadInputError, ResumeError, first_line
-from dreamfleet.tuning.rule import Candidate, best_first, fidelity_excess, rung_value
+from dreamfleet.tuning.rule import Candidate, as_of_last, best_first, fidelity_excess, rung_value
 from dreamfleet.tuning.space import dimensions, first_settings, suggest
 from dreamfleet.tuning.trial import Reading
 
 DATABASE = "study.db"
 CONSTRAINT = "fidelity"
-HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED = (
-    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded",
+HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
+    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded", "owner",
 )  # fmt: skip
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DATABASE_TIMEOUT_S = 60
@@ -70,6 +70,39 @@ def _sqlite_storage(url: str) -> optuna.storages.RDBStorage:
     event.listen(storage.engine, "connect", hasten)
     storage.engine.dispose()  # connections from before
     return storage
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a study is: several sweeps may share a database.
+
+    Attributes:
+        key: of the sweep.
+        output_dir: where it writes.
+    """
+
+    key: str
+    output_dir: str
+
+
+def delete_study(storage: optuna.storages.BaseStorage, name: str, keys: Collection[str]) -> None:
+    """Delete a study of one of these sweeps.
+
+    Raises:
+        BadInputError: it is another's.
+    """
+    study = storage.get_study_id_from_name(name)
+    owner = storage.get_study_user_attrs(study).get(OWNER, {})
+    if owner.get("key") not in keys:
+        raise BadInputError(
+            f"study {name!r}: is another sweep's ({_place(owner)}); begin again there, or give "
+            "another --subject-id"
+        )
+    storage.delete_study(study)
+
+
+def _place(owner: Mapping[str, str]) -> str:
+    return f"output folder {owner['output_dir']}" if owner else "of unknown origin"
 
 
 def _without_password(url: str) -> str:
@@ -125,6 +158,7 @@ class Asked:
     is_host: bool
     root: int  # the number of its first attempt: its folder
     readings: dict[int, Reading] = field(default_factory=dict)
+    reported: set[int] = field(default_factory=set)  # steps that the pruner knows
     pruned: bool = False
     error: str = ""
 
@@ -142,9 +176,10 @@ class SubjectStudy:
         config: the subject's resolved recipe.
         fingerprint: of all that decides a reading; a study goes on under the same only.
         resume: whether a study of that name may exist.
+        owner: whose it is.
 
     Raises:
-        BadInputError: there is such a study, and `resume` is off.
+        BadInputError: there is such a study, and `resume` is off; or another sweep is at it.
         ResumeError: it was begun under other settings.
     """
 
@@ -156,6 +191,7 @@ class SubjectStudy:
         fingerprint: Mapping[str, Any],
         *,
         resume: bool,
+        owner: Owner,
     ) -> None:
         self.name, self.config, self.tune = name, config, config.tune
         self.steps = rungs(config.tune, int(config.train.max_train_steps or 0))
@@ -172,7 +208,8 @@ class SubjectStudy:
             pruner=make_pruner(self.tune, self.steps),
         )  # fmt: skip
         self.study.sampler = make_sampler(self.tune, len(self.trials()))
-        self._check_settings(fingerprint)
+        self._settings = self._check_settings(fingerprint)
+        self._take_over(owner)
         self.running: dict[int, Asked] = {}
         self._untold: list[Asked] = []  # complete, but their host is not yet
         if not self.trials():
@@ -221,22 +258,31 @@ class SubjectStudy:
         if "setting" in trial.user_attrs:
             return dict(trial.user_attrs["setting"])
         try:
-            return suggest(optuna.trial.FixedTrial(trial.params), self._space)
+            fixed = optuna.trial.FixedTrial(trial.params)
+            return suggest(fixed, self._space, host=bool(trial.user_attrs.get(HOST)))
         except ValueError:  # a parameter is missing
             return None
+
+    def key_of(self, params: Mapping[str, Any], seed: int, *more: Any) -> str:
+        """Of all that decides the readings of a training of this study."""
+        parts = [self._settings, params, seed, *more]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     # Asking
 
     def ask(self) -> Asked | None:
         """The next trial; None: not now."""
-        if len(self.running) >= self.tune.max_concurrent_trials or self._hopeless:
+        training = len(self.running) - len(self._untold)
+        if training >= self.tune.max_concurrent_trials or self._hopeless:
             return None
         if self.done + len(self.running) >= self.tune.num_samples:
             return None
         trial = self.study.ask()
-        params = suggest(trial, self._space)
+        is_host = bool(trial.user_attrs.get(HOST))
+        params = suggest(trial, self._space, host=is_host)
         root = int(trial.user_attrs.get(ROOT, trial.number))
-        asked = Asked(trial, params, bool(trial.user_attrs.get(HOST)), root)
+        asked = Asked(trial, params, is_host, root)
         self.running[trial.number] = asked
         return asked
 
@@ -248,15 +294,26 @@ class SubjectStudy:
         asked.readings[reading.step] = reading
         if self.tune.sampler == "nsga2":  # two objectives have no rung value
             return False
-        value = rung_value(
-            reading.alignment, reading.fidelity, self._host_fidelity(reading.step),
-            self.tune.fidelity_margin,
-        )  # fmt: skip
-        asked.trial.report(value, reading.step)
-        if asked.is_host or reading.step == self.steps[-1]:
-            return False
-        asked.pruned = asked.trial.should_prune()
+        for own in [asked, *self.running.values()] if asked.is_host else [asked]:
+            self._report(own)
+        if reading.step == self.steps[-1]:
+            asked.pruned = False  # its fate was decided too late: it is whole
         return asked.pruned
+
+    def _report(self, asked: Asked) -> None:
+        """Tell the pruner the rungs that can be compared: not before the host is known there."""
+        for step in sorted(set(asked.readings) - asked.reported):
+            host, own = self._host_fidelity(step), asked.readings[step]
+            if host is None:
+                return
+            margin = self.tune.fidelity_margin
+            asked.trial.report(rung_value(own.alignment, own.fidelity, host, margin), step)
+            asked.reported.add(step)
+            # Asked at each rung, for it notes what later trials are compared with.
+            ended = not asked.is_host and step < self.steps[-1] and asked.trial.should_prune()
+            if ended and self.steps[-1] not in asked.readings:
+                asked.pruned = True
+                return
 
     def end(self, number: int, error: str = "") -> None:
         """A trial's training is over, for whatever reason."""
@@ -287,7 +344,7 @@ class SubjectStudy:
         self._tell(asked, values=values)
 
     def _tell_pruned(self, asked: Asked) -> None:
-        last = asked.readings[max(asked.readings)]
+        last = asked.readings[max(asked.reported)]  # what it was pruned for
         host = self._host_fidelity(last.step)
         excess = 0.0 if host is None else host - self.tune.fidelity_margin - last.fidelity
         self._note(asked, last, excess)
@@ -307,13 +364,13 @@ class SubjectStudy:
         margin = self.tune.fidelity_margin
         if asked.is_host or host is None:
             return asked.readings[last], -margin if asked.is_host else 0.0
-        found = {}
+        found, comparable = {}, _as_of_last(asked.readings, asked.readings[last])
         for step in sorted(asked.readings, reverse=True):
-            own = asked.readings[step]
+            own = comparable[step]
             excess = fidelity_excess(own.fidelities, host.fidelities, margin)
             found[str(step)] = Candidate(str(step), own.alignment, excess, own.fidelity)
         best = best_first(list(found.values()))[0]
-        return asked.readings[int(best.label)], best.excess
+        return comparable[int(best.label)], best.excess
 
     def _note(self, asked: Asked, chosen: Reading, excess: float) -> None:
         """What a reader of the study wants to know of a trial."""
@@ -363,26 +420,42 @@ class SubjectStudy:
         for number, params in enumerate(first_settings(self.config)[: self.tune.num_samples]):
             self.study.enqueue_trial(params, user_attrs={HOST: True} if number == 0 else {})
 
+    def _take_over(self, owner: Owner) -> None:
+        before = self.study.user_attrs.get(OWNER)
+        if before == asdict(owner):
+            return
+        if before and before["key"] != owner.key and self.trials(TrialState.RUNNING):
+            raise BadInputError(
+                f"study {self.name!r}: trials of another sweep run in it ({_place(before)}); end "
+                "that one, or go on with it by --resume with its own --output-dir"
+            )
+        self.study.set_user_attr(OWNER, asdict(owner))
+
     def _recover(self) -> None:
-        for trial in self.trials(TrialState.RUNNING):
-            mine = optuna.trial.Trial(self.study, trial._trial_id)
-            mine.set_user_attr(INTERRUPTED, True)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+        running = self.trials(TrialState.RUNNING)
+        if any(trial.user_attrs.get(HOST) for trial in running):
+            # The host comes first, but Optuna hands waiting trials out by number.
+            running += self.trials(TrialState.WAITING)
+        storage = self.study._storage
+        for trial in running:
+            storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         retried = {trial.user_attrs.get(RETRY) for trial in self.trials()}
-        for trial in self.trials(TrialState.FAIL):
+        failed = self.trials(TrialState.FAIL)
+        for trial in sorted(failed, key=lambda own: not own.user_attrs.get(HOST)):
             if trial.user_attrs.get(INTERRUPTED) and trial.number not in retried:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Ask once more, in the same folder; one that had no setting yet only counts as asked."""
         is_host = bool(trial.user_attrs.get(HOST))
-        params = dict(trial.params) or dict(trial.system_attrs.get("fixed_params", {}))
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if not params and not is_host:
             return
         attrs = {RETRY: trial.number, ROOT: int(trial.user_attrs.get(ROOT, trial.number))}
         self.study.enqueue_trial(params, user_attrs=attrs | ({HOST: True} if is_host else {}))
 
-    def _check_settings(self, fingerprint: Mapping[str, Any]) -> None:
+    def _check_settings(self, fingerprint: Mapping[str, Any]) -> dict[str, str]:
         text = json.dumps(fingerprint, sort_keys=True, default=str)
         own = {name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode())
                .hexdigest()[:16] for name, value in fingerprint.items()}  # fmt: skip
@@ -390,7 +463,7 @@ class SubjectStudy:
         if before is None:
             self.study.set_user_attr(SETTINGS, own)
             self.study.set_user_attr("recipe", text[:60_000])
-            return
+            return own
         different = [name for name in sorted({*own, *before}) if own.get(name) != before.get(name)]
         if different:
             raise ResumeError(
@@ -398,6 +471,19 @@ class SubjectStudy:
                 "on with those (they are in its config.yaml), or begin again with --overwrite or "
                 "another --output-dir"
             )
+        return own
+
+
+def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Reading]:
+    """Rungs with means that can be compared: earlier ones are judged by fewer pictures."""
+    return {
+        step: replace(
+            own,
+            alignment=as_of_last(own.alignments, last.alignments, own.alignment, last.alignment),
+            fidelity=as_of_last(own.fidelities, last.fidelities, own.fidelity, last.fidelity),
+        )
+        for step, own in readings.items()
+    }
 
 
 @dataclass(frozen=True)

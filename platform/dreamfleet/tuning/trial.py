@@ -68,10 +68,10 @@ def run_trial(order: Order, report: Report, task: TrainTask | None = None) -> No
     try:
         for reading in readings(order, task):
             report(as_result(reading))
+    except ray.exceptions.RayTaskError as error:  # may be the other too, with a long text
+        report({"step": 0, ERROR: first_line(error.cause or error)})
     except DreamfleetError as error:
         report({"step": 0, ERROR: first_line(error)})
-    except ray.exceptions.RayTaskError as error:
-        report({"step": 0, ERROR: first_line(error.cause or error)})
 
 
 def as_result(reading: Reading) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def as_result(reading: Reading) -> dict[str, Any]:
 
 def readings(order: Order, task: TrainTask | None = None) -> Iterator[Reading]:
     """Each rung in turn: known ones at once, the others when they are judged."""
-    known = known_readings(order.work.folder)
+    known = known_readings(order.work)
     steps = order.work.steps
     runner: PackedRunner | AloneRunner | None = None
     for number, step in enumerate(steps):
@@ -93,26 +93,36 @@ def readings(order: Order, task: TrainTask | None = None) -> Iterator[Reading]:
         verdict, figures = runner.read(step, then)
         reading = Reading(step=step, figures=figures, **vars(verdict))
         known[step] = reading
-        _keep(order.work.folder, list(known.values()))
+        _keep(order.work, list(known.values()))
         yield reading
 
 
-def known_readings(folder: str) -> dict[int, Reading]:
-    """What was judged before, by step."""
+def known_readings(work: Work) -> dict[int, Reading]:
+    """What was judged before of this very training, by step."""
     try:
-        stored = json.loads(Folder(folder).read(READINGS))
-        return {row["step"]: Reading(**row) for row in stored}
+        stored = json.loads(Folder(work.folder).read(READINGS))
+        rows = stored["readings"] if stored["key"] == work.key else ()
+        return {row["step"]: Reading(**row) for row in rows}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _keep(folder: str, found: Sequence[Reading]) -> None:
-    Folder(folder).write(READINGS, json.dumps([asdict(own) for own in found]).encode())
+def _keep(work: Work, found: Sequence[Reading]) -> None:
+    stored = {"key": work.key, "readings": [asdict(own) for own in found]}
+    Folder(work.folder).write(READINGS, json.dumps(stored).encode())
 
 
 def sheet_name(step: int) -> str:
     """The file with a rung's pictures."""
     return f"step-{step:05d}.png"
+
+
+def sheet(folder: Folder, step: int) -> bytes | None:
+    """A rung's pictures as a PNG; None: they are not there."""
+    try:
+        return folder.read(sheet_name(step))
+    except OSError:
+        return None
 
 
 def _runner(order: Order, task: TrainTask | None) -> PackedRunner | AloneRunner:
@@ -137,8 +147,8 @@ class _Runner:
         import ray
 
         shots = self.order.shots[step]
-        verdict, sheet = ray.get(self._judge.score.remote(self.work.subject, shots, pngs))
-        Folder(self.work.folder).write(sheet_name(step), sheet)
+        verdict, png = ray.get(self._judge.score.remote(self.work.subject, shots, pngs))
+        Folder(self.work.folder).write(sheet_name(step), png)
         return verdict
 
 
@@ -205,14 +215,14 @@ class AloneRunner(_Runner):
         from dreamfleet.training.worker import figures
 
         if not self._state_known:
-            state = read_state(self.work.folder, step)
+            state = read_state(self.work, step)
             if state is not None:
                 self.job.load_state_dict(state)
             self._state_known = True
         known: dict[str, float] = {}
         while self.job.step_index < step:
             known = figures(asdict(self.job.step()))
-        write_state(self.work.folder, step, self.job.state_dict())
+        write_state(self.work, step, self.job.state_dict())
         return known
 
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamfleet.config import plain_tree
 from dreamfleet.runtime.progress import Board
+from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.rule import best_first
 from dreamfleet.tuning.space import applied
 from dreamfleet.tuning.study import Asked, SubjectStudy
-from dreamfleet.tuning.trial import Reading, sheet_name
+from dreamfleet.tuning.trial import Reading, sheet
 
 if TYPE_CHECKING:
     from dreamfleet.tracking import Run, Tracker
@@ -41,7 +41,7 @@ class Recorder:
     tracker: Tracker
     key: str
     output_dir: str
-    folder: Callable[[SubjectStudy, int], Path]
+    folder: Callable[[SubjectStudy, int], Folder]
     _parents: dict[str, Run] = field(default_factory=dict)
     _children: dict[tuple[str, int], Run] = field(default_factory=dict)
 
@@ -80,9 +80,9 @@ class Recorder:
         run = self.started(study, asked.number, asked.params)
         scores = {"alignment": reading.alignment, "fidelity": reading.fidelity}
         run.log_metrics({**reading.figures, **scores}, reading.step)
-        sheet = self.folder(study, asked.root) / sheet_name(reading.step)
-        if sheet.is_file():
-            run.log_image(sheet.read_bytes(), "pictures", reading.step)
+        png = sheet(self.folder(study, asked.root), reading.step)
+        if png is not None:
+            run.log_image(png, "pictures", reading.step)
 
     def settle(self, study: SubjectStudy) -> None:
         """Record the end of every finished trial that is not recorded yet: of this sweep, and of

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import TrainingError
@@ -72,9 +75,11 @@ def test_a_lost_engine_gives_the_same_pictures(
 
     expected = asyncio.run(undisturbed(started(tiny_base_folder, task)))
     assert [asyncio.run(one_rung(2, 4)), asyncio.run(one_rung(4, 4))] == expected
-    assert read_state(parted.folder, 3) is None, "a state beyond the rung is of no use for it"
+    assert read_state(parted, 3) is None, "a state beyond the rung is of no use for it"
+    assert read_state(parted, 4) is not None
+    assert read_state(replace(parted, key="other"), 4) is None, "another training's"
     Folder(parted.folder).write("state.pt", b"half a file")
-    assert read_state(parted.folder, 4) is None
+    assert read_state(parted, 4) is None
 
 
 def test_a_released_job_stays_away(tiny_base_folder: Path, task: TrainTask, tmp_path: Path) -> None:
@@ -84,6 +89,7 @@ def test_a_released_job_stays_away(tiny_base_folder: Path, task: TrainTask, tmp_
         long = replace(own, steps=(10_000,))
         waiting = asyncio.create_task(engine.rung(long, 10_000, 10_000, SHOTS, SAMPLING))
         while (await engine.metrics())["jobs"] < 1:
+            assert not waiting.done(), waiting
             await asyncio.sleep(0.01)
         await engine.release(own.job_id)
         with pytest.raises(TrainingError, match="ended"):
@@ -94,6 +100,19 @@ def test_a_released_job_stays_away(tiny_base_folder: Path, task: TrainTask, tmp_
         await engine.close()
 
     asyncio.run(run())
+
+
+def _difference(one: Mapping[int, list[bytes]], other: Mapping[int, list[bytes]]) -> int:
+    """The largest of any pixel, of 255."""
+    return max(
+        int(np.abs(_pixels(own) - _pixels(its)).max())
+        for number in one
+        for own, its in zip(one[number], other[number], strict=True)
+    )
+
+
+def _pixels(png: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=int)
 
 
 def test_settings_of_one_engine_differ(
@@ -115,3 +134,5 @@ def test_settings_of_one_engine_differ(
 
     together = asyncio.run(run([1, 2]))
     assert together[1] != together[2]
+    alone = {number: asyncio.run(run([number]))[number] for number in (1, 2)}
+    assert _difference(together, alone) < 4, "packed as alone, but for rounding"

@@ -10,6 +10,7 @@ from dreamfleet.config import TuneConfig
 from dreamfleet.tuning.finals import Contender, decided
 from dreamfleet.tuning.rule import (
     Candidate,
+    as_of_last,
     best_first,
     fidelity_excess,
     lower_bound,
@@ -47,6 +48,12 @@ def test_rungs_compare_what_has_learnt_the_subject() -> None:
     assert rung_value(0.9, 0.5, None, 0.03) == 0.9
     assert rung_value(0.9, 0.48, 0.5, 0.03) == 0.9
     assert rung_value(0.9, 0.3, 0.5, 0.03) == pytest.approx(-0.17)
+
+
+def test_a_rung_counts_as_of_the_last_ones_pictures() -> None:
+    last = {"a": 0.5, "b": 0.1}
+    assert as_of_last({"a": 0.7}, last, 0.7, 0.3) == pytest.approx(0.5)
+    assert as_of_last({}, {}, 0.4, 0.6) == 0.4
 
 
 def test_rungs() -> None:

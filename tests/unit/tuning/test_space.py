@@ -87,8 +87,12 @@ def test_a_setting_becomes_a_configuration() -> None:
 
 
 def test_what_a_sweep_cannot_read_is_refused() -> None:
+    without_point = recipe(space__truncation_point="0.2..0.9")
+    without_point.sude.truncation_point = None
     with pytest.raises(ConfigError, match="lr_scheduler"):
         dimensions(recipe(train__lr_scheduler="cosine"))
+    with pytest.raises(ConfigError, match=r"space\.truncation_point"):
+        dimensions(without_point)
     with pytest.raises(ConfigError, match="low < high"):
         recipe(space__sude_weight="2..1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.tuning.rule import best_first
-from dreamfleet.tuning.study import CONSTRAINT, SubjectStudy, open_storage
+from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_study, open_storage
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
 
@@ -22,10 +23,16 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def opened(url: str, config: RunConfig | None = None, *, resume: bool = False) -> SubjectStudy:
+OURS = Owner("a", "/runs/a")
+
+
+def opened(
+    url: str, config: RunConfig | None = None, *, resume: bool = False, owner: Owner = OURS
+) -> SubjectStudy:
     chosen = config or recipe(tune__num_samples=6)
     print_of = {"space": chosen.space.model_dump(), "base": "x"}
-    return SubjectStudy(open_storage(url), "rex", chosen, print_of, resume=resume)
+    storage = open_storage(url)
+    return SubjectStudy(storage, "rex", chosen, print_of, resume=resume, owner=owner)
 
 
 def reading(step: int, alignment: float, fidelity: float = 0.6) -> Reading:
@@ -78,6 +85,21 @@ def test_the_best_rung_is_taken(url: str) -> None:
     assert study.finished
 
 
+def test_rungs_are_compared_by_the_pictures_that_they_share(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
+    host, other = study.ask(), study.ask()
+    assert host and other
+    run(study, host.number, 0.3, 0.3)
+    easy, hard = {"a": 0.9}, {"b": 0.3}
+    first = replace(reading(20, 0.9), alignments=easy)
+    last = replace(reading(40, 0.6), alignments=easy | hard)
+    study.read(other.number, first), study.read(other.number, last)
+    study.end(other.number)
+    told = study.trials()[other.number]
+    assert told.user_attrs["steps"] == 40, "an easy picture alone is no better rung"
+    assert told.value == 0.6
+
+
 def test_pruning_spares_the_host(url: str) -> None:
     study = opened(url)
     asked = [study.ask() for _ in range(4)]
@@ -87,6 +109,32 @@ def test_pruning_spares_the_host(url: str) -> None:
     assert study.read(bad, reading(10, 0.2)), "half of a rung goes on"
     study.end(bad)
     assert study.trials()[bad].state == TrialState.PRUNED
+
+
+def test_rungs_wait_for_the_host(url: str) -> None:
+    study = opened(url)
+    host, strayed, good = (own.number for own in [study.ask() for _ in range(3)] if own)
+    assert not study.read(strayed, reading(10, 0.9, fidelity=0.1))
+    assert not study.trials()[strayed].intermediate_values
+    assert not study.read(good, reading(10, 0.5))
+    assert not study.read(host, reading(10, 0.3))
+    values = [study.trials()[number].intermediate_values[10] for number in (strayed, good)]
+    assert values == [pytest.approx(-0.47), 0.5], "what is too far from the subject is below"
+    late = study.ask()
+    assert late and not study.read(late.number, reading(10, 0.6))
+
+
+def test_what_the_host_shows_late_ends_a_trial_at_its_next_rung(url: str) -> None:
+    study = opened(url)
+    host, good, strayed = (own.number for own in [study.ask() for _ in range(3)] if own)
+    assert not study.read(good, reading(10, 0.5))
+    assert not study.read(strayed, reading(10, 0.9, fidelity=0.1))
+    assert not study.read(host, reading(10, 0.3))
+    assert study.read(strayed, reading(20, 0.9, fidelity=0.1))
+    study.end(strayed)
+    found = study.trials()[strayed]
+    assert found.state == TrialState.PRUNED and found.constraints[CONSTRAINT] > 0
+    assert not study.read(good, reading(20, 0.5))
 
 
 def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
@@ -112,10 +160,59 @@ def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
     assert thrice.ask() is None and thrice.finished, "nothing finished is repeated"
 
 
+def test_a_host_that_was_interrupted_comes_first(url: str) -> None:
+    few = recipe(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
+    host = opened(url, few).ask()
+    assert host and host.is_host
+    study = opened(url, few, resume=True)
+    again = study.ask()
+    assert again and again.is_host and (again.params, again.root) == (host.params, host.root)
+    for _ in range(3):  # each waits for the host, none takes its place
+        own = study.ask()
+        assert own
+        run(study, own.number, 0.4, 0.4, 0.4)
+    assert study.ask() is None and study.done == 0
+    run(study, again.number, 0.3, 0.3, 0.3)
+    assert study.finished and not study.failures
+    weights = [t.params["sude.weight"] for t in study.trials(TrialState.COMPLETE)]
+    assert sorted(weights) == [0.0, 0.2, 0.4, 0.8]
+
+
+def test_a_host_that_was_interrupted_while_it_was_asked_keeps_its_setting(url: str) -> None:
+    study = opened(url)
+    trial = study.study.ask()
+    trial.suggest_categorical("method", study._space["method"].choices)
+    again = opened(url, resume=True).ask()
+    assert again and again.is_host
+    assert again.params["sude.weight"] == 0.0 and again.params["train.learning_rate"] == 1e-3
+
+
+def test_a_fixed_weight_leaves_the_host_without(url: str) -> None:
+    study = opened(url, recipe(tune__num_samples=3, space__sude_weight=[0.8]))
+    asked = [study.ask() for _ in range(3)]
+    assert [own.params["sude.weight"] for own in asked if own] == [0.0, 0.8, 0.8]
+    assert asked[0] and asked[0].is_host and "sude.truncation_point" not in asked[0].params
+
+
 def test_other_settings_do_not_go_on(url: str) -> None:
     opened(url)
     with pytest.raises(ResumeError, match="space"):
         opened(url, recipe(space__sude_weight="0..9"), resume=True)
+
+
+def test_another_sweeps_study_is_left_alone(url: str) -> None:
+    study, theirs = opened(url), Owner("b", "/runs/b")
+    host = study.ask()
+    assert host
+    with pytest.raises(BadInputError, match="/runs/a"):
+        opened(url, resume=True, owner=theirs)
+    with pytest.raises(BadInputError, match="/runs/a"):
+        delete_study(open_storage(url), "rex", {"b"})
+    assert study.trials(TrialState.RUNNING), "its driver is not disturbed"
+    run(study, host.number, 0.3, 0.3, 0.3)
+    assert opened(url, resume=True, owner=theirs).done == 1
+    delete_study(open_storage(url), "rex", {"b", "c"})
+    assert opened(url, owner=theirs).done == 0
 
 
 def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
