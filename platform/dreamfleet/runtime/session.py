@@ -92,12 +92,23 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = True) -> Iterator[R
         if ray.is_initialized():
             yield _session(address)
             return
+        _read_environment_again()
         with _own_sigterm():
             _init(address, cluster, dashboard)
         try:
             yield _session(address)
         finally:
             ray.shutdown()
+
+
+def _read_environment_again() -> None:
+    """Ray's core reads its variables once, when `ray.serve`, `ray.tune` or the like is imported: it
+    would then know nothing of the token, and be refused by the cluster that it starts.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
