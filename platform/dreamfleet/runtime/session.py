@@ -105,7 +105,7 @@ def _read_environment_again() -> None:
     """Ray's core reads its variables once, when `ray.serve`, `ray.tune` or the like is imported: it
     would then know nothing of the token, and be refused by the cluster that it starts.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
