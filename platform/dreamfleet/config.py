@@ -465,7 +465,8 @@ def _suggestion(key: str) -> str:
     fields = list(flat_fields())
     sections = list(dict.fromkeys(field.partition(".")[0] for field in fields))
     name = key.rpartition(".")[2]
-    close = [field for field in fields if field.rpartition(".")[2] == name]
+    close = [field for field in fields if field.replace(".", "_") == key]  # a flag's name
+    close = close or [field for field in fields if field.rpartition(".")[2] == name]
     close = close or difflib.get_close_matches(key, [*fields, *sections], n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

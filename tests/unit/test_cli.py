@@ -19,6 +19,7 @@ Captured = pytest.CaptureFixture[str]
 COMMANDS = (
     "personalize", "prepare", "generate", "submit", "export", "import", "evaluate", "benchmark",
     "compare", "preference", "runs", "doctor", "world", "cache", "tune",
+    "serve", "query", "keys", "launch",
 )  # fmt: skip
 
 
