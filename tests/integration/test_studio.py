@@ -118,6 +118,6 @@ def test_wide_and_narrow(browser: Any, studio: tuple[str, KeyFile], tmp_path: Pa
         for page in ("/", "/docs"):
             browser.get(address + page)
             until(lambda: browser.execute_script(SHOWN))
-            wide = browser.execute_script("return document.documentElement.scrollWidth")
-            assert wide <= browser.execute_script("return window.innerWidth")
             browser.save_screenshot(str(tmp_path / f"{page.strip('/') or 'studio'}-{width}.png"))
+            wide = browser.execute_script("return document.documentElement.scrollWidth")
+            assert wide <= browser.execute_script("return window.innerWidth"), page
