@@ -247,6 +247,7 @@ def test_a_burst_is_refused_cleanly_and_passes(service: Service) -> None:
     service.draw()
 
 
+@pytest.mark.slow
 def test_clients_that_go_away_free_their_places(service: Service) -> None:
     before = service.figures()
     gone = [service.open_stream({**LONG, "model": NAMES[index]}) for index in range(3)]
@@ -261,6 +262,7 @@ def test_clients_that_go_away_free_their_places(service: Service) -> None:
     service.wait_for(lambda own: own["engine_drawing"] == 0 and own["engine_cache_in_use"] == 0)
 
 
+@pytest.mark.slow
 def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) -> None:
     expected = service.draw(model=NAMES[2])
     before = service.figures().get("requests_retried", 0)

@@ -201,6 +201,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_killed_engine_lose_nothing(
     sweep: Callable[..., RunConfig], driver: Callable[[RunConfig], subprocess.Popen[bytes]]
 ) -> None:
