@@ -268,7 +268,7 @@ def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) ->
     before = service.figures().get("requests_retried", 0)
     with ThreadPoolExecutor(6) as pool:
         jobs = [
-            pool.submit(service.ask, PATH, {**LONG, "model": NAMES[index % 6]})
+            pool.submit(service.ask, PATH, {**LONG, "n": 1, "model": NAMES[index % 6]})
             for index in range(6)
         ]
         service.wait_for(lambda own: own["queue_running_pictures"] >= 4)
