@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.embedded_reach import PARTS, Bench
 
+PAGE_COLOURS = 256
 FIGURES = "reach.json"
 TABLE = "reach.md"
 BEGIN = "<!-- BEGIN MEASURED (written by measure_base.py --docs) -->"
 END = "<!-- END MEASURED -->"
 SHEETS = {
     "states": "Samples of every class and state, in random scenes",
-    "states_unlabelled": "The same without labels",
     "identities": "Varied identities without an identifier",
     "scenes": "Scenes",
     "styles": "Styles",
@@ -111,7 +112,9 @@ def write_docs(page: Path, folder: Path) -> None:
     lines = [begin, (folder / TABLE).read_text(encoding="utf-8").rstrip()]
     for name, what in SHEETS.items():
         if (folder / f"{name}.png").is_file():
-            shutil.copyfile(folder / f"{name}.png", pictures / f"{name}.png")
+            with Image.open(folder / f"{name}.png") as sheet:  # a page's picture need not be exact
+                small = sheet.convert("RGB").quantize(PAGE_COLOURS)
+            small.save(pictures / f"{name}.png", optimize=True)
             lines += ["", f"{what}:", "", f"![{what}](images/embedded_base/{name}.png)"]
     page.write_text(f"{before}{chr(10).join(lines)}\n{end}{after}", encoding="utf-8")
 
