@@ -23,6 +23,8 @@ from dreamfleet.methods.dreambooth.method import DreamBooth
 from tests.tiny_jobs import CLASS_PROMPT, PROMPT, latent_set, tiny_config
 from tests.unit.adapters.test_lora import perturb
 
+pytestmark = pytest.mark.heavy
+
 INDICES = [3, 4, 5, 6]
 FULL: dict[str, Any] = {
     "prior__with_prior_preservation": True,

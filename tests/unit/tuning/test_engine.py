@@ -22,6 +22,8 @@ from dreamfleet.tuning.engine import Sampling, TuneEngine, Work, read_state
 from dreamfleet.tuning.pictures import Shot
 from tests.unit.training.test_fleet import real_task
 
+pytestmark = pytest.mark.heavy
+
 SHOTS = (Shot("a photo of sks dog", "state", 3), Shot("a photo of sks dog in the snow", "scene", 4))
 SAMPLING = Sampling(2, 2.0, "ddim")
 
