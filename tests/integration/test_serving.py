@@ -37,7 +37,7 @@ ASK: dict[str, Any] = {
     "seed": 5,
     "num_inference_steps": 4,
 }
-LONG = {**ASK, "num_inference_steps": 150, "n": 4}  # the most steps that are taken
+LONG = {**ASK, "num_inference_steps": 150, "n": 2}  # the most steps that are taken
 READY_S = 180.0
 ANSWER_S = 120.0
 
