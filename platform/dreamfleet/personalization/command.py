@@ -15,9 +15,14 @@ from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
 from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest
-from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.errors import DreamfleetError
 from dreamfleet.personalization.finishing import Finisher
-from dreamfleet.personalization.planning import complete_requests, output_root, warn_of_prompts
+from dreamfleet.personalization.planning import (
+    check_resume,
+    complete_requests,
+    output_root,
+    warn_of_prompts,
+)
 from dreamfleet.personalization.results import (
     PersonalizeResult,
     PreparedSubjects,
@@ -138,10 +143,7 @@ class Command:
         Raises:
             BadInputError: naming what cannot be used.
         """
-        if resume and overwrite:
-            raise BadInputError(
-                "--resume and --overwrite: one goes on, the other begins again; give one of them"
-            )
+        check_resume(resume, overwrite)
         check_job_places(config)
         requests, files, resolved = complete_requests(config)
         output = output_root(config, requests)

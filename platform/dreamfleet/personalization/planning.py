@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 
 from dreamfleet.config import RunConfig
 from dreamfleet.data.subjects import SubjectRequest, fill_prompt, requested_subjects
+from dreamfleet.errors import BadInputError
 from dreamfleet.runtime.progress import Progress
 from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
+
+
+def check_resume(resume: bool, overwrite: bool) -> None:
+    """Raise BadInputError for two flags that exclude each other."""
+    if resume and overwrite:
+        raise BadInputError(
+            "--resume and --overwrite: one goes on, the other begins again; give one of them"
+        )
 
 
 def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:

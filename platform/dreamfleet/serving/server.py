@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.runtime.ports import port_problem
 from dreamfleet.runtime.progress import Progress
 from dreamfleet.serving.catalogue import FolderSource
 from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, ServeSettings
@@ -133,14 +133,8 @@ def _check_keys_asked(settings: ServeSettings, *, local: bool) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Raise BadInputError if the port cannot be listened on."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BadInputError(
-                f"{host}:{port} cannot be used ({error.strerror}); give another --port or --host"
-            ) from error
+    if problem := port_problem(host, port):
+        raise BadInputError(problem)
 
 
 def base_of_adapters(folder: str | Path) -> str:

@@ -24,7 +24,11 @@ from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError, TrainingError, first_line
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.personalization.command import sigterm_as_interrupt
-from dreamfleet.personalization.planning import complete_requests, warn_of_prompts
+from dreamfleet.personalization.planning import (
+    check_resume,
+    complete_requests,
+    warn_of_prompts,
+)
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
@@ -122,10 +126,7 @@ class Command:
         Raises:
             BadInputError: naming what cannot be used.
         """
-        if resume and overwrite:
-            raise BadInputError(
-                "--resume and --overwrite: one goes on, the other begins again; give one of them"
-            )
+        check_resume(resume, overwrite)
         check_job_places(config)
         _check_placement(config)
         _check_storage(config)

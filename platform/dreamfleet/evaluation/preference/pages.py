@@ -14,6 +14,7 @@ from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.preference.pairs import Pair
 from dreamfleet.evaluation.preference.votes import QUESTIONS, Vote, Votes
 from dreamfleet.evaluation.report import page_environment
+from dreamfleet.runtime.ports import port_problem
 from dreamfleet.seeding import key_to_int, numpy_generator
 
 COOKIE = "dreamfleet_voter"
@@ -96,18 +97,10 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         DreamfleetError: the port is taken or the address is not this machine's.
     """
-    import socket
-
     import uvicorn
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise DreamfleetError(
-                f"{host}:{port} cannot be used ({error.strerror}); give another --port or --host"
-            ) from error
+    if problem := port_problem(host, port):
+        raise DreamfleetError(problem)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 

@@ -37,6 +37,11 @@ class Corpus:
     count: int
     num_even: int = 0
 
+    @property
+    def num_natural(self) -> int:
+        """Of the pictures with the world's own shares, which come first."""
+        return self.count - self.num_even
+
     @cached_property
     def images(self) -> np.ndarray:
         """uint8 [count, 64, 64, 3], memory-mapped."""
@@ -44,21 +49,19 @@ class Corpus:
 
     @cached_property
     def specs(self) -> list[ImageSpec]:
-        first_even = self.count - self.num_even
         return [
-            (training_spec if index < first_even else even_spec)(self.seed, index)
+            (training_spec if index < self.num_natural else even_spec)(self.seed, index)
             for index in range(self.count)
         ]
 
     def batch(self, seed: int, stage: str, step: int, batch_size: int) -> np.ndarray:
         """Which pictures a stage sees at `step`; see `batch_indices`."""
-        natural = self.count - self.num_even
         first = batch_size - (batch_size // 2 if self.num_even else 0)
-        indices = batch_indices(seed, stage, step, first, natural)
+        indices = batch_indices(seed, stage, step, first, self.num_natural)
         if not self.num_even:
             return indices
         even = batch_indices(seed, f"{stage} even", step, batch_size - first, self.num_even)
-        return np.concatenate([indices, natural + even])
+        return np.concatenate([indices, self.num_natural + even])
 
     @cached_property
     def words(self) -> list[dict[str, str]]:
@@ -80,7 +83,7 @@ class Corpus:
     def caption(self, index: int, draw: int) -> str:
         """The caption of picture `index` in its `draw`-th use."""
         rng = numpy_generator("pretraining caption", self.seed, index, draw)
-        share = STATE_SHARE if index < self.count - self.num_even else 1.0
+        share = STATE_SHARE if index < self.num_natural else 1.0
         return caption(self.specs[index], self.words[index], rng, state_share=share)
 
     def pixels(self, indices: np.ndarray) -> torch.Tensor:
