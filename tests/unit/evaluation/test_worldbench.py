@@ -200,6 +200,33 @@ class TestRun:
         with pytest.raises(BadInputError, match="check_embedded_base"):
             read_gate(tmp_path / "nothing.json")
 
+    def test_measuring_the_base_goes_on_where_it_stopped(
+        self, tiny_base: Path, tmp_path: Path
+    ) -> None:
+        from dreamfleet.bases import load_base
+
+        class Judge(SeesSubject):
+            reads = 0
+
+            def read(self, images: Any) -> Any:
+                self.reads += 1
+                return super().read(images)
+
+        def measure(judge: Judge, guidances: tuple[float, ...], judged_by: str = "one") -> Any:
+            return measure_base(
+                load_base(str(tiny_base)), judge, guidances=guidances, images_per_state=1,
+                num_inference_steps=1, classes=["teapot"], judged_by=judged_by, kept=tmp_path,
+                report=lambda line: None,
+            )  # fmt: skip
+
+        first, second, other = Judge("teapot"), Judge("teapot"), Judge("teapot")
+        measure(first, (1.5,))
+        whole = measure(second, (1.5, 3.0))
+        assert (first.reads, second.reads) == (8, 8)  # eight states at the new scale only
+        assert whole["alignment_by_guidance"] == {"1.5": 0.125, "3.0": 0.125}
+        measure(other, (1.5,), judged_by="another")
+        assert other.reads == 8
+
 
 class TestRules:
     def test_guidance_is_the_smallest_within_two_points(self) -> None:

@@ -13,7 +13,6 @@ from dreamfleet.evaluation.worldbench.plan import BenchSettings, named_hosts
 from dreamfleet.evaluation.worldbench.publish import check_text, publish, shipped_scorer
 from dreamfleet.evaluation.worldbench.run import WorldBench
 from dreamfleet.evaluation.worldbench.summary import GUIDANCES
-from dreamfleet.world.evaluators import load_oracle
 
 Report = Callable[[str], None]
 GATING_ORACLE = "A"  # B is kept for final scores
@@ -23,12 +22,15 @@ BASE_REPORT = "base.json"
 def check_base(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
     """Measure the bare base by guidance scale; writes `base.json` (protocol, step 2)."""
     guidance = options.get("guidance")
+    scorer, evaluators = shipped_scorer(GATING_ORACLE)
     gate = measure_base(
         load_base(str(options["base_model"]), device=options["device"]),
-        load_oracle(GATING_ORACLE),
+        scorer.oracle,
         guidances=GUIDANCES if guidance is None else (float(guidance),),
         images_per_state=int(options["images_per_prompt"]),
         num_inference_steps=int(options["num_inference_steps"]),
+        judged_by=evaluators,
+        kept=output_dir,
         report=report,
     )
     write_gate(gate, output_dir / BASE_REPORT)

@@ -21,6 +21,8 @@ from dreamfleet.seeding import key_to_int
 from dreamfleet.world.captions import prompt
 from dreamfleet.world.classes import CLASSES
 
+Shares = dict[tuple[str, str], float]  # (class, state) -> share of pictures
+
 
 def measure_base(
     base: Base,
@@ -30,42 +32,85 @@ def measure_base(
     images_per_state: int = 8,
     num_inference_steps: int = 25,
     classes: Sequence[str] | None = None,
+    judged_by: str = "",
+    kept: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Alignment of "a photo of a {state} {class}" by guidance scale; the same noise at every scale.
+
+    Each finished scale is kept in the folder `kept` and not measured again while base, judge
+    (`judged_by`: name and hash) and plan are the same.
 
     Returns plain values: `guidance` (the choice), `scored_states` (by class, at that guidance),
     `alignment_by_guidance`, `alignment_by_state` (class -> state -> share, at the choice).
     """
     names = list(CLASSES) if classes is None else list(classes)
-    shares: dict[float, dict[tuple[str, str], float]] = {}
+    shares: dict[float, Shares] = {}
     for guidance in guidances:
-        shares[guidance] = {}
-        for name in names:
-            for state in CLASSES[name].states:
-                text = prompt(name, state=state.name)
-                seeds = [
-                    key_to_int("base gate", name, state.name, i) % SEED_LIMIT
-                    for i in range(images_per_state)
-                ]
-                hits: list[bool] = []
-                for start in range(0, len(seeds), PICTURES_AT_ONCE):
-                    chunk = seeds[start : start + PICTURES_AT_ONCE]
-                    images = sample_images(
-                        base,
-                        [text] * len(chunk),
-                        chunk,
-                        num_inference_steps=num_inference_steps,
-                        guidance_scale=guidance,
-                    )
-                    hits += [
-                        row["class"] == name and row["state"] == state.name
-                        for row in oracle.read(images)
-                    ]
-                shares[guidance][name, state.name] = sum(hits) / len(hits)
+        what = [base.hash, judged_by, guidance, images_per_state, num_inference_steps, names]
+        found = None if kept is None else _read_shares(_shares_path(kept, guidance), what)
+        shares[guidance] = found or _measure_scale(
+            base, oracle, guidance, names, images_per_state, num_inference_steps
+        )
+        if kept is not None and found is None:
+            _write_json(_shares_file(what, shares[guidance]), _shares_path(kept, guidance))
         means = list(shares[guidance].values())
         report(f"guidance {guidance:g}: alignment {sum(means) / len(means):.3f}")
     return _choices(shares, images_per_state)
+
+
+def _measure_scale(
+    base: Base,
+    oracle: ReadsPictures,
+    guidance: float,
+    names: Sequence[str],
+    images_per_state: int,
+    num_inference_steps: int,
+) -> Shares:
+    """Share of pictures in which the oracle reads what was asked, by class and state."""
+    shares: Shares = {}
+    for name in names:
+        for state in CLASSES[name].states:
+            text = prompt(name, state=state.name)
+            seeds = [
+                key_to_int("base gate", name, state.name, i) % SEED_LIMIT
+                for i in range(images_per_state)
+            ]
+            hits: list[bool] = []
+            for start in range(0, len(seeds), PICTURES_AT_ONCE):
+                chunk = seeds[start : start + PICTURES_AT_ONCE]
+                images = sample_images(
+                    base,
+                    [text] * len(chunk),
+                    chunk,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance,
+                )
+                hits += [
+                    row["class"] == name and row["state"] == state.name
+                    for row in oracle.read(images)
+                ]
+            shares[name, state.name] = sum(hits) / len(hits)
+    return shares
+
+
+def _shares_path(kept: Path, guidance: float) -> Path:
+    return kept / f"guidance-{guidance:g}.json"
+
+
+def _shares_file(what: Sequence[Any], shares: Shares) -> dict[str, Any]:
+    return {"of": what, "shares": [[*key, share] for key, share in shares.items()]}
+
+
+def _read_shares(path: Path, what: Sequence[Any]) -> Shares | None:
+    """What an interrupted measurement of the same things left."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["of"] != list(what):
+            return None
+        return {(name, state): float(share) for name, state, share in stored["shares"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _choices(
@@ -87,9 +132,13 @@ def _choices(
 
 def write_gate(gate: Mapping[str, Any], path: Path) -> None:
     """Keep what `measure_base` returned."""
+    _write_json(gate, path)
+
+
+def _write_json(values: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(gate, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(values, indent=1), encoding="utf-8")
     os.replace(part, path)
 
 
