@@ -28,6 +28,7 @@ class BaseDefaults:
 
     Attributes:
         max_train_steps, learning_rate, rank, lora_layers: LoRA.
+        prior_weight: lambda of prior preservation.
         full_learning_rate, full_max_train_steps: full fine-tuning.
         full_prior_max_train_steps: full fine-tuning with prior preservation.
         text_encoder_learning_rate: full fine-tuning with the text encoder.
@@ -37,6 +38,7 @@ class BaseDefaults:
 
     max_train_steps: int
     learning_rate: float
+    prior_weight: float
     rank: int
     lora_layers: Literal["attention", "attention_ff", "all"]
     full_learning_rate: float
@@ -49,10 +51,12 @@ class BaseDefaults:
 
 # Small nets learn slowly at the rates of large ones: measured on the embedded base with one photo
 # and 300 steps, attention alone at rank 8 and 1e-4 learns nothing, rank 16 on all layers at 1e-3 as
-# much as full fine-tuning at 1e-4.
+# much as full fine-tuning at 1e-4. Its prior is strong: beside lambda = 1 one photo is learnt
+# late, and then with its scene; at 0.3 the subject follows its token within 100 steps.
 SMALL = BaseDefaults(
-    max_train_steps=400,
+    max_train_steps=150,
     learning_rate=1e-3,
+    prior_weight=0.3,
     rank=16,
     lora_layers="all",
     full_learning_rate=1e-4,
@@ -65,6 +69,7 @@ SMALL = BaseDefaults(
 STABLE_DIFFUSION = BaseDefaults(
     max_train_steps=500,
     learning_rate=1e-4,
+    prior_weight=1.0,
     rank=4,
     lora_layers="attention",
     full_learning_rate=5e-6,
@@ -116,6 +121,10 @@ def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
         "lora_layers": _first(train.lora_layers, defaults.lora_layers),
     }
     guidance = {"guidance_scale": defaults.guidance_scale}
+    filled_prior = {
+        "weight": _first(prior.weight, defaults.prior_weight),
+        "guidance_scale": _first(prior.guidance_scale, defaults.guidance_scale),
+    }
     resolved = config.model_copy(
         deep=True,
         update={
@@ -123,9 +132,7 @@ def resolved_config(config: RunConfig, base: Base | BaseFiles) -> RunConfig:
             "data": config.data.model_copy(
                 update={"resolution": _first(config.data.resolution, files.resolution)}
             ),
-            "prior": prior
-            if prior.guidance_scale is not None
-            else prior.model_copy(update=guidance),
+            "prior": prior.model_copy(update=filled_prior),
             "sampling": config.sampling
             if config.sampling.guidance_scale is not None
             else config.sampling.model_copy(update=guidance),
