@@ -335,6 +335,9 @@ class TuneConfig(_Section):
     judge_num_gpus: Finite = Field(
         0.1, ge=0, le=8, description="share of a GPU that the judges of real bases get"
     )
+    judge_timeout_s: Finite = Field(
+        600.0, gt=0, description="for judging one trial's pictures, loading the judges included"
+    )
 
 
 class SpaceConfig(_Section):

@@ -34,6 +34,7 @@ def sweep(settings: BenchSettings) -> dict[str, Figure]:
             (own["finals.training"] + own["finals.drawing"]) / alone,
             "ratio",
         ),
+        "sweep_finals_training_in_runs": (own["finals.training"] / alone, "ratio"),
         "sweep_wall_over_engine": (own["search.span"] / search, "ratio"),
     }
     return {name: Figure(value, unit, [value]) for name, (value, unit) in values.items()}

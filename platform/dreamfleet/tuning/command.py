@@ -327,8 +327,9 @@ class Run:
             self._judges = {"": judge}
             return
         self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / self._places))
-        # A trial's adapter is drawn from a slot of its own while its training goes on.
-        settings = EngineSettings(max_slots=2 * self._slots_each)
+        # A trial's adapter is drawn from a slot of its own while its training goes on. Pictures
+        # come first: they decide whether more training is wanted at all.
+        settings = EngineSettings(max_slots=2 * self._slots_each, training_share=0.0)
         source = EngineSource.of(config, device)
         self._engines = [f"engine-{tag}-{number}" for number in range(self._places)]
         engines = [
@@ -360,10 +361,11 @@ class Run:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"name": name, "num_cpus": 0, "num_gpus": num_gpus}
+        timeout_s = self.config.tune.judge_timeout_s
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         actor = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=100)(JudgeActor)
-        self._actors.append(actor.options(**options).remote(judges))
+        self._actors.append(actor.options(**options).remote(judges, timeout_s))
         return name
 
     def _judge_references(self, usable: Sequence[SubjectRequest]) -> dict[str, Reference]:

@@ -20,28 +20,12 @@ from dreamfleet.config import RunConfig
 from dreamfleet.errors import TrainingError
 from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.tuning.pictures import EMBEDDED, Shot
+from dreamfleet.tuning.verdict import JudgeTimeoutError, Verdict
 
 if TYPE_CHECKING:
     from PIL import Image
 
-JUDGES_AT_ONCE = 100  # calls that wait cost next to nothing
 SHEET_SIDE_PX = 128
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the judges say of pictures of one adapter.
-
-    Attributes:
-        alignment: mean over the state pictures.
-        fidelity: mean over the scene pictures.
-        alignments, fidelities: by picture (`Shot.name`).
-    """
-
-    alignment: float
-    fidelity: float
-    alignments: dict[str, float]
-    fidelities: dict[str, float]
 
 
 class Judge(Protocol):
@@ -180,19 +164,31 @@ class JudgeActor:
 
     Args:
         source: how to make them; anything with `load`.
+        timeout_s: for the pictures of one rung, loading included.
     """
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
+    def __init__(self, source: Any, timeout_s: float) -> None:
+        self._source, self._timeout_s = source, timeout_s
         self._judge: Judge | None = None
         self._lock = asyncio.Lock()
 
     async def score(
         self, subject: str, shots: Sequence[Shot], pngs: Sequence[bytes]
     ) -> tuple[Verdict, bytes]:
-        """The verdict, and the pictures on one sheet (PNG), states above scenes."""
+        """The verdict, and the pictures on one sheet (PNG), states above scenes.
+
+        Raises:
+            JudgeTimeoutError: they hang; this process is of no further use.
+        """
         async with self._lock:  # one at a time: they share the cores
-            return await asyncio.to_thread(self._score, subject, shots, pngs)
+            work = asyncio.to_thread(self._score, subject, shots, pngs)
+            try:
+                return await asyncio.wait_for(work, self._timeout_s)
+            except TimeoutError as error:
+                raise JudgeTimeoutError(
+                    f"{subject}: its judges did not answer within {self._timeout_s:g} s; see what "
+                    "they wait for, or raise tune.judge_timeout_s"
+                ) from error
 
     def _score(
         self, subject: str, shots: Sequence[Shot], pngs: Sequence[bytes]

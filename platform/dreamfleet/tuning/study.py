@@ -159,6 +159,7 @@ class Asked:
     root: int  # the number of its first attempt: its folder
     readings: dict[int, Reading] = field(default_factory=dict)
     reported: set[int] = field(default_factory=set)  # steps that the pruner knows
+    beaten: bool = False  # by others, at a rung: the pruner is asked no more
     pruned: bool = False
     error: str = ""
 
@@ -309,9 +310,11 @@ class SubjectStudy:
             margin = self.tune.fidelity_margin
             asked.trial.report(rung_value(own.alignment, own.fidelity, host, margin), step)
             asked.reported.add(step)
-            # Asked at each rung, for it notes what later trials are compared with.
-            ended = not asked.is_host and step < self.steps[-1] and asked.trial.should_prune()
-            if ended and self.steps[-1] not in asked.readings:
+            if asked.beaten or step == self.steps[-1]:
+                continue
+            # Asked for the host too: only thus is it noted for others to be compared with.
+            asked.beaten = asked.trial.should_prune()
+            if asked.beaten and not asked.is_host and self.steps[-1] not in asked.readings:
                 asked.pruned = True
                 return
 

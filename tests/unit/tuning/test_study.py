@@ -111,6 +111,17 @@ def test_pruning_spares_the_host(url: str) -> None:
     assert study.trials()[bad].state == TrialState.PRUNED
 
 
+def test_trials_are_compared_with_the_host_too(url: str) -> None:
+    study = opened(url)
+    host, worse, better = (own.number for own in [study.ask() for _ in range(3)] if own)
+    assert not study.read(host, reading(10, 0.5))
+    assert study.read(worse, reading(10, 0.4)), "the host alone is better"
+    assert not study.read(better, reading(10, 0.6))
+    assert not study.read(host, reading(20, 0.1)) and not study.read(host, reading(40, 0.1))
+    study.end(host)
+    assert study.trials()[host].state == TrialState.COMPLETE
+
+
 def test_rungs_wait_for_the_host(url: str) -> None:
     study = opened(url)
     host, strayed, good = (own.number for own in [study.ask() for _ in range(3)] if own)
@@ -225,15 +236,18 @@ def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
 def test_other_samplers(url: str, sampler: str) -> None:
-    study = opened(url, recipe(tune__num_samples=6, tune__sampler=sampler))
-    number = 0
+    study = opened(url, recipe(tune__num_samples=7, tune__sampler=sampler))
     while (own := study.ask()) is not None:
-        number += 1
-        run(study, own.number, 0.3, 0.3, 0.3 + 0.01 * number)
+        value = 0.3 + 0.01 * own.number  # the better aligned, the further from the subject
+        run(study, own.number, value, value, value, fidelity=0.2 if own.number > 2 else 0.6)
     assert study.finished
-    assert len(study.study.directions) == (2 if sampler == "nsga2" else 1)
-    if sampler == "nsga2":
-        assert not study.trials(TrialState.PRUNED), "two objectives are not pruned"
+    two = sampler == "nsga2"
+    assert len(study.study.directions) == (2 if two else 1)
+    assert not (two and study.trials(TrialState.PRUNED)), "two objectives are not pruned"
+    complete = study.trials(TrialState.COMPLETE)
+    strayed = {trial.number for trial in complete if trial.constraints[CONSTRAINT] > 0}
+    assert strayed == {trial.number for trial in complete if trial.number > 2}
+    assert {trial.number for trial in study.study.best_trials} == {2}, "Optuna knows the constraint"
 
 
 def test_hyperband_reads_the_same_rungs(url: str) -> None:
