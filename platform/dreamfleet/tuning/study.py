@@ -141,8 +141,8 @@ def make_pruner(tune: TuneConfig, steps: Sequence[int]) -> optuna.pruners.BasePr
 def rungs(tune: TuneConfig, max_train_steps: int) -> tuple[int, ...]:
     """Steps at which a trial is read: each `reduction_factor` times the one before, then the last.
 
-    >>> rungs(TuneConfig(num_rungs=3, reduction_factor=2), 400)
-    (100, 200, 400)
+    >>> rungs(TuneConfig(num_rungs=3, reduction_factor=3), 400)
+    (44, 132, 400)
     """
     first = max(1, max_train_steps // tune.reduction_factor ** (tune.num_rungs - 1))
     steps = [first * tune.reduction_factor**number for number in range(tune.num_rungs - 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_stud
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
 
+halved = functools.partial(recipe, tune__reduction_factor=2)  # rungs 10, 20, 40
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -29,7 +32,7 @@ OURS = Owner("a", "/runs/a")
 def opened(
     url: str, config: RunConfig | None = None, *, resume: bool = False, owner: Owner = OURS
 ) -> SubjectStudy:
-    chosen = config or recipe(tune__num_samples=6)
+    chosen = config or halved(tune__num_samples=6)
     print_of = {"space": chosen.space.model_dump(), "base": "x"}
     storage = open_storage(url)
     return SubjectStudy(storage, "rex", chosen, print_of, resume=resume, owner=owner)
@@ -75,7 +78,7 @@ def test_a_study_from_first_to_last(url: str) -> None:
 
 
 def test_the_best_rung_is_taken(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=2, tune__pruner="none"))
+    study = opened(url, halved(tune__num_samples=2, tune__pruner="none"))
     host, other = study.ask(), study.ask()
     assert host and other and study.ask() is None
     run(study, host.number, 0.3, 0.3, 0.3)
@@ -86,7 +89,7 @@ def test_the_best_rung_is_taken(url: str) -> None:
 
 
 def test_rungs_are_compared_by_the_pictures_that_they_share(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
+    study = opened(url, halved(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
     host, other = study.ask(), study.ask()
     assert host and other
     run(study, host.number, 0.3, 0.3)
@@ -172,7 +175,7 @@ def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
 
 
 def test_a_host_that_was_interrupted_comes_first(url: str) -> None:
-    few = recipe(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
+    few = halved(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
     host = opened(url, few).ask()
     assert host and host.is_host
     study = opened(url, few, resume=True)
@@ -199,7 +202,7 @@ def test_a_host_that_was_interrupted_while_it_was_asked_keeps_its_setting(url: s
 
 
 def test_a_fixed_weight_leaves_the_host_without(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=3, space__sude_weight=[0.8]))
+    study = opened(url, halved(tune__num_samples=3, space__sude_weight=[0.8]))
     asked = [study.ask() for _ in range(3)]
     assert [own.params["sude.weight"] for own in asked if own] == [0.0, 0.8, 0.8]
     assert asked[0] and asked[0].is_host and "sude.truncation_point" not in asked[0].params
@@ -208,7 +211,7 @@ def test_a_fixed_weight_leaves_the_host_without(url: str) -> None:
 def test_other_settings_do_not_go_on(url: str) -> None:
     opened(url)
     with pytest.raises(ResumeError, match="space"):
-        opened(url, recipe(space__sude_weight="0..9"), resume=True)
+        opened(url, halved(space__sude_weight="0..9"), resume=True)
 
 
 def test_another_sweeps_study_is_left_alone(url: str) -> None:
@@ -236,7 +239,7 @@ def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
 def test_other_samplers(url: str, sampler: str) -> None:
-    study = opened(url, recipe(tune__num_samples=7, tune__sampler=sampler))
+    study = opened(url, halved(tune__num_samples=7, tune__sampler=sampler))
     while (own := study.ask()) is not None:
         value = 0.3 + 0.01 * own.number  # the better aligned, the further from the subject
         run(study, own.number, value, value, value, fidelity=0.2 if own.number > 2 else 0.6)
@@ -251,7 +254,7 @@ def test_other_samplers(url: str, sampler: str) -> None:
 
 
 def test_hyperband_reads_the_same_rungs(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=8, tune__pruner="hyperband"))
+    study = opened(url, halved(tune__num_samples=8, tune__pruner="hyperband"))
     while (own := study.ask()) is not None:
         value = 0.9 / (1 + own.number)
         run(study, own.number, value, value, value)
