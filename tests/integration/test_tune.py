@@ -30,11 +30,10 @@ from dreamfleet.config import RunConfig, TrackingConfig
 from dreamfleet.data.photos import to_png
 from dreamfleet.tuning.command import tune
 from dreamfleet.tuning.engine import Sampling, Work
-from dreamfleet.tuning.judge import JudgeActor
+from dreamfleet.tuning.judge import JudgeActor, JudgeTimeoutError, Verdict
 from dreamfleet.tuning.pictures import Shot
 from dreamfleet.tuning.results import TuneResult
 from dreamfleet.tuning.trial import Order, _Runner, sheet_name
-from dreamfleet.tuning.verdict import JudgeTimeoutError, Verdict
 from tests.integration.recipes import recipe
 from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
 from tests.unit.data.helpers import write_photos

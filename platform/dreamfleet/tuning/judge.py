@@ -4,6 +4,8 @@ On the embedded base the world's judges read: alignment of a picture is the orac
 that it shows the class in the state that was asked, fidelity the identity encoder's similarity of
 the segmented subject to the photos. On real bases BLIP-T and DINO-I, as in `dreamfleet evaluate`.
 True renders are never looked at: a user of a real base has none.
+
+Importing this loads no torch: Ray loads an actor's class wherever its handle comes, in trials too.
 """
 
 from __future__ import annotations
@@ -18,14 +20,34 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import TrainingError
-from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.tuning.pictures import EMBEDDED, Shot
-from dreamfleet.tuning.verdict import JudgeTimeoutError, Verdict
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dreamfleet.evaluation.judges import JudgeSpec
+
 SHEET_SIDE_PX = 128
+
+
+class JudgeTimeoutError(TrainingError):
+    """Judges that hang."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judges say of pictures of one adapter.
+
+    Attributes:
+        alignment: mean over the state pictures.
+        fidelity: mean over the scene pictures.
+        alignments, fidelities: by picture (`Shot.name`).
+    """
+
+    alignment: float
+    fidelity: float
+    alignments: dict[str, float]
+    fidelities: dict[str, float]
 
 
 class Judge(Protocol):
@@ -115,6 +137,8 @@ class JudgeSource:
     @staticmethod
     def of(config: RunConfig, references: Mapping[str, Reference], device: str) -> JudgeSource:
         """The judges that fit a base."""
+        from dreamfleet.evaluation.judges import JudgeSpec
+
         tune = config.tune
         if config.base_model == EMBEDDED:
             return JudgeSource(

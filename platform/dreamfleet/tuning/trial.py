@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.errors import DreamfleetError, first_line
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.engine import Sampling, Work, read_state, work_task, write_state
+from dreamfleet.tuning.judge import JudgeTimeoutError, Verdict
 from dreamfleet.tuning.pictures import Shot
-from dreamfleet.tuning.verdict import JudgeTimeoutError, Verdict
 
 if TYPE_CHECKING:
     from dreamfleet.training.task import TrainTask

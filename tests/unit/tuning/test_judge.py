@@ -14,9 +14,16 @@ from PIL import Image
 from dreamfleet.data.photos import to_png
 from dreamfleet.errors import BadInputError, ConfigError, TrainingError
 from dreamfleet.evaluation.judges import JudgeSpec
-from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference, WorldJudge, score, sheet
+from dreamfleet.tuning.judge import (
+    JudgeActor,
+    JudgeSource,
+    JudgeTimeoutError,
+    Reference,
+    WorldJudge,
+    score,
+    sheet,
+)
 from dreamfleet.tuning.pictures import shots
-from dreamfleet.tuning.verdict import JudgeTimeoutError
 from tests.tiny_evaluators import make_tiny_evaluators
 from tests.unit.tuning.test_space import recipe
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreamfleet.runtime.storage import Folder
-from dreamfleet.tuning.engine import Sampling, Work
+from dreamfleet.tuning.engine import Sampling, TuneEngine, Work
+from dreamfleet.tuning.judge import JudgeActor, JudgeTimeoutError, Verdict
 from dreamfleet.tuning.pictures import Shot
 from dreamfleet.tuning.trial import (
     READINGS,
@@ -20,7 +21,6 @@ from dreamfleet.tuning.trial import (
     sheet,
     sheet_name,
 )
-from dreamfleet.tuning.verdict import JudgeTimeoutError, Verdict
 
 
 def test_readings_are_those_of_the_very_same_training(tmp_path: Path) -> None:
@@ -45,7 +45,8 @@ def test_what_a_trial_is_sent_needs_no_torch(tmp_path: Path) -> None:
     shot = Shot("a photo of sks dog", "state", 0, state="sleeping")
     work = Work("rex#1", "rex", {"sude.weight": 0.4}, 0, (2, 4), str(tmp_path))
     order = Order(work, {2: (shot,)}, Sampling(2, None, "ddim"), "judge", "engine")
-    sent = [order, Verdict(0.5, 0.6, {}, {}), JudgeTimeoutError("late")]
+    # Ray sends the class of an actor with its handle.
+    sent = [order, Verdict(0.5, 0.6, {}, {}), JudgeTimeoutError("late"), JudgeActor, TuneEngine]
     path = tmp_path / "sent.pickle"
     path.write_bytes(pickle.dumps(sent))
     program = (
