@@ -159,7 +159,9 @@ class _LiveBoard:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(
+            title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for column in self._columns:
             table.add_column(column)
         for row in rows:
