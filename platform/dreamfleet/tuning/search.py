@@ -240,6 +240,8 @@ def fit(sweep: Sweep, trainable: Any, bundle: Mapping[str, float], folder: str) 
     )
     try:
         tuner.fit()
-    finally:
-        # Tune would do it when the interpreter ends, and start a new Ray for it: ours is gone then.
         registry._unregister_all()
+    finally:
+        # What is left Tune would unregister when the interpreter ends, and start a new Ray for it:
+        # ours is gone then, or going, and would not answer.
+        registry._global_registry._registered.clear()
