@@ -131,6 +131,8 @@ def _check_runs(uri: str) -> None:
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
     assert all({"alignment", "fidelity", "loss"} <= set(run.data.metrics) for run in children)
     assert {run.data.params["sude.weight"] for run in children} == {"0.0", "0.2", "0.4", "0.8"}
+    assert all(len(run.data.params) < 12 for run in children), "what tells them apart, no more"
+    assert parent.data.params["tune.num_samples"] == "4"
     kept = {file.path for file in client.list_artifacts(parent.info.run_id, "plots")}
     assert "plots/history.png" in kept
     assert client.list_artifacts(children[0].info.run_id, "images")

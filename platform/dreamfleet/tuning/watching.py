@@ -15,7 +15,7 @@ from dreamfleet.config import plain_tree
 from dreamfleet.runtime.progress import Board
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.rule import Candidate, best_first
-from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params, applied
+from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
 from dreamfleet.tuning.study import Asked, SubjectStudy
 from dreamfleet.tuning.trial import Reading, sheet
 
@@ -61,15 +61,14 @@ class Recorder:
         return self._parents[study.name]
 
     def started(self, study: SubjectStudy, number: int, params: Mapping[str, Any]) -> Run:
-        """A trial's run, begun or gone on with."""
+        """A trial's run, begun or gone on with; what all trials share is told of its parent."""
         key = (study.name, number)
         if key not in self._children:
-            config = applied(study.config, params)
-            config.train.max_train_steps = study.steps[-1]
+            own = {**params, "train.max_train_steps": study.steps[-1], "trial": number}
             tags = {"dreamfleet.kind": "trial", "dreamfleet.subject": study.name}
             self._children[key] = self.tracker.start_run(
                 f"{study.name} trial {number}",
-                {**plain_tree(config), "trial": number},
+                own,
                 tags,
                 parent=self.parent(study),
                 key=f"{self.key}-{study.name}-{number}",
