@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -208,6 +209,9 @@ class SubjectStudy:
             storage=storage, study_name=name, directions=two, load_if_exists=True,
             pruner=make_pruner(self.tune, self.steps),
         )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names(["alignment", "fidelity"][: len(two)])  # for dashboards
         self.study.sampler = make_sampler(self.tune, len(self.trials()))
         self._settings = self._check_settings(fingerprint)
         self._take_over(owner)

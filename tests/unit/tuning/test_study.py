@@ -72,6 +72,7 @@ def test_a_study_from_first_to_last(url: str) -> None:
     winner = best_first(study.candidates())[0]
     assert winner.label == str(numbers[1]) and winner.feasible
     plain = optuna.load_study(study_name="rex", storage=url)
+    assert plain.metric_names == ["alignment"]
     strayed = plain.trials[numbers[2]]
     assert strayed.state in (TrialState.COMPLETE, TrialState.PRUNED)
     assert strayed.constraints[CONSTRAINT] > 0, "well aligned, but not the subject"
