@@ -309,7 +309,7 @@ class TuneConfig(_Section):
     )
     num_rungs: int = Field(3, ge=1, le=20, description="readings of a trial, the last one included")
     reduction_factor: int = Field(
-        2, ge=2, le=16, description="steps of a rung over those of the rung before"
+        3, ge=2, le=16, description="steps of a rung over those of the rung before"
     )
     max_concurrent_trials: int = Field(4, ge=1, le=1024, description="trials of a subject at once")
     placement: Literal["packed", "one_per_device"] = Field(
@@ -319,7 +319,7 @@ class TuneConfig(_Section):
         8, ge=4, le=1024, description="pictures of a trial at a rung, states and scenes in turn"
     )
     images_at_end: int = Field(
-        24, ge=4, le=1024, description="pictures of a trial at its last step"
+        16, ge=4, le=1024, description="pictures of a trial at its last step"
     )
     final_images: int = Field(32, ge=4, le=4096, description="pictures of a finalist and seed")
     final_seeds: int = Field(2, ge=1, le=16, description="new training seeds of the finalists")
@@ -343,6 +343,9 @@ class TuneConfig(_Section):
     dino: str = Field("facebook/dino-vits16", description="judge of likeness on real bases")
     judge_num_gpus: Finite = Field(
         0.1, ge=0, le=8, description="share of a GPU that the judges of real bases get"
+    )
+    judge_timeout_s: Finite = Field(
+        600.0, gt=0, description="for judging one trial's pictures, loading the judges included"
     )
 
 

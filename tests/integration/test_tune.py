@@ -5,6 +5,7 @@ real.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,19 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
 from dreamfleet.adapters.files import load_adapter
 from dreamfleet.bases import load_base
-from dreamfleet.config import RunConfig
+from dreamfleet.config import RunConfig, TrackingConfig
+from dreamfleet.data.photos import to_png
 from dreamfleet.tuning.command import tune
-from dreamfleet.tuning.trial import sheet_name
-from tests.integration.recipes import WatchingProgress, recipe
+from dreamfleet.tuning.engine import Sampling, Work
+from dreamfleet.tuning.judge import JudgeActor, JudgeTimeoutError, Verdict
+from dreamfleet.tuning.pictures import Shot
+from dreamfleet.tuning.results import TuneResult
+from dreamfleet.tuning.trial import Order, _Runner, sheet_name
+from tests.integration.recipes import recipe
 from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
 from tests.unit.data.helpers import write_photos
 
@@ -41,36 +50,52 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"dino": str(dino), "blip": str(blip)}
 
 
+def small(
+    judges: dict[str, str], place: Path, base: Path, output: str = "out", **sections: Any
+) -> RunConfig:
+    """A recipe of a sweep: small trials, few pictures."""
+    search = {
+        "num_samples": 4, "num_rungs": 2, "images_per_rung": 4, "images_at_end": 6,
+        "final_images": 4, "rung_inference_steps": 2, **judges, **sections.pop("tune", {}),
+    }  # fmt: skip
+    train = {"max_train_steps": sections.pop("steps", 4)}
+    space = {"prior_weight": [0.0], **sections.pop("space", {})}
+    return recipe(place, base, output, train=train, space=space, tune=search, **sections)
+
+
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_base: Path, judges: dict[str, str]) -> Callable[..., RunConfig]:
-    """Makes a recipe of a sweep: small trials, few pictures."""
+    """Makes recipes of sweeps."""
+    return functools.partial(small, judges, tmp_path, tiny_base)
 
-    def make(output: str = "out", steps: int = 4, **sections: Any) -> RunConfig:
-        search = {
-            "num_samples": 4, "num_rungs": 2, "images_per_rung": 4, "images_at_end": 6,
-            "final_images": 4, "rung_inference_steps": 2, **judges,
-        }  # fmt: skip
-        own = {"tune": {**search, **sections.pop("tune", {})}}
-        space = {"prior_weight": [0.0], **sections.pop("space", {})}
-        return recipe(
-            tmp_path, tiny_base, output, train={"max_train_steps": steps}, space=space, **own,
-            **sections,
-        )  # fmt: skip
 
-    return make
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that has ended."""
+
+    config: RunConfig
+    result: TuneResult
+    uri: str
+
+
+@pytest.fixture(scope="module")
+def swept(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, judges: dict[str, str],
+    ray_running: Any,
+) -> Swept:  # fmt: skip
+    """Four trials and what came of them."""
+    place = tmp_path_factory.mktemp("swept")
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    config = small(judges, place, tiny_base, tracking={"enabled": True, "uri": uri})
+    return Swept(config, tune(config), uri)
 
 
 def study_of(config: RunConfig, name: str = "rex") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{config.output_dir}/study.db")
 
 
-def test_a_sweep_and_its_champion(
-    sweep: Callable[..., RunConfig], tmp_path: Path, tiny_base: Path, fleet_home: Path
-) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    config = sweep(tracking={"enabled": True, "uri": uri})
-    progress = WatchingProgress()
-    result = tune(config, progress=progress)
+def test_a_sweep_and_its_champion(swept: Swept, tiny_base: Path) -> None:
+    config, result = swept.config, swept.result
     (own,) = result.subjects
     trials = study_of(config).trials
     assert [t.state in DONE for t in trials] == [True] * 4
@@ -82,10 +107,13 @@ def test_a_sweep_and_its_champion(
     assert (own.model_version, own.alias) == ("1", "champion")
     assert result.engine_s["search.training"] > 0 and result.engine_s["finals.drawing"] > 0
     load_adapter(load_base(str(tiny_base)), out / "champion")
-    _check_runs(uri)
-    before = [trial.datetime_complete for trial in trials]
-    again = tune(config, resume=True)
-    assert [t.datetime_complete for t in study_of(config).trials] == before
+    _check_runs(swept.uri)
+
+
+def test_nothing_that_ended_is_repeated(swept: Swept) -> None:
+    before = [trial.datetime_complete for trial in study_of(swept.config).trials]
+    again = tune(swept.config, resume=True)
+    assert [t.datetime_complete for t in study_of(swept.config).trials] == before
     assert again.subjects[0].model_version == "1", "what is published is not published again"
 
 
@@ -103,22 +131,36 @@ def _check_runs(uri: str) -> None:
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
     assert all({"alignment", "fidelity", "loss"} <= set(run.data.metrics) for run in children)
     assert {run.data.params["sude.weight"] for run in children} == {"0.0", "0.2", "0.4", "0.8"}
+    assert all(len(run.data.params) < 12 for run in children), "what tells them apart, no more"
+    assert parent.data.params["tune.num_samples"] == "4"
     kept = {file.path for file in client.list_artifacts(parent.info.run_id, "plots")}
     assert "plots/history.png" in kept
     assert client.list_artifacts(children[0].info.run_id, "images")
 
 
-def test_both_placements_read_the_same(sweep: Callable[..., RunConfig]) -> None:
-    found = []
-    for placement in ("packed", "one_per_device"):
-        config = sweep(placement, tune={"num_samples": 2, "placement": placement, "pruner": "none"})
-        tune(config)
-        found.append([trial.user_attrs["readings"] for trial in study_of(config).trials])
-    for packed, alone in zip(found[0], found[1], strict=True):
-        for one, other in zip(packed, alone, strict=True):
-            assert one["step"] == other["step"]
-            assert one["alignment"] == pytest.approx(other["alignment"], abs=0.01)
-            assert one["fidelity"] == pytest.approx(other["fidelity"], abs=0.01)
+def test_both_placements_read_the_same(swept: Swept) -> None:
+    few = {"num_samples": 2, "placement": "one_per_device", "max_concurrent_trials": 1,
+           "final_seeds": 1, "pruner": "none"}  # fmt: skip
+    config = swept.config.model_copy(
+        update={
+            "output_dir": f"{swept.config.output_dir}-alone",
+            "tune": swept.config.tune.model_copy(update=few),
+            "tracking": TrackingConfig(enabled=False),
+        }
+    )
+    assert tune(config).subjects[0].status == "finished"
+    for packed, alone in zip(
+        study_of(swept.config).trials[:2], study_of(config).trials, strict=True
+    ):
+        assert packed.params == alone.params
+        one, other = (_by_step(own.user_attrs["readings"]) for own in (packed, alone))
+        assert one and set(one) <= set(other), "the packed one may have been pruned"
+        for step, scores in one.items():
+            assert scores == pytest.approx(other[step], abs=0.01)
+
+
+def _by_step(rows: list[dict[str, float]]) -> dict[float, tuple[float, float]]:
+    return {row["step"]: (row["alignment"], row["fidelity"]) for row in rows}
 
 
 def test_many_subjects_at_once(sweep: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -141,6 +183,56 @@ def test_full_fine_tuning_names_its_placement(sweep: Callable[..., RunConfig]) -
     config.train.mode = "full"
     with pytest.raises(ConfigError, match="one_per_device"):
         tune(config)
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_has_a_base_of_its_own(sweep: Callable[..., RunConfig]) -> None:
+    few = {"num_samples": 2, "placement": "one_per_device", "max_concurrent_trials": 1}
+    config = sweep(tune=few)
+    config.train.mode = "full"
+    (own,) = tune(config).subjects
+    assert own.status == "finished" and own.trials["COMPLETE"] >= 1
+    assert "train.rank" not in study_of(config).trials[1].params
+    assert (own.output_dir / "champion" / "unet" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_judges_that_hang_fail_their_own_trial_alone(tmp_path: Path) -> None:
+    import ray
+
+    class Judges:  # sent by value: workers know nothing of the tests
+        def load(self) -> Judges:
+            return self
+
+        def alignment(self, subject: str, shots: Any, images: Any) -> list[float]:
+            while subject == "hangs":
+                time.sleep(0.1)
+            return [0.5] * len(images)
+
+        def fidelity(self, subject: str, images: Any) -> list[float]:
+            return [0.5] * len(images)
+
+    name = "judges-that-hang"
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=10)(JudgeActor)
+    kept = actor.options(name=name, num_cpus=0).remote(Judges(), 2.0)
+    shown = (Shot("a", "state", 0, state="sleeping"), Shot("b", "scene", 0))
+    pngs = [to_png(Image.new("RGB", (8, 8)))] * 2
+
+    def judged(subject: str) -> Verdict:
+        work = Work(subject, subject, {}, 0, (4,), str(tmp_path / subject))
+        return _Runner(Order(work, {4: shown}, Sampling(2, None, "ddim"), name, None)).judged(
+            4, pngs
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        hanging = pool.submit(judged, "hangs")
+        time.sleep(0.5)
+        other = pool.submit(judged, "rex")
+        with pytest.raises(JudgeTimeoutError, match="did not answer within 2 s"):
+            hanging.result()
+        assert other.result().fidelity == 0.5
+    assert judged("rex").alignment == 0.5, "they are back"
+    ray.kill(kept)
 
 
 @pytest.fixture

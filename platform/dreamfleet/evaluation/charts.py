@@ -10,7 +10,7 @@ from html import escape
 from dreamfleet.evaluation.curves import number, ticks
 
 WIDTH, HEIGHT = 520, 340
-LEFT, RIGHT, TOP, BOTTOM = 54, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 26, 14, 44
 MARGIN = 0.08  # of the range, around the points
 SERIES_COLOURS = 6  # classes s0 … s5 of the style sheet
 

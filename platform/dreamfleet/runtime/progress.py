@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress as RichBars
 
+REPEATED_AFTER = 6  # times as long as what is new waits in a log
+
 
 class Stage(Protocol):
     """One bar."""
@@ -157,7 +159,9 @@ class _LiveBoard:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(
+            title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for column in self._columns:
             table.add_column(column)
         for row in rows:
@@ -168,9 +172,10 @@ class _LiveBoard:
 class _LoggedBoard:
     def __init__(self, console: Console, every_s: float) -> None:
         self._console, self._every_s = console, every_s
-        self._last = 0.0
+        self._last, self._said = 0.0, ""
 
     def show(self, title: str, rows: Sequence[Sequence[str]]) -> None:
-        if time.monotonic() - self._last >= self._every_s:
-            self._last = time.monotonic()
+        wait_s = self._every_s * (REPEATED_AFTER if title == self._said else 1)
+        if time.monotonic() - self._last >= wait_s:
+            self._last, self._said = time.monotonic(), title
             self._console.print(title, markup=False)

@@ -26,17 +26,19 @@ def sweep(settings: BenchSettings) -> dict[str, Figure]:
     with tempfile.TemporaryDirectory() as place:
         result = _swept(settings, Path(place))
     own = result.engine_s
-    search = own["search.training"] + own["search.drawing"]
-    values = {
-        "sweep_cost_in_runs": (search / alone, "ratio"),
-        "sweep_training_in_runs": (own["search.training"] / alone, "ratio"),
-        "sweep_finals_in_runs": (
-            (own["finals.training"] + own["finals.drawing"]) / alone,
-            "ratio",
-        ),
-        "sweep_wall_over_engine": (own["search.span"] / search, "ratio"),
+    total = {
+        part: own[f"{part}.training"] + own[f"{part}.drawing"]
+        for part in ("search", "finals", "host")
     }
-    return {name: Figure(value, unit, [value]) for name, (value, unit) in values.items()}
+    values = {
+        "sweep_cost_in_runs": total["search"] / alone,
+        "sweep_training_in_runs": own["search.training"] / alone,
+        "sweep_finals_in_runs": total["finals"] / alone,
+        "sweep_finals_training_in_runs": own["finals.training"] / alone,
+        "sweep_host_in_runs": total["host"] / alone,
+        "sweep_wall_over_engine": own["search.span"] / total["search"],
+    }
+    return {name: Figure(value, "ratio", [value]) for name, value in values.items()}
 
 
 def _alone_s(settings: BenchSettings) -> float:

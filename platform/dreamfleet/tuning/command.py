@@ -32,7 +32,7 @@ from dreamfleet.personalization.planning import (
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
-from dreamfleet.runtime.progress import Progress, SilentProgress
+from dreamfleet.runtime.progress import Progress, SilentProgress, Stage
 from dreamfleet.runtime.storage import Folder, is_uri
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
@@ -53,6 +53,7 @@ DATABASE, MARKER, TRIALS, FINALS, CHAMPION = (
     "study.db", "sweep.json", "trials", "finals", "champion",
 )  # fmt: skip
 TUNE_FILES = ".tune"
+SEARCH, HOST = "search", "host"  # parts of the work, with the finals and the champion
 WRITTEN = (
     DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, TRIALS, FINALS, CHAMPION, TUNE_FILES,
     "plots", "report.html", "config.yaml",
@@ -252,9 +253,9 @@ class Run:
             self._start_actors(preparation.device, usable)
             studies = self._open_studies(usable)
             self._search(studies, recorder)
-            self._note_times("search")
+            self._note_times(SEARCH)
             self._conclude(studies, recorder, preparation)
-            self._note_times("finals")
+            self._note_times(CHAMPION)
         except BaseException:
             recorder.abandon()
             raise
@@ -327,8 +328,9 @@ class Run:
             self._judges = {"": judge}
             return
         self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / self._places))
-        # A trial's adapter is drawn from a slot of its own while its training goes on.
-        settings = EngineSettings(max_slots=2 * self._slots_each)
+        # A trial's adapter is drawn from a slot of its own while its training goes on. Pictures
+        # come first: they decide whether more training is wanted at all.
+        settings = EngineSettings(max_slots=2 * self._slots_each, training_share=0.0)
         source = EngineSource.of(config, device)
         self._engines = [f"engine-{tag}-{number}" for number in range(self._places)]
         engines = [
@@ -360,10 +362,11 @@ class Run:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"name": name, "num_cpus": 0, "num_gpus": num_gpus}
+        timeout_s = self.config.tune.judge_timeout_s
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         actor = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=100)(JudgeActor)
-        self._actors.append(actor.options(**options).remote(judges))
+        self._actors.append(actor.options(**options).remote(judges, timeout_s))
         return name
 
     def _judge_references(self, usable: Sequence[SubjectRequest]) -> dict[str, Reference]:
@@ -513,7 +516,7 @@ class Run:
         recorder: Recorder,
     ) -> dict[str, Finals]:
         """How they ended; without subjects whose host was lost."""
-        from dreamfleet.tuning.finals import final_seeds, run_all
+        from dreamfleet.tuning.finals import final_seeds
 
         work = [
             (study, contender, seed)
@@ -521,14 +524,15 @@ class Run:
             for contender in alive.get(study.name, ())
             for seed in final_seeds(study.config)
         ]
-        tokens = self._tokens()
-        with self.command.progress.stage("finals", len(work)) as stage:
-            found: list[Reading | str] = run_all(
-                work, lambda one: self._final_reading(tokens, *one), tokens.qsize(), stage.update
-            )
         outcomes: dict[str, dict[tuple[int, int], Reading | str]] = {}
-        for (study, contender, seed), outcome in zip(work, found, strict=True):
-            outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
+        with self.command.progress.stage("finals", len(work)) as stage:
+            # One after the other, so that each part's price is known.
+            for part in (FINALS, HOST):
+                own = [one for one in work if one[1].is_host == (part == HOST)]
+                found = self._run_finals(own, stage, len(work) - len(own) if part == HOST else 0)
+                self._note_times(part)
+                for (study, contender, seed), outcome in zip(own, found, strict=True):
+                    outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
         finals = {}
         for study in studies:
             if study.name not in alive:
@@ -539,6 +543,21 @@ class Run:
             else:
                 finals[study.name] = ended
         return finals
+
+    def _run_finals(
+        self, work: Sequence[tuple[SubjectStudy, Contender, int]], stage: Stage, before: int
+    ) -> list[Reading | str]:
+        """What came of each; `before` trainings of the finals were done already."""
+        from dreamfleet.tuning.finals import run_all
+
+        tokens = self._tokens()
+        found: list[Reading | str] = run_all(
+            work,
+            lambda one: self._final_reading(tokens, *one),
+            tokens.qsize(),
+            lambda done: stage.update(before + done),
+        )
+        return found
 
     def _decided(
         self,
@@ -685,7 +704,7 @@ class Run:
         for kind, total in (("training", "training_total_s"), ("drawing", "sampling_total_s")):
             before = sum(value for name, value in known.items() if name.endswith(kind))
             known[f"{part}.{kind}"] = sum(row[total] for row in rows) - before
-        if part == "search":
+        if part == SEARCH:
             known["search.span"] = max(row["first_to_last_step_s"] for row in rows)
 
 

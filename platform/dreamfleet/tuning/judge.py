@@ -4,6 +4,8 @@ On the embedded base the world's judges read: alignment of a picture is the orac
 that it shows the class in the state that was asked, fidelity the identity encoder's similarity of
 the segmented subject to the photos. On real bases BLIP-T and DINO-I, as in `dreamfleet evaluate`.
 True renders are never looked at: a user of a real base has none.
+
+Importing this loads no torch: Ray loads an actor's class wherever its handle comes, in trials too.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import TrainingError
-from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.tuning.pictures import EMBEDDED, Shot
 
 if TYPE_CHECKING:
     from PIL import Image
 
-JUDGES_AT_ONCE = 100  # calls that wait cost next to nothing
+    from dreamfleet.evaluation.judges import JudgeSpec
+
 SHEET_SIDE_PX = 128
+
+
+class JudgeTimeoutError(TrainingError):
+    """Judges that hang."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ class JudgeSource:
     @staticmethod
     def of(config: RunConfig, references: Mapping[str, Reference], device: str) -> JudgeSource:
         """The judges that fit a base."""
+        from dreamfleet.evaluation.judges import JudgeSpec
+
         tune = config.tune
         if config.base_model == EMBEDDED:
             return JudgeSource(
@@ -180,19 +188,31 @@ class JudgeActor:
 
     Args:
         source: how to make them; anything with `load`.
+        timeout_s: for the pictures of one rung, loading included.
     """
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
+    def __init__(self, source: Any, timeout_s: float) -> None:
+        self._source, self._timeout_s = source, timeout_s
         self._judge: Judge | None = None
         self._lock = asyncio.Lock()
 
     async def score(
         self, subject: str, shots: Sequence[Shot], pngs: Sequence[bytes]
     ) -> tuple[Verdict, bytes]:
-        """The verdict, and the pictures on one sheet (PNG), states above scenes."""
+        """The verdict, and the pictures on one sheet (PNG), states above scenes.
+
+        Raises:
+            JudgeTimeoutError: they hang; this process is of no further use.
+        """
         async with self._lock:  # one at a time: they share the cores
-            return await asyncio.to_thread(self._score, subject, shots, pngs)
+            work = asyncio.to_thread(self._score, subject, shots, pngs)
+            try:
+                return await asyncio.wait_for(work, self._timeout_s)
+            except TimeoutError as error:
+                raise JudgeTimeoutError(
+                    f"{subject}: its judges did not answer within {self._timeout_s:g} s; see what "
+                    "they wait for, or raise tune.judge_timeout_s"
+                ) from error
 
     def _score(
         self, subject: str, shots: Sequence[Shot], pngs: Sequence[bytes]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dreamfleet.tuning.study import SubjectStudy
 
 DPI = 110
+PANEL_IN = 2.2  # width of a panel of a picture that has many
 
 
 def write_plots(study: SubjectStudy, folder: Path) -> dict[str, Path]:
@@ -54,6 +55,7 @@ def _drawn(make: Callable[[], Any], path: Path) -> Path | None:
             warnings.simplefilter("ignore")  # "experimental", and logarithms of nothing
             make()
             figure = pyplot.gcf()
+            figure.set_size_inches(max(6.0, PANEL_IN * len(figure.axes)), 3.8)
             figure.savefig(path, dpi=DPI, bbox_inches="tight")
     except Exception:  # a plot is an extra, and fails in as many ways as there are studies
         return None

@@ -35,11 +35,10 @@ NAMES = {
     "method": "method",
     "train.max_train_steps": "steps",
 }
-PLOT_TITLES = {
+PLOT_TITLES = {  # the page draws the Pareto front itself
     "history": "What was found when",
     "importances": "What mattered",
     "slice": "Parameter by parameter",
-    "pareto": "Alignment against fidelity",
 }
 
 
@@ -109,7 +108,8 @@ def render_tune_report(report: TuneReport) -> str:
         front=[own.label for own in pareto_front(study.candidates())],
         chart=Markup(_chart(study)),
         plots=[
-            (PLOT_TITLES[kind], _data(path.read_bytes())) for kind, path in report.plots.items()
+            (title, _data(report.plots[kind].read_bytes()), kind == "slice")
+            for kind, title in PLOT_TITLES.items() if kind in report.plots
         ],
         sheets=_sheets(report),
         command=report.command,

@@ -62,10 +62,10 @@ class TuneResult:
 
     Attributes:
         seconds: the whole command.
-        engine_s: what the engines did with their time, summed over them: `search.training`,
-            `search.drawing`, `finals.training`, `finals.drawing`; and `search.span`, from the
-            first to the last step of the trials, the longest of the engines. Empty without
-            engines.
+        engine_s: seconds of the engines, summed over them: `training` and `drawing` of `search`,
+            `finals` (the best settings), `host` (in the finals) and `champion`, as
+            `search.training`; and `search.span`, from the first to the last step of the trials,
+            the longest of the engines. Empty without engines.
     """
 
     subjects: list[SubjectTuned]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune import registry
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -237,4 +238,10 @@ def fit(sweep: Sweep, trainable: Any, bundle: Mapping[str, float], folder: str) 
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+        registry._unregister_all()
+    finally:
+        # What is left Tune would unregister when the interpreter ends, and start a new Ray for it:
+        # ours is gone then, or going, and would not answer.
+        registry._global_registry._registered.clear()

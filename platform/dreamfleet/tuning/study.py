@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -141,8 +142,8 @@ def make_pruner(tune: TuneConfig, steps: Sequence[int]) -> optuna.pruners.BasePr
 def rungs(tune: TuneConfig, max_train_steps: int) -> tuple[int, ...]:
     """Steps at which a trial is read: each `reduction_factor` times the one before, then the last.
 
-    >>> rungs(TuneConfig(num_rungs=3, reduction_factor=2), 400)
-    (100, 200, 400)
+    >>> rungs(TuneConfig(num_rungs=3, reduction_factor=3), 400)
+    (44, 132, 400)
     """
     first = max(1, max_train_steps // tune.reduction_factor ** (tune.num_rungs - 1))
     steps = [first * tune.reduction_factor**number for number in range(tune.num_rungs - 1)]
@@ -159,6 +160,7 @@ class Asked:
     root: int  # the number of its first attempt: its folder
     readings: dict[int, Reading] = field(default_factory=dict)
     reported: set[int] = field(default_factory=set)  # steps that the pruner knows
+    beaten: bool = False  # by others, at a rung: the pruner is asked no more
     pruned: bool = False
     error: str = ""
 
@@ -207,6 +209,9 @@ class SubjectStudy:
             storage=storage, study_name=name, directions=two, load_if_exists=True,
             pruner=make_pruner(self.tune, self.steps),
         )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names(["alignment", "fidelity"][: len(two)])  # for dashboards
         self.study.sampler = make_sampler(self.tune, len(self.trials()))
         self._settings = self._check_settings(fingerprint)
         self._take_over(owner)
@@ -309,9 +314,11 @@ class SubjectStudy:
             margin = self.tune.fidelity_margin
             asked.trial.report(rung_value(own.alignment, own.fidelity, host, margin), step)
             asked.reported.add(step)
-            # Asked at each rung, for it notes what later trials are compared with.
-            ended = not asked.is_host and step < self.steps[-1] and asked.trial.should_prune()
-            if ended and self.steps[-1] not in asked.readings:
+            if asked.beaten or step == self.steps[-1]:
+                continue
+            # Asked for the host too: only thus is it noted for others to be compared with.
+            asked.beaten = asked.trial.should_prune()
+            if asked.beaten and not asked.is_host and self.steps[-1] not in asked.readings:
                 asked.pruned = True
                 return
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.errors import DreamfleetError, first_line
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.engine import Sampling, Work, read_state, work_task, write_state
+from dreamfleet.tuning.judge import JudgeTimeoutError, Verdict
 from dreamfleet.tuning.pictures import Shot
 
 if TYPE_CHECKING:
     from dreamfleet.training.task import TrainTask
 
 READINGS = "readings.json"
+JUDGE_ATTEMPTS = 2  # of judges that hang: it may have been the machine
 ERROR, READING = "error", "reading"  # keys of a result
 
 Report = Callable[[dict[str, Any]], None]
@@ -142,14 +144,29 @@ class _Runner:
         self.order, self.work = order, order.work
         self._judge = ray.get_actor(order.judge)
 
-    def judged(self, step: int, pngs: Any) -> Any:
+    def judged(self, step: int, pngs: Any) -> Verdict:
         """The verdict on PNGs or on a reference to them."""
-        import ray
-
-        shots = self.order.shots[step]
-        verdict, png = ray.get(self._judge.score.remote(self.work.subject, shots, pngs))
+        verdict, png = self._judgement(self.order.shots[step], pngs)
         Folder(self.work.folder).write(sheet_name(step), png)
         return verdict
+
+    def _judgement(
+        self, shots: Sequence[Shot], pngs: Any, attempts: int = JUDGE_ATTEMPTS
+    ) -> tuple[Verdict, bytes]:
+        import ray
+
+        try:
+            found: tuple[Verdict, bytes] = ray.get(
+                self._judge.score.remote(self.work.subject, shots, pngs)
+            )
+            return found
+        except JudgeTimeoutError:
+            # A thread that hangs cannot be ended. Its process can: Ray starts another, and asks it
+            # what others had asked this one.
+            ray.kill(self._judge, no_restart=False)
+            if attempts == 1:
+                raise
+        return self._judgement(shots, pngs, attempts - 1)
 
 
 class PackedRunner(_Runner):

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from dreamfleet.config import plain_tree
 from dreamfleet.runtime.progress import Board
 from dreamfleet.runtime.storage import Folder
-from dreamfleet.tuning.rule import best_first
-from dreamfleet.tuning.space import applied
+from dreamfleet.tuning.rule import Candidate, best_first
+from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
 from dreamfleet.tuning.study import Asked, SubjectStudy
 from dreamfleet.tuning.trial import Reading, sheet
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dreamfleet.tracking import Run, Tracker
 
 BOARD_EVERY_S = 0.5
-COLUMNS = ("trial", "w_s", "setting", "step", "alignment", "fidelity")
+COLUMNS = ("trial", "step", "alignment", "fidelity", "w_s", "setting")
+SHORT = {PRIOR: "λ", POINT: "ρ*", TEACHER: "", RATE: "lr", RANK: "rank"}
 OUTCOMES = {
     TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED",
 }  # fmt: skip
@@ -60,15 +61,14 @@ class Recorder:
         return self._parents[study.name]
 
     def started(self, study: SubjectStudy, number: int, params: Mapping[str, Any]) -> Run:
-        """A trial's run, begun or gone on with."""
+        """A trial's run, begun or gone on with; what all trials share is told of its parent."""
         key = (study.name, number)
         if key not in self._children:
-            config = applied(study.config, params)
-            config.train.max_train_steps = study.steps[-1]
+            own = {**params, "train.max_train_steps": study.steps[-1], "trial": number}
             tags = {"dreamfleet.kind": "trial", "dreamfleet.subject": study.name}
             self._children[key] = self.tracker.start_run(
                 f"{study.name} trial {number}",
-                {**plain_tree(config), "trial": number},
+                own,
                 tags,
                 parent=self.parent(study),
                 key=f"{self.key}-{study.name}-{number}",
@@ -148,12 +148,11 @@ class Watcher:
         self._done_before = done if self._done_before is None else self._done_before
         total = sum(study.tune.num_samples for study in self.studies)
         used, places = self.slots()
-        best = [_best(study) for study in self.studies]
-        found = ", ".join(text for text in best if text)
+        best = _best(self.studies[0]) if len(self.studies) == 1 else None
         left = self._left_s(done, total)
         return (
             f"trials {done}/{total}, slots {used}/{places}"
-            + (f", best {found}" if found else "")
+            + (f", best #{best.label} {best.alignment:.3f}" if best else "")
             + (f", about {left / 60:.0f} min left" if left >= 90 else "")
         )
 
@@ -163,33 +162,42 @@ class Watcher:
         return spent / ended * (total - done) if ended else 0.0
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A row per trial under way."""
+        """A row per trial under way, and one per subject for the best so far."""
         return [
             _row(study, asked) for study in self.studies for asked in list(study.running.values())
-        ]
+        ] + [row for study in self.studies for row in _best_row(study)]
 
 
-def _best(study: SubjectStudy) -> str:
+def _best(study: SubjectStudy) -> Candidate | None:
     found = best_first(study.candidates())
-    if not found or not found[0].feasible:
-        return ""
-    return f"{study.name} #{found[0].label} {found[0].alignment:.3f}"
+    return found[0] if found and found[0].feasible else None
+
+
+def _best_row(study: SubjectStudy) -> list[tuple[str, ...]]:
+    best = _best(study)
+    if best is None:
+        return []
+    attrs = next(t.user_attrs for t in study.trials() if t.number == int(best.label))
+    scores = (best.alignment, best.fidelity)
+    label = f"{study.name} #{best.label} best"
+    return [_cells(study, label, int(attrs["steps"]), scores, attrs["setting"])]
 
 
 def _row(study: SubjectStudy, asked: Asked) -> tuple[str, ...]:
-    from dreamfleet.tuning.space import WEIGHT
-
     last = asked.readings[max(asked.readings)] if asked.readings else None
-    others = [f"{name.rpartition('.')[2]} {_short(value)}" for name, value in asked.params.items()
-              if name not in (WEIGHT, "method")]  # fmt: skip
-    return (
-        f"{study.name} #{asked.number}{' host' if asked.is_host else ''}",
-        _short(asked.params[WEIGHT]),
-        ", ".join(others),
-        f"{last.step if last else 0}/{study.steps[-1]}",
-        f"{last.alignment:.3f}" if last else "",
-        f"{last.fidelity:.3f}" if last else "",
+    scores = (last.alignment, last.fidelity) if last else None
+    label = f"{study.name} #{asked.number}{' host' if asked.is_host else ''}"
+    return _cells(study, label, last.step if last else 0, scores, asked.params)
+
+
+def _cells(
+    study: SubjectStudy, label: str, step: int, scores: tuple[float, float] | None, params: Params
+) -> tuple[str, ...]:
+    setting = ", ".join(
+        f"{name} {_short(params[key])}".strip() for key, name in SHORT.items() if key in params
     )
+    shown = [f"{score:.3f}" for score in scores] if scores else ["", ""]
+    return (label, f"{step}/{study.steps[-1]}", *shown, _short(params[WEIGHT]), setting)
 
 
 def _short(value: Any) -> str:

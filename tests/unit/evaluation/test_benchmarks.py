@@ -93,3 +93,15 @@ def test_a_run_replaces_only_what_it_measured(tmp_path: Path) -> None:
     assert written["single_job_speedup"]["samples"] == [1.4, 1.6]
     page = (tmp_path / "benchmarks.md").read_text()
     assert "| 1.5 | 1.4 to 1.6 |" in page and page.count("\n- ") == 2
+
+
+def test_measures_of_many_processes_have_all_cores(tmp_path: Path) -> None:
+    seen = []
+
+    def sweep(settings: BenchSettings) -> dict[str, Figure]:
+        seen.append(os.sched_getaffinity(0))
+        return {}
+
+    cores = os.sched_getaffinity(0)
+    run_benchmarks(SMALLEST, tmp_path, quick=False, only=["sweep"], further=[sweep])
+    assert seen == [cores]

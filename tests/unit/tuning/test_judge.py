@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,15 @@ from PIL import Image
 from dreamfleet.data.photos import to_png
 from dreamfleet.errors import BadInputError, ConfigError, TrainingError
 from dreamfleet.evaluation.judges import JudgeSpec
-from dreamfleet.tuning.judge import JudgeSource, Reference, WorldJudge, score, sheet
+from dreamfleet.tuning.judge import (
+    JudgeActor,
+    JudgeSource,
+    JudgeTimeoutError,
+    Reference,
+    WorldJudge,
+    score,
+    sheet,
+)
 from dreamfleet.tuning.pictures import shots
 from tests.tiny_evaluators import make_tiny_evaluators
 from tests.unit.tuning.test_space import recipe
@@ -72,3 +82,27 @@ def test_a_score_that_is_no_number_fails_the_trial() -> None:
 
     with pytest.raises(TrainingError, match="not a number"):
         score(Broken(), "rex", shots(recipe(), 4), pictures(4))
+
+
+def test_judges_that_hang_are_not_waited_for() -> None:
+    woken = threading.Event()
+
+    class Hanging:
+        def load(self) -> Hanging:
+            return self
+
+        def alignment(self, subject: str, shots: object, images: object) -> list[float]:
+            woken.wait(60)
+            return [0.5] * 2
+
+        def fidelity(self, subject: str, images: object) -> list[float]:
+            return [0.5] * 2
+
+    async def ask() -> None:
+        try:
+            await JudgeActor(Hanging(), 0.1).score("rex", shots(recipe(), 4), pictures(4))
+        finally:
+            woken.set()
+
+    with pytest.raises(JudgeTimeoutError, match=r"rex: .* within 0.1 s; .*tune.judge_timeout_s"):
+        asyncio.run(ask())

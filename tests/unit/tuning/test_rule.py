@@ -57,7 +57,8 @@ def test_a_rung_counts_as_of_the_last_ones_pictures() -> None:
 
 
 def test_rungs() -> None:
-    tune = TuneConfig()
+    tune = TuneConfig(reduction_factor=2)
+    assert rungs(TuneConfig(), 400) == (44, 132, 400)
     assert rungs(tune, 40) == (10, 20, 40)
     assert rungs(tune, 50) == (12, 24, 50)
     assert rungs(tune, 2) == (1, 2)

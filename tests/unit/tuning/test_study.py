@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_stud
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
 
+halved = functools.partial(recipe, tune__reduction_factor=2)  # rungs 10, 20, 40
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -29,7 +32,7 @@ OURS = Owner("a", "/runs/a")
 def opened(
     url: str, config: RunConfig | None = None, *, resume: bool = False, owner: Owner = OURS
 ) -> SubjectStudy:
-    chosen = config or recipe(tune__num_samples=6)
+    chosen = config or halved(tune__num_samples=6)
     print_of = {"space": chosen.space.model_dump(), "base": "x"}
     storage = open_storage(url)
     return SubjectStudy(storage, "rex", chosen, print_of, resume=resume, owner=owner)
@@ -69,13 +72,14 @@ def test_a_study_from_first_to_last(url: str) -> None:
     winner = best_first(study.candidates())[0]
     assert winner.label == str(numbers[1]) and winner.feasible
     plain = optuna.load_study(study_name="rex", storage=url)
+    assert plain.metric_names == ["alignment"]
     strayed = plain.trials[numbers[2]]
     assert strayed.state in (TrialState.COMPLETE, TrialState.PRUNED)
     assert strayed.constraints[CONSTRAINT] > 0, "well aligned, but not the subject"
 
 
 def test_the_best_rung_is_taken(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=2, tune__pruner="none"))
+    study = opened(url, halved(tune__num_samples=2, tune__pruner="none"))
     host, other = study.ask(), study.ask()
     assert host and other and study.ask() is None
     run(study, host.number, 0.3, 0.3, 0.3)
@@ -86,7 +90,7 @@ def test_the_best_rung_is_taken(url: str) -> None:
 
 
 def test_rungs_are_compared_by_the_pictures_that_they_share(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
+    study = opened(url, halved(tune__num_samples=2, tune__num_rungs=2, tune__pruner="none"))
     host, other = study.ask(), study.ask()
     assert host and other
     run(study, host.number, 0.3, 0.3)
@@ -109,6 +113,17 @@ def test_pruning_spares_the_host(url: str) -> None:
     assert study.read(bad, reading(10, 0.2)), "half of a rung goes on"
     study.end(bad)
     assert study.trials()[bad].state == TrialState.PRUNED
+
+
+def test_trials_are_compared_with_the_host_too(url: str) -> None:
+    study = opened(url)
+    host, worse, better = (own.number for own in [study.ask() for _ in range(3)] if own)
+    assert not study.read(host, reading(10, 0.5))
+    assert study.read(worse, reading(10, 0.4)), "the host alone is better"
+    assert not study.read(better, reading(10, 0.6))
+    assert not study.read(host, reading(20, 0.1)) and not study.read(host, reading(40, 0.1))
+    study.end(host)
+    assert study.trials()[host].state == TrialState.COMPLETE
 
 
 def test_rungs_wait_for_the_host(url: str) -> None:
@@ -161,7 +176,7 @@ def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
 
 
 def test_a_host_that_was_interrupted_comes_first(url: str) -> None:
-    few = recipe(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
+    few = halved(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
     host = opened(url, few).ask()
     assert host and host.is_host
     study = opened(url, few, resume=True)
@@ -188,7 +203,7 @@ def test_a_host_that_was_interrupted_while_it_was_asked_keeps_its_setting(url: s
 
 
 def test_a_fixed_weight_leaves_the_host_without(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=3, space__sude_weight=[0.8]))
+    study = opened(url, halved(tune__num_samples=3, space__sude_weight=[0.8]))
     asked = [study.ask() for _ in range(3)]
     assert [own.params["sude.weight"] for own in asked if own] == [0.0, 0.8, 0.8]
     assert asked[0] and asked[0].is_host and "sude.truncation_point" not in asked[0].params
@@ -197,7 +212,7 @@ def test_a_fixed_weight_leaves_the_host_without(url: str) -> None:
 def test_other_settings_do_not_go_on(url: str) -> None:
     opened(url)
     with pytest.raises(ResumeError, match="space"):
-        opened(url, recipe(space__sude_weight="0..9"), resume=True)
+        opened(url, halved(space__sude_weight="0..9"), resume=True)
 
 
 def test_another_sweeps_study_is_left_alone(url: str) -> None:
@@ -225,19 +240,22 @@ def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
 def test_other_samplers(url: str, sampler: str) -> None:
-    study = opened(url, recipe(tune__num_samples=6, tune__sampler=sampler))
-    number = 0
+    study = opened(url, halved(tune__num_samples=7, tune__sampler=sampler))
     while (own := study.ask()) is not None:
-        number += 1
-        run(study, own.number, 0.3, 0.3, 0.3 + 0.01 * number)
+        value = 0.3 + 0.01 * own.number  # the better aligned, the further from the subject
+        run(study, own.number, value, value, value, fidelity=0.2 if own.number > 2 else 0.6)
     assert study.finished
-    assert len(study.study.directions) == (2 if sampler == "nsga2" else 1)
-    if sampler == "nsga2":
-        assert not study.trials(TrialState.PRUNED), "two objectives are not pruned"
+    two = sampler == "nsga2"
+    assert len(study.study.directions) == (2 if two else 1)
+    assert not (two and study.trials(TrialState.PRUNED)), "two objectives are not pruned"
+    complete = study.trials(TrialState.COMPLETE)
+    strayed = {trial.number for trial in complete if trial.constraints[CONSTRAINT] > 0}
+    assert strayed == {trial.number for trial in complete if trial.number > 2}
+    assert {trial.number for trial in study.study.best_trials} == {2}, "Optuna knows the constraint"
 
 
 def test_hyperband_reads_the_same_rungs(url: str) -> None:
-    study = opened(url, recipe(tune__num_samples=8, tune__pruner="hyperband"))
+    study = opened(url, halved(tune__num_samples=8, tune__pruner="hyperband"))
     while (own := study.ask()) is not None:
         value = 0.9 / (1 + own.number)
         run(study, own.number, value, value, value)

@@ -25,11 +25,11 @@ def run_benchmarks(
         folder: where benchmarks.json and benchmarks.md are.
         quick: leave out what the table does not ask for.
         only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
-        further: measures of what stands above this package, for the full run.
+        further: measures of what stands above this package, for the full run; they have all cores.
     """
     import torch
 
-    _pin(settings.num_threads)
+    everywhere = _pin(settings.num_threads)
     torch.set_num_threads(settings.num_threads)
     from dreamfleet.evaluation.benchmarks.measures import FULL, QUICK
 
@@ -37,6 +37,8 @@ def run_benchmarks(
     for measure in QUICK if quick else (*FULL, *further):
         if only and measure.__name__ not in only:
             continue
+        if measure in further:
+            _unpin(everywhere)
         own = measure(settings)
         record(folder, own, settings)
         for key, figure in own.items():
@@ -45,8 +47,15 @@ def run_benchmarks(
     return figures
 
 
-def _pin(cores: int) -> None:
-    """Give all contestants the same cores, however many processes they are."""
+def _pin(cores: int) -> set[int]:
+    """Give all contestants the same cores, however many processes they are; returns all cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        return set()
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_cores)[:cores])
+    return all_cores
+
+
+def _unpin(all_cores: set[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
-        mine = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, mine[:cores])
+        os.sched_setaffinity(0, all_cores)
