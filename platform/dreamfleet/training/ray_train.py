@@ -84,7 +84,7 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     if cluster.accelerator_type:
         scaling["accelerator_type"] = cluster.accelerator_type
     return TorchTrainer(
-        _train_worker,
+        train_worker,
         train_loop_config={"task": task_ref, "relay": relay},
         torch_config=TorchConfig(backend=_backend(task, resources)),
         scaling_config=ScalingConfig(**scaling),
@@ -123,8 +123,12 @@ def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
     return {"CPU": max(1, int(session.num_cpus) // cluster.num_workers)}
 
 
-def _train_worker(config: dict[str, Any]) -> TrainOutcome:
-    """Runs on every worker of the group."""
+def train_worker(config: dict[str, Any]) -> TrainOutcome:
+    """Runs on every worker of the group.
+
+    Args:
+        config: `task`, a reference to the TrainTask, and `relay`, where events go.
+    """
     import ray
     import ray.train
 
