@@ -87,43 +87,37 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_two_workers_equal_one_with_the_double_batch(tmp_path: Path, tiny_base: Path) -> None:
-    """A LoRA; and a whole model by DDP, and by FSDP in two parts: the second goes on from the
-    sharded model's checkpoint.
+    """A LoRA with SuDe; and a whole model by DDP, and by FSDP in two parts: the second goes on
+    from the sharded model's checkpoint.
     """
-    full: dict[str, Any] = {"mode": "full", "adam_epsilon": 1e-4, "use_ema": True}
-    full |= {"gradient_accumulation_steps": 2, "train_text_encoder": True}
-    runs: list[tuple[str, dict[str, Any], str]] = [
-        ("lora", {}, "ddp"),
-        ("ddp", full, "ddp"),
-        ("fsdp", {**full, "max_train_steps": STEPS // 3 * 2}, "fsdp"),
-        ("fsdp", full, "fsdp"),
-    ]
+    lora: dict[str, Any] = {"sude": {"weight": 0.4}, "train": {}}
+    whole = {"mode": "full", "adam_epsilon": 1e-4, "use_ema": True, "train_text_encoder": True}
+    full: dict[str, Any] = {"train": {**whole, "gradient_accumulation_steps": 2}}
+    half = {"train": {**full["train"], "max_train_steps": STEPS // 3 * 2}}
     tasks = []
-    for name, train, strategy in runs:
+    for name, settings, strategy in (
+        ("lora", lora, "ddp"),
+        ("ddp", full, "ddp"),
+        ("fsdp", half, "fsdp"),
+        ("fsdp", full, "fsdp"),
+    ):
         cluster = {"num_workers": 2, "parallel_strategy": strategy}
-        config = recipe(tmp_path, tiny_base, train=train, cluster=cluster, sude={"weight": 0.4})
+        config = recipe(tmp_path, tiny_base, cluster=cluster, **settings)
         tasks.append(train_task(config, tmp_path / name))
     train_on_two_workers(tasks, tmp_path)
 
-    def result(name: str, file: str) -> dict[str, torch.Tensor]:
-        return load_file(tmp_path / name / "checkpoints" / "adapter" / file)
-
-    for name, train, others in (("one-lora", {}, ["lora"]), ("one", full, ["ddp", "fsdp"])):
-        config = recipe(
-            tmp_path, tiny_base, train={**train, "train_batch_size": 2}, sude={"weight": 0.4}
-        )
-        adapter = trained_files(config, tmp_path / name)
-        for path in adapter.rglob("*.safetensors"):
-            file = path.relative_to(adapter).as_posix()
-            one = load_file(path)
+    for name, settings, others in (("one-lora", lora, ["lora"]), ("one", full, ["ddp", "fsdp"])):
+        doubled = {**settings, "train": {**settings["train"], "train_batch_size": 2}}
+        adapter = trained_files(recipe(tmp_path, tiny_base, **doubled), tmp_path / name)
+        files = [path.relative_to(adapter) for path in adapter.rglob("*.safetensors")]
+        assert Path(WEIGHTS) in files or Path("unet/diffusion_pytorch_model.safetensors") in files
+        for file in files:
             for other in others:
-                assert_close(one, result(other, file))
-    assert (tmp_path / "one-lora" / "checkpoints" / "adapter" / WEIGHTS).is_file()
+                theirs = load_file(tmp_path / other / "checkpoints" / "adapter" / file)
+                assert_close(load_file(adapter / file), theirs)
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
-        start, one = (
-            load_file(tiny_base / f"{part}.safetensors"),
-            result("one", f"{part}.safetensors"),
-        )
+        start = load_file(tiny_base / f"{part}.safetensors")
+        one = load_file(tmp_path / "one" / "checkpoints" / "adapter" / f"{part}.safetensors")
         assert max(float((tensor - start[name]).norm()) for name, tensor in one.items()) > 0.01
 
 
