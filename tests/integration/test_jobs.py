@@ -81,6 +81,7 @@ class Shell:
             "RAY_DASHBOARD_PORT": str(self.ports[1]),
             "MLFLOW_PORT": str(self.ports[2]),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_worker_niceness": "0",  # else jobs starve beside other tests
         }
 
     def head_options(self) -> list[str]:
