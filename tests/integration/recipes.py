@@ -111,6 +111,20 @@ def own_train_workers() -> list[psutil.Process]:
     return [child for child in children if "RayTrainWorker" in child.name()]
 
 
+def interrupt_once(from_step: int) -> Callable[[int], None]:
+    """Raises KeyboardInterrupt at the first call with so many steps done; a second one would end
+    the waiting for the workers' last checkpoint.
+    """
+    raised: list[int] = []
+
+    def at_step(step: int) -> None:
+        if step >= from_step and not raised:
+            raised.append(step)
+            raise KeyboardInterrupt
+
+    return at_step
+
+
 class WatchingProgress(SilentProgress):
     """Calls `at_step` with the number of steps done whenever the training bar moves; keeps all
     lines.

@@ -20,6 +20,7 @@ from tests.integration.recipes import (
     WEIGHTS,
     WatchingProgress,
     assert_equal,
+    interrupt_once,
     own_train_workers,
     prepared,
     recipe,
@@ -75,12 +76,8 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     train = {"max_train_steps": 240, "checkpointing_steps": 40}
     config = recipe(tmp_path, tiny_base, train={**train, "train_batch_size": 2})
 
-    def interrupt(step: int) -> None:
-        if step >= 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        personalize(config, progress=WatchingProgress(interrupt))
+        personalize(config, progress=WatchingProgress(interrupt_once(3)))
     assert not (tmp_path / "out" / WEIGHTS).exists()
     stopped_at = CheckpointFolder(Folder(str(tmp_path / "out" / "checkpoints"))).newest_step()
     assert stopped_at is not None and 3 <= stopped_at < 240

@@ -35,6 +35,7 @@ from tests.integration.recipes import (
     WEIGHTS,
     WatchingProgress,
     assert_equal,
+    interrupt_once,
     recipe,
     trained_here,
 )
@@ -253,12 +254,8 @@ def test_a_run_lives_in_the_bucket_and_resumes_there(
     train = {"max_train_steps": 200, "checkpointing_steps": 100}
     config = recipe(tmp_path, tiny_base, train=train, **places)
 
-    def interrupt(step: int) -> None:
-        if step >= 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        personalize(config, progress=WatchingProgress(interrupt))
+        personalize(config, progress=WatchingProgress(interrupt_once(3)))
     assert Cache(s3_bucket("shared-cache"), 2**30).info()[0].entries == 3
     stopped_at = CheckpointFolder(out.child("checkpoints")).newest_step()
     assert stopped_at is not None and 3 <= stopped_at < 200
