@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.cli import main
 from dreamfleet.runtime.relay import start_relay
+from dreamfleet.training.fit import Fit, follow
 from dreamfleet.training.ray_train import train_worker
 from dreamfleet.training.task import TrainTask
 from tests.integration.recipes import STEPS, WEIGHTS, recipe, train_task, trained_files
@@ -68,14 +69,17 @@ def train_on_two_workers(tasks: list[TrainTask], folder: Path) -> None:
             outcome = train_worker({"task": task, "relay": config["relay"]})
             assert outcome.status == "finished", outcome.message
 
-    TorchTrainer(
+    trainer = TorchTrainer(
         loop,
         train_loop_config={"tasks": [ray.put(task) for task in tasks], "relay": relay},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="two", storage_path=str(folder / "ray")),
-    ).fit()
+    )
+    fit = Fit(trainer)
+    follow(fit, relay, lambda event: None)
     ray.kill(relay)
+    fit.returned()
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
