@@ -73,14 +73,14 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     """Ends as one uninterrupted process with the double batch does."""
-    train = {"max_train_steps": 240, "checkpointing_steps": 40}
+    train = {"max_train_steps": 160, "checkpointing_steps": 40}
     config = recipe(tmp_path, tiny_base, train={**train, "train_batch_size": 2})
 
     with pytest.raises(KeyboardInterrupt):
         personalize(config, progress=WatchingProgress(interrupt_once(3)))
     assert not (tmp_path / "out" / WEIGHTS).exists()
     stopped_at = CheckpointFolder(Folder(str(tmp_path / "out" / "checkpoints"))).newest_step()
-    assert stopped_at is not None and 3 <= stopped_at < 240
+    assert stopped_at is not None and 3 <= stopped_at < 160
 
     two = recipe(tmp_path, tiny_base, train=train, cluster={"num_workers": 2})
     killed: list[int] = []
@@ -94,7 +94,7 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     progress = WatchingProgress(kill)
     (subject,) = personalize(two, resume=True, progress=progress).subjects
     assert killed
-    assert (subject.status, subject.steps) == ("finished", 240)
+    assert (subject.status, subject.steps) == ("finished", 160)
     assert sum("going on from step" in line for line in progress.lines) >= 2
     assert_close(load_file(tmp_path / "out" / WEIGHTS), trained_here(config, tmp_path / "here"))
     again = personalize(two, resume=True).subjects[0]  # finished: nothing is trained
