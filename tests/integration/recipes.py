@@ -1,4 +1,6 @@
-"""Recipes of the integration tests, and eyes and hands inside a running command."""
+"""Recipes of the integration tests, what they must give, and eyes and hands inside a running
+command.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+from safetensors.torch import load_file
+
 from dreamfleet.config import RunConfig
+from dreamfleet.data.cache import Cache
+from dreamfleet.data.preparation import Preparation
+from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.personalization.planning import complete_requests
 from dreamfleet.runtime.progress import SilentProgress, Stage
+from dreamfleet.runtime.session import RaySession
+from dreamfleet.training.task import SamplePlan, TrainTask
+from dreamfleet.training.worker import train_in_process
 from tests.unit.data.helpers import write_photos
 
 STEPS = 24
+WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def recipe(tmp_path: Path, base: Path, output: str = "out", **sections: Any) -> RunConfig:
@@ -32,6 +46,83 @@ def recipe(tmp_path: Path, base: Path, output: str = "out", **sections: Any) -> 
         own = defaults.get(name)
         defaults[name] = {**own, **values} if isinstance(own, dict) else values
     return RunConfig.model_validate(defaults)
+
+
+def prepared(
+    config: RunConfig, folder: Path, session: RaySession | None
+) -> tuple[SubjectRequest, Preparation]:
+    """The one subject of `config` with its photos prepared, without Ray where there is no
+    `session`.
+    """
+    (request,), files, resolved = complete_requests(config)
+    preparation = Preparation(
+        base=files,
+        base_model=resolved.base_model,
+        config=resolved,
+        cache=Cache(folder / "cache", 2**30),
+        device="cpu",
+        session=session,
+        progress=SilentProgress(),
+    )
+    preparation.prepare_photos([request])
+    return request, preparation
+
+
+def train_task(config: RunConfig, folder: Path) -> TrainTask:
+    """What a worker is given for the one subject of `config`, prepared in this process; its
+    checkpoints lie in `folder`.
+    """
+    request, preparation = prepared(config, folder, None)
+    nothing = SamplePlan((), 0)
+    return TrainTask(
+        config=request.config,
+        subject=preparation.subject_set(request),
+        prior=preparation.prior_set(request),
+        base_hash=preparation.base.hash,
+        checkpoints=str(folder / "checkpoints"),
+        device="cpu",
+        final_samples=nothing,
+        preview_samples=nothing,
+    )
+
+
+def trained_files(config: RunConfig, folder: Path) -> Path:
+    """The adapter's folder after training in this process, without Ray: what every run on Ray
+    must equal.
+    """
+    outcome = train_in_process(train_task(config, folder))
+    assert outcome.status == "finished", outcome.message
+    return folder / "checkpoints" / "adapter"
+
+
+def trained_here(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """The LoRA that training in this process gives."""
+    return load_file(trained_files(config, folder) / WEIGHTS)
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def own_train_workers() -> list[psutil.Process]:
+    """The training workers of this session's Ray, and of no other on this machine."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in child.name()]
+
+
+def interrupt_once(from_step: int) -> Callable[[int], None]:
+    """Raises KeyboardInterrupt at the first call with so many steps done; a second one would end
+    the waiting for the workers' last checkpoint.
+    """
+    raised: list[int] = []
+
+    def at_step(step: int) -> None:
+        if step >= from_step and not raised:
+            raised.append(step)
+            raise KeyboardInterrupt
+
+    return at_step
 
 
 class WatchingProgress(SilentProgress):

@@ -74,20 +74,27 @@ def test_worldbench_then_again_then_evaluate_and_compare(
 
     adapters = sorted((output / "adapters" / "seed-0").glob("*/adapter.json"))
     assert len(adapters) == 2
-    for number, place in enumerate(adapters):
-        code, out, err = run(
-            capsys, "evaluate", "--adapter", str(place.parent), "--protocol", "dreambench",
-            "--images-per-prompt", "1", "--output-dir", str(tmp_path / f"e{number}"),
-            "--num-inference-steps", "1", "--clip", str(evaluators / "clip"), "--dino", "",
-            "--blip", "", "--no-tracking",
-        )  # fmt: skip
-        assert code == 0, err
-        assert "DINO is left out" in err  # no DINO was named
-        rows = pq.read_table(tmp_path / f"e{number}" / "results.parquet").to_pylist()
-        assert len(rows) == 2 * (25 + 8)
-        assert "clip_t[clip]" in rows[0]
-    # Two subjects: not a pair.
-    code, _, err = run(capsys, "compare", str(tmp_path / "e0"), str(tmp_path / "e1"))
+    evaluated = tmp_path / "evaluated"
+    code, out, err = run(
+        capsys, "evaluate", "--adapter", str(adapters[0].parent), "--protocol", "dreambench",
+        "--images-per-prompt", "1", "--output-dir", str(evaluated), "--num-inference-steps", "1",
+        "--clip", str(evaluators / "clip"), "--dino", "", "--blip", "", "--no-tracking",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "DINO is left out" in err  # no DINO was named
+    rows = pq.read_table(evaluated / "results.parquet").to_pylist()
+    assert len(rows) == 2 * (25 + 8)
+    assert "clip_t[clip]" in rows[0]
+
+    # The same figures of somebody else are no pair to them.
+    other = tmp_path / "other"
+    other.mkdir()
+    summary_text = (evaluated / "summary.json").read_text()
+    (subject,) = {row["subject"] for row in rows}
+    assert f'"{subject}"' in summary_text
+    renamed = summary_text.replace(f'"{subject}"', '"somebody"')
+    (other / "summary.json").write_text(renamed)
+    code, _, err = run(capsys, "compare", str(evaluated), str(other))
     assert code == 2 and "same subjects" in err
     code, out, _ = run(capsys, "compare", str(output), recorded.run_id, "--tracking-uri", uri)
     assert code == 0 and "+0.000" in out  # the run holds the folder's own figures

@@ -13,7 +13,7 @@ import pytest
 
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import CheckpointFolder
-from tests.unit.data.helpers import write_photos
+from tests.integration.recipes import prepared, recipe
 
 
 @pytest.fixture
@@ -21,8 +21,9 @@ def command(tmp_path: Path, tiny_base: Path) -> Iterator[subprocess.Popen[str]]:
     """A run of its own Ray that would take much too long, as a terminal starts it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         pytest.skip("these tests run in the background, where nobody hears Ctrl-C")
+    prepared(recipe(tmp_path, tiny_base), tmp_path / "home", None)  # so that it need not
     arguments = [
-        *("personalize", str(write_photos(tmp_path / "Rex")), "--class-word", "dog"),
+        *("personalize", str(tmp_path / "Rex"), "--class-word", "dog"),
         *("--base-model", str(tiny_base), "--output-dir", str(tmp_path / "out")),
         *("--max-train-steps", "100000", "--checkpointing-steps", "100000"),
         *("--num-validation-images", "0", "--no-tracking"),

@@ -6,13 +6,11 @@ The weights are those of one plain, uninterrupted process.
 from __future__ import annotations
 
 import contextlib
-import os
 import runpy
-import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -21,6 +19,7 @@ from diffusers import StableDiffusionPipeline
 from dreamfleet.runtime.progress import SilentProgress, Stage
 from dreamfleet.training.pretraining.launch import PretrainJob, pretrain
 from dreamfleet.world.evaluators import load_oracle
+from tests.integration.recipes import own_train_workers
 from tests.unit.pretraining.recipes import TINY, write_recipe
 
 AT_EVERY_STEP = {"checkpoint_every_s": 0.0}
@@ -47,10 +46,27 @@ class _Watched:
         self._look(self._title, done)
 
 
-def own_train_worker() -> psutil.Process | None:
-    """The Train worker below this process, never that of another Ray on the machine."""
-    below = psutil.Process().children(recursive=True)
-    return next((process for process in below if "RayTrainWorker" in process.name()), None)
+@contextlib.contextmanager
+def killing_the_worker(state: Path) -> Iterator[list[int]]:
+    """Kills the Train worker once, when `state` is written again; gives the list of the killed."""
+    killed: list[int] = []
+    over = threading.Event()
+    before = state.stat().st_mtime_ns
+
+    def watch() -> None:
+        while not over.wait(0.02) and not killed:
+            if state.stat().st_mtime_ns != before:
+                worker = own_train_workers()[0]
+                killed.append(worker.pid)
+                worker.kill()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
 
 
 def run_script(repository: Path, *arguments: object) -> Result:
@@ -63,52 +79,50 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return {f"{part}.{key}": v for part, m in modules.items() for key, v in m.items()}
 
 
-def test_ray_interrupted_killed_and_resumed_equals_plain(repository: Path, tmp_path: Path) -> None:
+def test_interrupted_killed_and_resumed_on_ray_equals_plain(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Interrupted in Python, gone on with by the script, which trains everything and exports."""
     decoder = {**TINY["stages"]["decoder"], "num_steps": 40, **AT_EVERY_STEP}  # type: ignore[index]
     stages = {**TINY["stages"], "decoder": decoder}  # type: ignore[dict-item]
     recipe = write_recipe(tmp_path / "tiny.yaml", stages=stages)
-    names = ("corpus", "latents", "decoder", "text", "denoiser")
-    on_ray = PretrainJob(recipe, tmp_path / "ray", names, "cpu", num_threads=1, num_processes=2)
-    killed: list[int] = []
+    on_ray = PretrainJob(recipe, tmp_path / "ray", (), "cpu", num_threads=1, num_processes=2)
 
     def interrupt(stage: str, done: int) -> None:
         if stage == "decoder":
             raise KeyboardInterrupt
 
-    def kill(stage: str, done: int) -> None:
-        worker = own_train_worker()
-        if stage == "decoder" and not killed and worker is not None:
-            killed.append(worker.pid)
-            os.kill(worker.pid, signal.SIGKILL)
-
     with pytest.raises(KeyboardInterrupt):
         pretrain(on_ray, progress=Watching(interrupt))
-    assert (tmp_path / "ray" / "stages" / "decoder.state.pt").exists()
-    pretrain(on_ray, progress=Watching(kill))
+    state = tmp_path / "ray" / "stages" / "decoder.state.pt"
+    assert state.exists()
+    with killing_the_worker(state) as killed:
+        result = run_script(
+            repository,
+            *("--config", recipe, "--work-dir", tmp_path / "ray", "--num-threads", 1),
+            *("--num-processes", 2, "--export-to", tmp_path / "weights"),
+        )
+    assert result.exit_code == 0, result.output
+    assert killed
     assert not (tmp_path / "ray" / "ray").exists()
 
+    names = ("corpus", "latents", "decoder", "text", "denoiser")
     here = PretrainJob(recipe, tmp_path / "here", names, "cpu", num_threads=1, num_processes=1)
     pretrain(here, use_ray=False, progress=SilentProgress())
     for stage in ("decoder", "text", "denoiser"):
         ray, plain = weights(tmp_path / "ray", stage), weights(tmp_path / "here", stage)
         assert ray.keys() == plain.keys()
         assert [key for key in ray if not torch.equal(ray[key], plain[key])] == []
-
-
-def test_script_trains_everything_on_ray_and_exports(repository: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "tiny.yaml")
-    result = run_script(
-        repository,
-        *("--config", recipe, "--work-dir", tmp_path / "work", "--num-threads", 1),
-        *("--num-processes", 1, "--export-to", tmp_path / "weights"),
-    )
-    assert result.exit_code == 0, result.output
     base = tmp_path / "weights" / "base"
     assert str(base) in result.output
+    _check_export(base, tmp_path / "weights" / "evaluators")
+
+
+def _check_export(base: Path, evaluators: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a photo of a dog", num_inference_steps=2).images[0]
-    row = load_oracle("A", tmp_path / "weights" / "evaluators").read([picture])[0]
+    row = load_oracle("A", evaluators).read([picture])[0]
     assert set(row) == {"class", "state", "scene", "view", "style", "prop"}
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +31,25 @@ from dreamfleet.training.checkpoints import CheckpointFolder
 from dreamfleet.training.output import OutputFolder, working_path
 from dreamfleet.training.task import SamplePlan, TrainOutcome, TrainTask
 from dreamfleet.training.worker import train_in_process
-from tests.integration.recipes import WatchingProgress, recipe
-from tests.integration.test_personalize import WEIGHTS, assert_equal, trained_here
+from tests.integration.recipes import (
+    WEIGHTS,
+    WatchingProgress,
+    assert_equal,
+    interrupt_once,
+    recipe,
+    trained_here,
+)
 from tests.unit.data.helpers import write_photos
 
 Bucket = Callable[[str], str]
+SAVE = """
+import sys
+from dreamfleet.runtime.storage import Folder
+from dreamfleet.training.checkpoints import CheckpointFolder
+state = bytes(6_000_000)
+CheckpointFolder(Folder(sys.argv[1])).save(int(sys.argv[2]), {"state.pt": state}, {}, keep=2)
+"""
+STUCK_WITHIN_S = 120.0
 
 
 def test_storage_keeps_its_promises_in_a_bucket(s3_bucket: Bucket, tmp_path: Path) -> None:
@@ -100,6 +120,64 @@ def test_an_output_folder_in_a_bucket(s3_bucket: Bucket, fleet_home: Path) -> No
         OutputFolder.of(nowhere, None, "rex").begin(overwrite=False, info={})
 
 
+class Blockage:
+    """Passes connections on to a server, until a request matches: then nothing gets through any
+    more but `more_bytes`.
+    """
+
+    def __init__(self, server: tuple[str, int], request: bytes, more_bytes: int) -> None:
+        self._server, self._request, self._more_bytes = server, re.compile(request), more_bytes
+        self._matched = False
+        self.stuck = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._server)
+                for pump in (self._upwards, self._downwards):
+                    threading.Thread(target=pump, args=(client, server), daemon=True).start()
+
+    def _upwards(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                self._matched = self._matched or self._request.search(data) is not None
+                if self._matched:
+                    data, left = data[: self._more_bytes], self._more_bytes - len(data)
+                    self._more_bytes = max(0, left)
+                    if not self._more_bytes:
+                        self.stuck.set()
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _downwards(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+
+def kill_while_saving(location: str, step: int, request: bytes, more_bytes: int) -> None:
+    """A process that writes a checkpoint to a bucket, and is killed on the way."""
+    (server,) = re.findall(r"endpoint_override=([\w.]+):(\d+)", location)
+    blockage = Blockage((server[0], int(server[1])), request, more_bytes)
+    through = location.replace(":".join(server), f"127.0.0.1:{blockage.port}")
+    process = subprocess.Popen([sys.executable, "-c", SAVE, through, str(step)])
+    try:
+        assert blockage.stuck.wait(STUCK_WITHIN_S)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        blockage.close()
+
+
 def trained(config: RunConfig) -> TrainOutcome:
     """Prepare and train as a worker does, in this process."""
     (request,), files, resolved = complete_requests(config)
@@ -143,8 +221,14 @@ def test_training_resumes_from_the_bucket(
     out = Folder(places["output_dir"])
     first = trained(recipe(tmp_path, tiny_base, train={"max_train_steps": 10}, **places))
     assert (first.status, first.step) == ("finished", 10)
-    # What a killed worker leaves: a newer checkpoint whose manifest was never written.
-    out.write("checkpoints/step-00000012/state.pt", b"half")
+    # Killed with a part of the state sent, and with all of it, but for the manifest.
+    checkpoints = out.child("checkpoints")
+    kill_while_saving(checkpoints.location, 12, rb"(PUT|POST) \S*state\.pt", 1_000_000)
+    assert "step-00000012/state.pt" not in checkpoints.files()
+    kill_while_saving(checkpoints.location, 13, rb"(PUT|POST) \S*manifest\.json", 0)
+    assert "step-00000013/state.pt" in checkpoints.files()
+    newest = CheckpointFolder(checkpoints).newest()
+    assert newest is not None and newest.step == 10
     config = recipe(tmp_path, tiny_base, **places)
     second = trained(config)
     assert (second.status, second.resumed_from) == ("finished", 10)
@@ -167,19 +251,21 @@ def test_a_run_lives_in_the_bucket_and_resumes_there(
         "output_dir": out.location,
         "data": {"cache_path": s3_bucket("shared-cache")},
     }
-    first = recipe(tmp_path, tiny_base, train={"max_train_steps": 10}, **places)
-    assert personalize(first).subjects[0].steps == 10
+    train = {"max_train_steps": 200, "checkpointing_steps": 100}
+    config = recipe(tmp_path, tiny_base, train=train, **places)
+
+    with pytest.raises(KeyboardInterrupt):
+        personalize(config, progress=WatchingProgress(interrupt_once(3)))
     assert Cache(s3_bucket("shared-cache"), 2**30).info()[0].entries == 3
-    # What a killed worker leaves: a newer checkpoint whose manifest was never written.
-    out.write("checkpoints/step-00000012/state.pt", b"half")
-    config = recipe(tmp_path, tiny_base, **places)
+    stopped_at = CheckpointFolder(out.child("checkpoints")).newest_step()
+    assert stopped_at is not None and 3 <= stopped_at < 200
     with pytest.raises(BadInputError, match="not empty; add --resume"):
         personalize(config)
 
     progress = WatchingProgress()
     (subject,) = personalize(config, resume=True, progress=progress).subjects
     assert (subject.status, subject.location) == ("finished", out.location)
-    assert any("going on from step 10" in line for line in progress.lines)
+    assert any(f"going on from step {stopped_at}" in line for line in progress.lines)
     names = out.files()
     assert {"adapter.json", "config.yaml", "report.html", "README.md"} <= set(names)
     assert any(name.startswith("samples/") for name in names)

@@ -36,9 +36,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     them the editable install of the checkout, are not read from there.
     """
     folder = tmp_path_factory.mktemp("environment") / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=False)  # putting pip into it would take longer than all the rest
     python = folder / "bin" / "python"
-    _run([str(python), *PIP, "install", "--no-deps", "--no-index", str(wheel)], cwd=folder)
+    into = ["--python", str(python), "install", "--no-deps", "--no-index"]
+    _run([sys.executable, *PIP, *into, str(wheel)], cwd=folder)
     (own,) = (folder / "lib").glob("python*/site-packages")
     (own / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return python

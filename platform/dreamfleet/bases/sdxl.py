@@ -7,21 +7,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
 from dreamfleet.bases.families import Family
 from dreamfleet.bases.quiet import quiet_libraries
-from dreamfleet.diffusion.conditioning import Conditioning
-from dreamfleet.diffusion.samplers import make_scheduler
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dreamfleet.bases.base import Base
+    from dreamfleet.diffusion.conditioning import Conditioning
 
 
 def load_text_encoder(folder: Path, component: str, **options: Any) -> Any:
     """One of the two text encoders and transformers' loading info."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
     kind: Any = CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection
     return kind.from_pretrained(folder / component, **options)
 
@@ -32,6 +31,10 @@ def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
 
     The empty prompt is all zeros where the base was trained so (`force_zeros_for_empty_prompt`).
     """
+    import torch
+
+    from dreamfleet.diffusion.conditioning import Conditioning
+
     parts: list[Tensor] = []
     pooled: Any = None
     for tokenizer, encoder in (
@@ -50,6 +53,8 @@ def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
 
 def build_pipeline(base: Base) -> Any:
     """diffusers' own pipeline around the base's modules (nothing is copied)."""
+    from dreamfleet.diffusion.samplers import make_scheduler
+
     with quiet_libraries():
         from diffusers import StableDiffusionXLPipeline
     pipeline = StableDiffusionXLPipeline(

@@ -44,7 +44,7 @@ def train_with_ray(
     import ray
 
     relay = start_relay()
-    fit = Fit(_trainer(ray.put(task), task, session, relay))
+    fit = Fit(trainer_of(ray.put(task), task, session, relay))
     follow(fit, relay, on_event)
     ray.kill(relay)
     outcome = _outcome(fit, task)
@@ -69,7 +69,13 @@ def _outcome(fit: Fit, task: TrainTask) -> TrainOutcome:
     return outcome
 
 
-def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) -> Any:
+def trainer_of(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) -> Any:
+    """A TorchTrainer as `task.config.cluster` asks for.
+
+    Args:
+        task_ref: Ray's reference to `task`, so that it travels to the workers once.
+        relay: where the workers' events go.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -84,7 +90,7 @@ def _trainer(task_ref: Any, task: TrainTask, session: RaySession, relay: Any) ->
     if cluster.accelerator_type:
         scaling["accelerator_type"] = cluster.accelerator_type
     return TorchTrainer(
-        _train_worker,
+        train_worker,
         train_loop_config={"task": task_ref, "relay": relay},
         torch_config=TorchConfig(backend=_backend(task, resources)),
         scaling_config=ScalingConfig(**scaling),
@@ -123,8 +129,12 @@ def worker_resources(task: TrainTask, session: RaySession) -> dict[str, float]:
     return {"CPU": max(1, int(session.num_cpus) // cluster.num_workers)}
 
 
-def _train_worker(config: dict[str, Any]) -> TrainOutcome:
-    """Runs on every worker of the group."""
+def train_worker(config: dict[str, Any]) -> TrainOutcome:
+    """Runs on every worker of the group.
+
+    Args:
+        config: `task`, a reference to the TrainTask, and `relay`, where events go.
+    """
     import ray
     import ray.train
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,21 @@ def test_the_base_s_name_holds_in_any_process(
     assert with_pinned_base(pinned) == pinned
     hub = with_pinned_base(config_for(tmp_path, base_model="a/b", revision="main"))
     assert (hub.base_model, hub.revision) == ("a/b@main", None)
+
+
+@pytest.mark.heavy
+def test_a_command_is_planned_without_torch(tmp_path: Path, base: Path) -> None:
+    """Wrong settings are refused in a second, and Ray's processes start that much earlier."""
+    photos = write_photos(tmp_path / "Rex")
+    config = config_for(photos, base_model=str(base), output_dir=str(tmp_path / "out"))
+    code = (
+        "import sys; from dreamfleet.config import RunConfig;"
+        "from dreamfleet.personalization.command import Command;"
+        "from dreamfleet.runtime.progress import SilentProgress;"
+        "config = RunConfig.model_validate_json(sys.argv[1]);"
+        "Command.planned(config, resume=False, overwrite=False, progress=SilentProgress());"
+        "print('HEAVY', sorted({'torch', 'diffusers', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "HEAVY []" in ended.stdout, ended.stdout + ended.stderr
