@@ -438,6 +438,8 @@ def describe_validation_error(
         where = "flag for" if key in (overridden or {}) else f"{origin}:"
         if item["type"] == "extra_forbidden":
             lines[key] = f"{where} unknown key {key!r}{_suggestion(key)}"
+        elif item["type"] == "model_type" and key in RunConfig.model_fields:
+            lines[key] = f"{where} {key} = {item.get('input')!r}: expected a section with keys"
         elif key in lines:  # a union: every accepted type has its own complaint
             lines[key] += f"; or: {_plain(item['msg'])}"
         else:

@@ -206,6 +206,7 @@ BAD_YAML = [
     ("train: 5", "train = 5"),
     ("- a list", "expected a mapping of keys"),
     ("train: [1", "not valid YAML"),
+    ("train: 3", "train = 3: expected a section with keys"),
 ]
 
 
@@ -318,7 +319,20 @@ class TestExitCodes:
         monkeypatch.setattr(sys, "argv", ["/somewhere/dreamfleet", *arguments])
         code, _, err = run(capsys, *arguments)
         assert code == 130
-        assert "dreamfleet personalize 'my photos' --class-word dog --resume" in err
+        assert err.count("interrupted") == 1
+        assert "go on with: dreamfleet personalize 'my photos' --class-word dog --resume" in err
+
+    def test_interrupted_benchmarks_go_on_by_themselves(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet import assessment
+
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(assessment, "benchmark", interrupted)
+        code, _, err = run(capsys, "benchmark", "worldbench")
+        assert (code, err.strip()) == (130, "interrupted; the same command goes on")
 
 
 class TestResults:

@@ -26,6 +26,7 @@ from dreamfleet.evaluation.protocols import Ask
 from dreamfleet.evaluation.report import REPORT
 from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.scores import headline, title
+from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.storage import Folder
@@ -204,6 +205,7 @@ class Assessment:
             f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
             "pictures": str(len(drawn.rows)),
             "judges": self.judges.fingerprint()[:16],
+            **({"world": world_hash()[:16]} if self.judges.world else {}),
         }
 
     def _record(

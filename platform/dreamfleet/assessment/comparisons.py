@@ -15,7 +15,8 @@ from dreamfleet.evaluation.scores import compare_entries, higher_is_better, titl
 
 # Settings without which two figures do not measure the same thing.
 SAME_SETTINGS = (
-    "base hash", "sampler", "judges", "prompts", "pictures per prompt", "oracle", "scored states",
+    "base hash", "world", "sampler", "judges", "prompts", "pictures per prompt", "oracle",
+    "scored states",
 )  # fmt: skip
 NO_FIGURES = (".without_adapter",)
 

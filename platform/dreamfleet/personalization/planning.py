@@ -25,13 +25,18 @@ def check_resume(resume: bool, overwrite: bool) -> None:
         )
 
 
-def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
+def complete_requests(
+    config: RunConfig, requests: Sequence[SubjectRequest] | None = None
+) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
     """Subjects with complete configurations, the base's files, and what the subjects have in
-    common.
+    common. `requests`: what `requested_subjects` gave, where it was asked already.
     """
-    requests = requested_subjects(config)
+    requests = requested_subjects(config) if requests is None else requests
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
+    from dreamfleet.runtime.devices import check_local_device
+
+    check_local_device(config)
 
     pinned = _pinned_base(config)
     files = inspect_base(str(pinned["base_model"]))

@@ -17,7 +17,9 @@ from dreamfleet.evaluation.worldbench.guidance import write_gate
 from dreamfleet.evaluation.worldbench.oracle_check import (
     KEY,
     LABELS,
+    WORDS,
     draw_sample,
+    import_labels,
     label_app,
     score_labels,
 )
@@ -114,6 +116,53 @@ class TestScore:
         fill(check, **{name: {"state": "flying"}})
         with pytest.raises(BadInputError, match=f"picture {name}: state 'flying'"):
             score_labels(check)
+
+
+class TestLabelsFromAFile:
+    """Labels given from the sheets, without the page."""
+
+    @pytest.fixture
+    def check(self, run: Path, tmp_path: Path) -> Path:
+        draw_sample([run], tmp_path / "check", 12)
+        return tmp_path / "check"
+
+    def given(self, tmp_path: Path, *lines: str, head: str = "id,class,state,scene") -> Path:
+        path = tmp_path / "given.csv"
+        path.write_text("\n".join([head, *lines]) + "\n")
+        return path
+
+    def test_some_then_the_rest(self, check: Path, tmp_path: Path) -> None:
+        first = self.given(tmp_path, "0,dog,running,snow", "001,unreadable,,", "2,,,")
+        assert import_labels(check, first) == (2, 10)
+        with pytest.raises(BadInputError, match="picture 002: class ''"):
+            score_labels(check)
+        rest = self.given(tmp_path, *(f"{n}, dog, running, snow" for n in range(1, 12)))
+        assert import_labels(check, rest) == (11, 0)
+        assert score_labels(check)["agreement"] == 1.0
+
+    def test_every_wrong_line_is_named_and_none_is_taken(self, check: Path, tmp_path: Path) -> None:
+        wrong = self.given(
+            tmp_path, "0,dog,running,snow", "0,dog,running,snow", "1,dog,flying,snow",
+            "2,dog,running,", "3,dog,,snow", "99,dog,running,snow", "4,hound,running,snow",
+        )  # fmt: skip
+        with pytest.raises(BadInputError) as error:
+            import_labels(check, wrong)
+        lines = str(error.value).splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"line {n}" for n in range(3, 9)]
+        assert "given twice" in lines[0] and "no such picture" in lines[4]
+        assert all(not row["class"] for row in read(check / LABELS))
+
+    def test_files_that_are_no_labels(self, check: Path, tmp_path: Path) -> None:
+        with pytest.raises(BadInputError, match="expected the columns id, class"):
+            import_labels(check, self.given(tmp_path, "1,dog", head="number,class"))
+        with pytest.raises(BadInputError, match="give a CSV file of labels"):
+            import_labels(check, tmp_path / "nothing.csv")
+
+    def test_sheets_show_every_picture_large_and_the_words_are_told(self, check: Path) -> None:
+        with Image.open(check / "sheet-00.png") as sheet:
+            assert sheet.size == (5 * 256, 5 * (256 + 24))
+        words = (check / WORDS).read_text()
+        assert "dog: standing" in words and "beach" in words and "unreadable" in words
 
 
 class TestPage:

@@ -62,6 +62,30 @@ def test_bad_photos_base_output_and_flags(tmp_path: Path, base: Path) -> None:
     )
 
 
+def test_the_output_folder_is_looked_at_before_the_base(tmp_path: Path) -> None:
+    """The most common refusal does not wait for torch."""
+    photos, out = write_photos(tmp_path / "Rex"), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    config = config_for(photos, base_model=str(tmp_path / "nobase"), output_dir=str(out))
+    assert "not empty" in refused(config)
+
+
+@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"cluster": {"use_gpu": True}}])
+def test_a_gpu_that_this_machine_has_not(
+    tmp_path: Path, base: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # of another test in this process
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    photos, out = write_photos(tmp_path / "Rex"), str(tmp_path / "out")
+    given = {"base_model": str(base), "output_dir": out, **settings}
+    message = refused(config_for(photos, **given))
+    assert "torch sees no GPU on this machine; use auto or cpu" in message
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # there may be some there
+    complete_requests(config_for(photos, **given))
+
+
 def test_relative_output_inside_a_job_is_refused(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
