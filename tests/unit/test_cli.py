@@ -70,6 +70,7 @@ class TestHelp:
         for key in flat_fields():
             option = records[f"config__{key.replace('.', '__')}"]
             assert f"[{key}]" in str(option.help)
+            assert "Undefined" not in str(option.help)
             assert f"--{flags.flag_name(key)}" in option.opts
             assert all("_" not in name for name in option.opts + option.secondary_opts)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from dreamfleet.bases import embedded_path
+from dreamfleet.data.tokens import token_warnings
 from dreamfleet.errors import BadInputError
 from dreamfleet.personalization import personalize
 from dreamfleet.personalization.planning import (
@@ -131,6 +133,17 @@ def test_tokens_are_judged(tmp_path: Path, base: Path, token: str, expected: str
     assert bool(progress.lines) == (expected is not None)
     assert expected is None or expected in progress.lines[0]
     assert requests[0].config.subject.token != "auto"
+
+
+@pytest.mark.parametrize("token", ["snow", "backpack", "sunflowers", "mountain"])
+def test_words_of_the_base_are_no_tokens(token: str) -> None:
+    """One token each for the embedded base: words of its captions, with a meaning."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path() / "tokenizer")
+    (warning,) = token_warnings(tokenizer, token, "dog")
+    assert "may be a common word" in warning
+    assert token_warnings(tokenizer, "sks", "dog") == []
 
 
 def test_long_prompts_are_warned_of(tmp_path: Path, base: Path) -> None:
