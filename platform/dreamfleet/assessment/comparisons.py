@@ -108,7 +108,10 @@ def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
         return _of_summary(folder.name, summary)
     if (folder / ADAPTER_JSON).is_file():
         info = read_adapter_json(folder)
-        return Compared(folder.name, _single(info.name, info.metrics))
+        # The same names mean other quantities to other judges.
+        judges = ", ".join(f"{figure} {judge}" for figure, judge in sorted(info.judges.items()))
+        settings = {"base hash": info.base.hash[:16], "judges": judges}
+        return Compared(folder.name, _single(info.name, info.metrics), settings)
     raise BadInputError(
         f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; give an output folder of "
         "`dreamfleet evaluate`, `benchmark` or `personalize`, or an MLflow run id"

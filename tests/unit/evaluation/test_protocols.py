@@ -32,7 +32,7 @@ class TestDreamBench:
         assert images_per_prompt("dreambench") == 4
 
     def test_nine_subjects_are_live_and_21_are_objects(self) -> None:
-        """As its README counts them: dogs and cats live; a plush toy and the cartoon are objects."""
+        """As its README counts: dogs and cats live, plush toys and the cartoon are objects."""
         asked = [
             asks_for("dreambench", name)
             for name in protocol_file("dreambench")["subjects"].values()
