@@ -146,3 +146,11 @@ def test_without_a_database_there_are_no_runs_and_none_is_made(
     show_runs([], console=Console(file=buffer, width=200))
     assert "no runs in experiment 'dreamfleet'" in buffer.getvalue()
     assert not (fleet_home / "mlflow.db").exists()
+
+
+def test_a_narrow_terminal_shows_fewer_figures_and_whole_names() -> None:
+    rows = [_row("0123456789", identity=0.83, loss=0.1, lr=1e-3)]
+    narrow, wide = (_text(runs_table(rows, width), width) for width in (80, 160))
+    assert "started" in wide and "started" not in narrow
+    assert narrow.count("0.") < wide.count("0.")
+    assert "[bold]biscuit" in narrow and "dreambooth lora SuDe 0.4" in wide
