@@ -15,6 +15,7 @@ from dreamfleet import cli, doctor, flags
 from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 Captured = pytest.CaptureFixture[str]
 COMMANDS = (
     "personalize", "prepare", "generate", "submit", "export", "import", "evaluate", "benchmark",
@@ -173,6 +174,18 @@ class TestFlags:
     def test_a_flag_beside_a_preset_wins(self) -> None:
         config = load_config(None, overrides("--sude-preset", "official", "--sude-weight", "2"))
         assert (config.sude.weight, config.sude.teacher) == (2.0, "current")
+
+    @pytest.mark.parametrize(
+        ("preset", "weighting"), [("official", "official"), ("paper", "bayes")]
+    )
+    def test_a_preset_by_flag_wins_over_the_recipe(self, preset: str, weighting: str) -> None:
+        """As the recipe's own comment says."""
+        recipe = REPOSITORY / "pipelines" / "recipes" / "sude_lora.yaml"
+        sude = load_config(recipe, overrides("--sude-preset", preset)).sude
+        assert (sude.teacher, sude.weighting, sude.weight) == ("current", weighting, 0.4)
+        sude = load_config(recipe, overrides("--sude-preset", preset, "--sude-weight", "2")).sude
+        assert (sude.teacher, sude.weighting, sude.weight) == ("current", weighting, 2.0)
+        assert load_config(recipe).sude.teacher == "pretrained"
 
     def test_python_keywords_are_named_like_flags(self) -> None:
         assert flags.keyword_overrides({"sude_weight": 0.4, "network_dim": 4}) == {
