@@ -10,7 +10,7 @@ import pytest
 
 from dreamfleet.assessment import BenchmarkPlan, compare
 from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
-from dreamfleet.assessment.common import checkpoints_of, mean_history
+from dreamfleet.assessment.common import checkpoints_of, local_output, mean_history
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
 from dreamfleet.evaluation.report import Metric
@@ -74,6 +74,17 @@ def test_curves_come_from_wherever_the_checkpoints_are(tmp_path: Path) -> None:
         checkpoints_of(tmp_path / "gone", storage, "gone"),
     ]
     assert mean_history(places) == [{"step": 2.0, "loss": 2.0}]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # of another test in this process
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = config_for(tmp_path, device="cuda", output_dir=str(tmp_path / "out"))
+    with pytest.raises(BadInputError, match="torch sees no GPU on this machine"):
+        local_output(config)
 
 
 class TestCompareAdapters:
