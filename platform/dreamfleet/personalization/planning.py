@@ -35,8 +35,11 @@ def complete_requests(
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
     from dreamfleet.runtime.devices import check_local_device
+    from dreamfleet.tracking.base import check_uri
 
     check_local_device(config)
+    if config.tracking.enabled:
+        check_uri(config.tracking.uri)
 
     pinned = _pinned_base(config)
     files = inspect_base(str(pinned["base_model"]))

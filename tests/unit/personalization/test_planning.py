@@ -73,6 +73,27 @@ def test_the_output_folder_is_looked_at_before_the_base(tmp_path: Path) -> None:
     assert "not empty" in refused(config)
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("htp://mlflow:5000", "MLflow knows no 'htp'; expected e.g. http://host:5000"),
+        ("localhost:5000", "MLflow knows no 'localhost'"),
+        ("postgres://me:secret@host/db", "MLflow knows no 'postgres'"),
+        ("sqlite://mlflow.db", "three slashes"),
+    ],
+)
+def test_tracking_addresses_that_can_never_be(
+    tmp_path: Path, base: Path, uri: str, message: str
+) -> None:
+    given: dict[str, Any] = {"base_model": str(base), "output_dir": str(tmp_path / "out")}
+    photos = write_photos(tmp_path / "Rex")
+    said = refused(config_for(photos, tracking={"uri": uri}, **given))
+    assert message in said and "secret" not in said
+    for possible in ("http://nobody.here:1", "postgresql+psycopg2://a@b/c", "file:///x", "mlruns"):
+        complete_requests(config_for(photos, tracking={"uri": possible}, **given))
+    complete_requests(config_for(photos, tracking={"uri": uri, "enabled": False}, **given))
+
+
 @pytest.mark.parametrize("settings", [{"device": "cuda"}, {"cluster": {"use_gpu": True}}])
 def test_a_gpu_that_this_machine_has_not(
     tmp_path: Path, base: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
