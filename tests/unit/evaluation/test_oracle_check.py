@@ -11,7 +11,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
+from dreamfleet.evaluation.results import (
+    RESULTS,
+    SUMMARY,
+    read_summary,
+    write_rows,
+    write_summary,
+)
 from dreamfleet.evaluation.worldbench.evidence import BEGIN, END, fill_page
 from dreamfleet.evaluation.worldbench.guidance import write_gate
 from dreamfleet.evaluation.worldbench.oracle_check import (
@@ -192,7 +198,8 @@ class TestEvidencePage:
         write_gate(
             {"guidance": 3.0, "scored_states": {"dog": ["running"]}, "images_per_state": 16,
              "alignment_by_guidance": {"1.5": 0.5, "3.0": 0.9},
-             "alignment_by_state": {"dog": {"running": 0.9, "ball": 0.2}}},
+             "alignment_by_state": {"dog": {"running": 0.9, "ball": 0.2}},
+             "frozen": {"base": "a" * 64, "sampler": "ddim, 25 steps"}},
             tmp_path / "base.json",
         )  # fmt: skip
         ladder = tmp_path / "ladder"
@@ -214,12 +221,17 @@ class TestEvidencePage:
         fill_page(page, tmp_path / "base.json", ladder)
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert f"Frozen: base `{'a' * 16}`, sampler `ddim, 25 steps`." in text
         assert "Chosen: 3." in text and "Not scored: dog: ball." in text
         assert "| lora | 200 | 0.500 |" in text
         assert "N* = 200; diseased, N = 200. Alignment lost: 0.400 at 200." in text
         assert (page.parent / "images" / "evidence" / "D00-dog-lora.webp").is_file()
         fill_page(page, tmp_path / "base.json", ladder)
         assert page.read_text() == text
+        summary = read_summary(ladder / SUMMARY)
+        write_summary(ladder / SUMMARY, {**summary, "frozen": {"base": "b" * 64}})
+        with pytest.raises(BadInputError, match="measured with other things"):
+            fill_page(page, tmp_path / "base.json", ladder)
 
     def test_a_page_without_marks_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match="BEGIN MEASURED"):
