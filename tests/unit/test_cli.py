@@ -417,6 +417,16 @@ class TestDoctor:
         assert "127.0.0.1:9 cannot be reached" in findings["tracking"].text
         assert "secret" not in findings["tracking"].text
 
+    def test_addresses_of_other_kinds(self) -> None:
+        """A misspelt one is a problem; a database is not asked, and its password not shown."""
+        misspelt = doctor._tracking("htp://mlflow:5000")
+        assert (misspelt.mark, "knows no 'htp'" in misspelt.text) == ("problem", True)
+        database = doctor._tracking("postgresql://me:secret@host/mlflow")
+        assert (database.mark, database.text) == (
+            "note", "MLflow at postgresql://host/mlflow, which was not asked"
+        )  # fmt: skip
+        assert doctor._tracking("sqlite:////tmp/x.db").mark == "ok"
+
     def test_a_home_that_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
