@@ -172,7 +172,7 @@ def _folder(name: str, path: Path, advice: str) -> Finding:
 
 
 def _tracking(given: str | None) -> Finding:
-    from dreamfleet.tracking.base import check_uri, resolve_uri, sqlite_path
+    from dreamfleet.tracking.base import check_uri, resolve_uri, sqlite_path, without_password
 
     try:
         check_uri(given)
@@ -183,16 +183,13 @@ def _tracking(given: str | None) -> Finding:
         return _tracking_server(uri)
     if sqlite_path(uri) is not None or "://" not in uri:
         return Finding("tracking", "ok", f"MLflow at {uri}")
-    return Finding("tracking", "note", f"MLflow at {_without_password(uri)}, which was not asked")
-
-
-def _without_password(uri: str) -> str:
-    shown = urllib.parse.urlsplit(uri)
-    return f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}{shown.path}"
+    return Finding("tracking", "note", f"MLflow at {without_password(uri)}, which was not asked")
 
 
 def _tracking_server(uri: str) -> Finding:
-    place = _without_password(uri)
+    from dreamfleet.tracking.base import without_password
+
+    place = without_password(uri)
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=SERVER_TIMEOUT_S) as reply:
             return Finding("tracking", "ok", f"{place} answers ({reply.status})")

@@ -423,7 +423,7 @@ class TestDoctor:
         assert (misspelt.mark, "knows no 'htp'" in misspelt.text) == ("problem", True)
         database = doctor._tracking("postgresql://me:secret@host/mlflow")
         assert (database.mark, database.text) == (
-            "note", "MLflow at postgresql://host/mlflow, which was not asked"
+            "note", "MLflow at postgresql://me@host/mlflow, which was not asked"
         )  # fmt: skip
         assert doctor._tracking("sqlite:////tmp/x.db").mark == "ok"
 

@@ -253,6 +253,15 @@ def check_uri(given: str | None) -> None:
         )
 
 
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown: `postgresql://me:secret@host/x` is `postgresql://me@host/x`."""
+    scheme, separator, rest = uri.partition("://")
+    who, at, place = rest.partition("/")[0].rpartition("@")
+    if not at:
+        return uri
+    return f"{scheme}{separator}{who.partition(':')[0]}@{place}{rest[len(who) + 1 + len(place) :]}"
+
+
 def _plugged_in() -> set[str]:
     from importlib.metadata import entry_points
 
@@ -268,7 +277,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def ui_command(uri: str) -> str:
-    """What to type, or open, to see the runs."""
+    """What to type, or open, to see the runs; without the address's password, for it is written
+    into reports.
+    """
+    uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     return f"{_mlflow_program()} ui --backend-store-uri {uri}"

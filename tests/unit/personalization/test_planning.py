@@ -80,6 +80,7 @@ def test_the_output_folder_is_looked_at_before_the_base(tmp_path: Path) -> None:
         ("localhost:5000", "MLflow knows no 'localhost'"),
         ("postgres://me:secret@host/db", "MLflow knows no 'postgres'"),
         ("sqlite://mlflow.db", "three slashes"),
+        ("http://me:secret@host:5000", "set MLFLOW_TRACKING_URI to the whole address"),
     ],
 )
 def test_tracking_addresses_that_can_never_be(

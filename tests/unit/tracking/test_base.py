@@ -61,6 +61,13 @@ def test_ui_command_names_the_store() -> None:
     assert ui_command("http://host:5000") == "http://host:5000"
 
 
+def test_passwords_are_not_shown() -> None:
+    shown = ui_command("postgresql+psycopg2://me:se:cr@et@host:5432/mlflow?ssl=1")
+    assert shown.endswith("--backend-store-uri postgresql+psycopg2://me@host:5432/mlflow?ssl=1")
+    assert ui_command("https://me:secret@host") == "https://me@host"
+    assert ui_command("http://host/a@b:c") == "http://host/a@b:c"
+
+
 def test_flatten_gives_dotted_names() -> None:
     tree = {"a": {"b": 1, "c": {"d": None}}, "e": {}, "f": [1]}
     assert flatten(tree) == {"a.b": 1, "a.c.d": None, "e": {}, "f": [1]}
