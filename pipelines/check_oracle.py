@@ -2,7 +2,8 @@
 
 \b
     python pipelines/check_oracle.py draw  --from RUN [--from RUN …] --output-dir DIR
-    python pipelines/check_oracle.py label --output-dir DIR   # a page; or fill in DIR/labels.csv
+    python pipelines/check_oracle.py label --output-dir DIR                  # on a page, or
+    python pipelines/check_oracle.py label --output-dir DIR --from-csv FILE  # from DIR/sheet-*.png
     python pipelines/check_oracle.py score --output-dir DIR
 
 RUN is an output folder of `dreamfleet benchmark worldbench` or of check_embedded_base.py.
@@ -22,6 +23,11 @@ from dreamfleet.errors import DreamfleetError
 @click.option("--output-dir", required=True, type=click.Path(file_okay=False))
 @click.option("--from", "folders", multiple=True, type=click.Path(file_okay=False), help="RUN")
 @click.option("--pictures", default=300, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--from-csv",
+    type=click.Path(dir_okay=False),
+    help="label: take id,class,state,scene of all pictures or some; words: DIR/words.txt",
+)
 @click.option("--seed", default=0, show_default=True, help="of the drawing of lots")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8781, show_default=True, type=click.IntRange(1, 65535))
@@ -30,6 +36,7 @@ def main(
     output_dir: str,
     folders: tuple[str, ...],
     pictures: int,
+    from_csv: str | None,
     seed: int,
     host: str,
     port: int,
@@ -42,6 +49,9 @@ def main(
         if step == "draw":
             runs = [Path(folder) for folder in folders]
             click.echo(f"{oracle_check.draw_sample(runs, place, pictures, seed)} pictures: {place}")
+        elif step == "label" and from_csv is not None:
+            taken, left = oracle_check.import_labels(place, Path(from_csv))
+            click.echo(f"{taken} labels taken, {left} pictures left: {place}")
         elif step == "label":
             click.echo(f"http://{host}:{port}  (Ctrl-C ends)", err=True)
             serve(oracle_check.label_app(place), host, port)

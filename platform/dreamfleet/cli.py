@@ -127,11 +127,7 @@ def personalize(
     from dreamfleet.personalization import personalize as run
     from dreamfleet.runtime.progress import ConsoleProgress
 
-    try:
-        result = run(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
-        raise
+    result = run(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
     for line in _result_lines(result, config):
         click.echo(line)
     if result.failures:
@@ -158,11 +154,7 @@ def tune_command(
     from dreamfleet.runtime.progress import ConsoleProgress
     from dreamfleet.tuning.command import tune
 
-    try:
-        result = tune(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
-        raise
+    result = tune(config, resume=resume, overwrite=overwrite, progress=ConsoleProgress())
     for subject in result.subjects:
         for line in subject.lines():
             click.echo(line)
@@ -897,7 +889,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        click.echo(f"interrupted{_how_to_go_on(given)}", err=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -964,9 +956,14 @@ def _shown(location: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else location
 
 
-def _resume_command() -> str:
-    """The present command with --resume, for the user to paste."""
-    arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    """For the commands that can: the present one, for the user to paste."""
+    name = next((text for text in arguments if text in cli.commands), "")
+    if name in ("evaluate", "benchmark"):
+        return "; the same command goes on"
+    if name not in ("personalize", "tune", "launch"):
+        return ""
+    kept = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
     program = Path(sys.argv[0]).name
     shown = ["python", "-m", "dreamfleet"] if program == "__main__.py" else [program]
-    return shlex.join([*shown, *arguments, "--resume"])
+    return f"; go on with: {shlex.join([*shown, *kept, '--resume'])}"

@@ -109,6 +109,16 @@ class SudeConfig(_Section):
     )
 
 
+SUDE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "official": {
+        "teacher": "current", "weighting": "official", "weight": 0.4, "truncation_point": 1.0,
+    },
+    "paper": {
+        "teacher": "current", "weighting": "bayes", "weight": 0.4, "truncation_point": 1.0,
+    },
+}  # fmt: skip
+
+
 class PriorConfig(_Section):
     """Prior preservation (DreamBooth's second term)."""
 
@@ -419,21 +429,7 @@ class RunConfig(_Section):
             and isinstance(sude := data.get("sude"), Mapping)
             and sude.get("preset")
         ):
-            presets: dict[str, dict[str, Any]] = {
-                "official": {
-                    "teacher": "current",
-                    "weighting": "official",
-                    "weight": 0.4,
-                    "truncation_point": 1.0,
-                },
-                "paper": {
-                    "teacher": "current",
-                    "weighting": "bayes",
-                    "weight": 0.4,
-                    "truncation_point": 1.0,
-                },
-            }
-            return {**data, "sude": {**presets.get(str(sude["preset"]), {}), **sude}}
+            return {**data, "sude": {**SUDE_PRESETS.get(str(sude["preset"]), {}), **sude}}
         return data
 
 
@@ -450,6 +446,8 @@ def describe_validation_error(
         where = "flag for" if key in (overridden or {}) else f"{origin}:"
         if item["type"] == "extra_forbidden":
             lines[key] = f"{where} unknown key {key!r}{_suggestion(key)}"
+        elif item["type"] == "model_type" and key in RunConfig.model_fields:
+            lines[key] = f"{where} {key} = {item.get('input')!r}: expected a section with keys"
         elif key in lines:  # a union: every accepted type has its own complaint
             lines[key] += f"; or: {_plain(item['msg'])}"
         else:
@@ -498,7 +496,8 @@ def flat_fields() -> dict[str, Any]:
 def load_config(
     path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Read YAML at `path` (if any) and lay `overrides` (dotted keys) over it.
+    """Read YAML at `path` (if any) and lay `overrides` (dotted keys) over it. A SuDe preset among
+    them wins over all that the file says of SuDe, as every flag wins over the recipe.
 
     Raises ConfigError naming each wrong key.
     """
@@ -523,6 +522,9 @@ def load_config(
             key: {} if value is None and key in sections else value
             for key, value in (loaded or {}).items()
         }
+    if (overrides or {}).get("sude.preset") and isinstance(tree.get("sude"), dict):
+        of_preset = SUDE_PRESETS["official"]  # all set the same keys
+        tree["sude"] = {key: v for key, v in tree["sude"].items() if key not in of_preset}
     for key, value in (overrides or {}).items():
         section, _, name = key.rpartition(".")
         target = tree

@@ -172,17 +172,24 @@ def _folder(name: str, path: Path, advice: str) -> Finding:
 
 
 def _tracking(given: str | None) -> Finding:
-    from dreamfleet.tracking.base import resolve_uri
+    from dreamfleet.tracking.base import check_uri, resolve_uri, sqlite_path, without_password
 
+    try:
+        check_uri(given)
+    except DreamfleetError as error:
+        return Finding("tracking", "problem", str(error))
     uri = resolve_uri(given)
     if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
         return _tracking_server(uri)
-    return Finding("tracking", "ok", f"MLflow at {uri}")
+    if sqlite_path(uri) is not None or "://" not in uri:
+        return Finding("tracking", "ok", f"MLflow at {uri}")
+    return Finding("tracking", "note", f"MLflow at {without_password(uri)}, which was not asked")
 
 
 def _tracking_server(uri: str) -> Finding:
-    shown = urllib.parse.urlsplit(uri)
-    place = f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}{shown.path}"  # without a password
+    from dreamfleet.tracking.base import without_password
+
+    place = without_password(uri)
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=SERVER_TIMEOUT_S) as reply:
             return Finding("tracking", "ok", f"{place} answers ({reply.status})")

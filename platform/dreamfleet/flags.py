@@ -127,7 +127,8 @@ def _option(key: str, info: Any) -> click.Option:
 
 def _help(key: str, info: Any) -> str:
     """What the field means, its default where one value says it all, and its YAML key."""
-    default = "" if info.is_required() or "default" in info.description else info.get_default()
+    told = info.is_required() or "default" in info.description
+    default = "" if told else info.get_default(call_default_factory=True)
     shown = f"; default {default}" if isinstance(default, int | float) or default else ""
     off = shown if default is not False else ""
     return f"{info.description}{off}  [{key}]"

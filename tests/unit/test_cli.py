@@ -15,6 +15,7 @@ from dreamfleet import cli, doctor, flags
 from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 Captured = pytest.CaptureFixture[str]
 COMMANDS = (
     "personalize", "prepare", "generate", "submit", "export", "import", "evaluate", "benchmark",
@@ -70,6 +71,7 @@ class TestHelp:
         for key in flat_fields():
             option = records[f"config__{key.replace('.', '__')}"]
             assert f"[{key}]" in str(option.help)
+            assert "Undefined" not in str(option.help)
             assert f"--{flags.flag_name(key)}" in option.opts
             assert all("_" not in name for name in option.opts + option.secondary_opts)
 
@@ -173,6 +175,18 @@ class TestFlags:
         config = load_config(None, overrides("--sude-preset", "official", "--sude-weight", "2"))
         assert (config.sude.weight, config.sude.teacher) == (2.0, "current")
 
+    @pytest.mark.parametrize(
+        ("preset", "weighting"), [("official", "official"), ("paper", "bayes")]
+    )
+    def test_a_preset_by_flag_wins_over_the_recipe(self, preset: str, weighting: str) -> None:
+        """As the recipe's own comment says."""
+        recipe = REPOSITORY / "pipelines" / "recipes" / "sude_lora.yaml"
+        sude = load_config(recipe, overrides("--sude-preset", preset)).sude
+        assert (sude.teacher, sude.weighting, sude.weight) == ("current", weighting, 0.4)
+        sude = load_config(recipe, overrides("--sude-preset", preset, "--sude-weight", "2")).sude
+        assert (sude.teacher, sude.weighting, sude.weight) == ("current", weighting, 2.0)
+        assert load_config(recipe).sude.teacher == "pretrained"
+
     def test_python_keywords_are_named_like_flags(self) -> None:
         assert flags.keyword_overrides({"sude_weight": 0.4, "network_dim": 4}) == {
             "sude.weight": 0.4,
@@ -206,6 +220,7 @@ BAD_YAML = [
     ("train: 5", "train = 5"),
     ("- a list", "expected a mapping of keys"),
     ("train: [1", "not valid YAML"),
+    ("train: 3", "train = 3: expected a section with keys"),
 ]
 
 
@@ -318,7 +333,20 @@ class TestExitCodes:
         monkeypatch.setattr(sys, "argv", ["/somewhere/dreamfleet", *arguments])
         code, _, err = run(capsys, *arguments)
         assert code == 130
-        assert "dreamfleet personalize 'my photos' --class-word dog --resume" in err
+        assert err.count("interrupted") == 1
+        assert "go on with: dreamfleet personalize 'my photos' --class-word dog --resume" in err
+
+    def test_interrupted_benchmarks_go_on_by_themselves(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet import assessment
+
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(assessment, "benchmark", interrupted)
+        code, _, err = run(capsys, "benchmark", "worldbench")
+        assert (code, err.strip()) == (130, "interrupted; the same command goes on")
 
 
 class TestResults:
@@ -388,6 +416,16 @@ class TestDoctor:
         assert findings["tracking"].mark == "problem"
         assert "127.0.0.1:9 cannot be reached" in findings["tracking"].text
         assert "secret" not in findings["tracking"].text
+
+    def test_addresses_of_other_kinds(self) -> None:
+        """A misspelt one is a problem; a database is not asked, and its password not shown."""
+        misspelt = doctor._tracking("htp://mlflow:5000")
+        assert (misspelt.mark, "knows no 'htp'" in misspelt.text) == ("problem", True)
+        database = doctor._tracking("postgresql://me:secret@host/mlflow")
+        assert (database.mark, database.text) == (
+            "note", "MLflow at postgresql://me@host/mlflow, which was not asked"
+        )  # fmt: skip
+        assert doctor._tracking("sqlite:////tmp/x.db").mark == "ok"
 
     def test_a_home_that_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

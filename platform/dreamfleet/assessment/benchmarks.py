@@ -87,13 +87,19 @@ class BenchmarkPlan:
         where the recipe names none.
 
         Raises:
-            BadInputError: not such a file.
+            BadInputError: not such a file, or measured with another base, world, oracle or sampler.
         """
         if path is None:
             return self
+        from dreamfleet.bases import inspect_base
         from dreamfleet.evaluation.worldbench import read_gate
+        from dreamfleet.evaluation.worldbench.frozen import check_frozen, frozen_now
 
-        gate = read_gate(Path(path))
+        gate, sampling = read_gate(Path(path)), self.config.sampling
+        base_hash = inspect_base(with_pinned_base(self.config).base_model).hash
+        steps, scheduler = sampling.num_inference_steps, sampling.scheduler
+        now = frozen_now(base_hash, steps, scheduler, self.judges.evaluators)
+        check_frozen(gate.get("frozen", {}), now, path)
         config = self.config.model_copy(deep=True)
         if config.sampling.guidance_scale is None:
             config.sampling.guidance_scale = gate["guidance"]
@@ -178,7 +184,8 @@ class _Benchmark:
         from dreamfleet.bases import resolved_config
 
         config = self._training_config(members, index, session)
-        result = personalize(config, resume=True, progress=self.progress)
+        begun = Path(str(config.output_dir)).is_dir()
+        result = personalize(config, resume=begun, progress=self.progress)
         arms: dict[str, tuple[Arm, RunConfig]] = {}
         for member, subject in zip(members, result.subjects, strict=True):
             if subject.status != "finished":

@@ -26,7 +26,9 @@ from dreamfleet.evaluation.protocols import Ask
 from dreamfleet.evaluation.report import REPORT
 from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.scores import headline, title
+from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.personalization.planning import output_root
+from dreamfleet.runtime.devices import check_local_device
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.seeding import key_to_int
@@ -54,10 +56,11 @@ def local_output(config: RunConfig) -> Path:
     """The folder that results are written into.
 
     Raises:
-        BadInputError: it is named by a URI.
+        BadInputError: it is named by a URI; or a GPU is asked for that this machine has not.
         ConfigError: it is relative inside a Ray job.
     """
     check_job_places(config)
+    check_local_device(config)
     place = output_root(config, [])
     if place.local is None:
         raise BadInputError(
@@ -204,6 +207,7 @@ class Assessment:
             f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
             "pictures": str(len(drawn.rows)),
             "judges": self.judges.fingerprint()[:16],
+            **({"world": world_hash()[:16]} if self.judges.world else {}),
         }
 
     def _record(

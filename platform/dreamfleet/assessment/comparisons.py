@@ -15,7 +15,8 @@ from dreamfleet.evaluation.scores import compare_entries, higher_is_better, titl
 
 # Settings without which two figures do not measure the same thing.
 SAME_SETTINGS = (
-    "base hash", "sampler", "judges", "prompts", "pictures per prompt", "oracle", "scored states",
+    "base hash", "world", "sampler", "judges", "prompts", "pictures per prompt", "oracle",
+    "scored states",
 )  # fmt: skip
 NO_FIGURES = (".without_adapter",)
 
@@ -107,7 +108,10 @@ def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
         return _of_summary(folder.name, summary)
     if (folder / ADAPTER_JSON).is_file():
         info = read_adapter_json(folder)
-        return Compared(folder.name, _single(info.name, info.metrics))
+        # The same names mean other quantities to other judges.
+        judges = ", ".join(f"{figure} {judge}" for figure, judge in sorted(info.judges.items()))
+        settings = {"base hash": info.base.hash[:16], "judges": judges}
+        return Compared(folder.name, _single(info.name, info.metrics), settings)
     raise BadInputError(
         f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; give an output folder of "
         "`dreamfleet evaluate`, `benchmark` or `personalize`, or an MLflow run id"

@@ -32,6 +32,9 @@ from dreamfleet.runtime.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
 
+DRAWN_ONLY = (
+    "The embedded base knows a small drawn world; nothing here says anything about photographs."
+)
 LEADS = {
     "dreambench": "DreamBench’s 25 prompts (arXiv 2208.12242): other places, outfits, looks.",
     "attributes": "Five states or materials of the class, which the photos need not show.",
@@ -86,7 +89,10 @@ def evaluate(
         kicker=protocol,
         lead=LEADS[protocol],
         warnings=(WORLD_ONLY,) if _unknown_to_world(config, protocol) else (),
-        notes=("References are all photos that the adapter was made from.",),
+        notes=(
+            "References are all photos that the adapter was made from.",
+            *((DRAWN_ONLY,) if config.base_model == EMBEDDED else ()),
+        ),
         facts={"adapter": str(place), "prompts": prompts_hash(protocol)[:16],
                "pictures per prompt": str(count)},
         history=mean_history([checkpoints_of(place, config, subject_id)]),

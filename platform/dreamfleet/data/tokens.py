@@ -38,7 +38,8 @@ def token_warnings(tokenizer: Any, token: str, class_word: str) -> list[str]:
             "whose meanings mix in; "
             f"use e.g. {rare!r}, or --token auto"
         ]
-    if not re.search(r"[^aeiou\W\d_]{3}", token.lower()) and token not in RARE_TOKENS:
+    # A single token that can be spoken is a word that the base met often enough to learn.
+    if re.search("[aeiouy]", token.lower()) and token not in RARE_TOKENS:
         return [
             f"token {token!r} may be a common word with a meaning of its own; use e.g. "
             f"{rare!r}, or --token auto"

@@ -196,8 +196,11 @@ class Judges:
         return self._photos[1]
 
     def _loaded(self, name: str, load: Callable[[], Any]) -> Any:
+        from dreamfleet.bases.quiet import quiet_libraries
+
         try:
-            return load()
+            with quiet_libraries():
+                return load()
         except DreamfleetError as error:
             if self._spec.required:
                 raise

@@ -22,20 +22,21 @@ from dreamfleet.evaluation.worldbench.summary import (
 Row = Mapping[str, Any]
 Table = Sequence[Mapping[str, Any]]
 
-# metric -> (name for people, what it says, higher is better)
+# metric -> (name for people, what it says, higher is better), in the order of reading: where true
+# pictures are known, likeness to them comes before likeness to the photos.
 METRICS: Mapping[str, tuple[str, str, bool]] = {
+    "alignment": ("Alignment", "right class and right state or scene, to the oracle", True),
+    "identity": ("Identity fidelity", "0: another of its class, 1: true pictures of it", True),
+    "joint": ("Joint success", "right class, state or scene, and individual", True),
+    "scene_alignment": ("Alignment on scenes", "right class and right scene", True),
+    "identity_scenes": ("Identity on scenes", "the same on scene prompts only", True),
+    "copy_rate": ("Copies", "the photo's state or scene where another was asked", False),
+    "identity_subject": ("Identity, own prompt", "the same where nothing is asked", True),
     "dino_i": ("Subject fidelity (DINO-I)", "pictures against the photos, by looks alone", True),
     "clip_i": ("Subject fidelity (CLIP-I)", "pictures against the photos", True),
     "selection_fidelity": ("Fidelity on scenes", "subject against the photos, other places", True),
     "clip_t": ("Prompt fidelity (CLIP-T)", "pictures against their prompts", True),
     "blip_t": ("Prompt fidelity (BLIP-T)", "pictures against their prompts, attributes too", True),
-    "alignment": ("Alignment", "right class and right state or scene, to the oracle", True),
-    "scene_alignment": ("Alignment on scenes", "right class and right scene", True),
-    "identity": ("Identity fidelity", "0: another of its class, 1: true pictures of it", True),
-    "identity_scenes": ("Identity on scenes", "the same on scene prompts only", True),
-    "identity_subject": ("Identity, own prompt", "the same where nothing is asked", True),
-    "joint": ("Joint success", "right class, state or scene, and individual", True),
-    "copy_rate": ("Copies", "the photo's state or scene where another was asked", False),
     "pres": ("Class drift (PRES)", "class pictures against the photos", False),
     "class_div": ("Class variety (DIV)", "class pictures among themselves", True),
     "div": ("Variety (DIV)", "pictures of one prompt among themselves", True),

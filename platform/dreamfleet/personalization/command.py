@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
 from dreamfleet.data.preparation import Preparation
-from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.data.subjects import SubjectRequest, requested_subjects
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.personalization.finishing import Finisher
 from dreamfleet.personalization.planning import (
@@ -145,19 +145,21 @@ class Command:
         """
         check_resume(resume, overwrite)
         check_job_places(config)
-        requests, files, resolved = complete_requests(config)
-        output = output_root(config, requests)
-        alone = len(requests) == 1
+        requested = requested_subjects(config)
+        output = output_root(config, requested)
+        alone = len(requested) == 1
         folders = {
             request.id: OutputFolder.of(
                 output if alone else output.child(request.id),
                 config.cluster.storage_path,
                 request.id,
             )
-            for request in requests
+            for request in requested
         }
         for folder in folders.values():
             folder.check(resume=resume, overwrite=overwrite)
+        # After the folders: it imports torch, and a used folder should not take that long to say.
+        requests, files, resolved = complete_requests(config, requested)
         warn_of_prompts(requests, files, progress)
         return cls(requests, files, resolved, output, folders, resume, overwrite, progress)
 

@@ -25,13 +25,19 @@ def check_resume(resume: bool, overwrite: bool) -> None:
         )
 
 
-def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
+def complete_requests(
+    config: RunConfig, requests: Sequence[SubjectRequest] | None = None
+) -> tuple[list[SubjectRequest], BaseFiles, RunConfig]:
     """Subjects with complete configurations, the base's files, and what the subjects have in
-    common.
+    common. `requests`: what `requested_subjects` gave, where it was asked already.
     """
-    requests = requested_subjects(config)
+    requests = requested_subjects(config) if requests is None else requests
     _check_class_data(config)
     from dreamfleet.bases import inspect_base, resolved_config
+    from dreamfleet.runtime.devices import check_local_device
+
+    check_local_device(config)
+    _check_tracking(config)
 
     pinned = _pinned_base(config)
     files = inspect_base(str(pinned["base_model"]))
@@ -41,6 +47,21 @@ def complete_requests(config: RunConfig) -> tuple[list[SubjectRequest], BaseFile
     ]
     common = resolved_config(config.model_copy(update=pinned), files)
     return own, files, common
+
+
+def _check_tracking(config: RunConfig) -> None:
+    from dreamfleet.tracking.base import check_uri, without_password
+
+    if not config.tracking.enabled:
+        return
+    check_uri(config.tracking.uri)
+    given = config.tracking.uri or ""
+    if without_password(given) != given:
+        raise BadInputError(
+            f"tracking.uri = {without_password(given)!r} with a password: it would be written "
+            "beside the adapter and into its run; set MLFLOW_TRACKING_URI to the whole address "
+            "instead, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
 
 
 def _check_class_data(config: RunConfig) -> None:

@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = 60.0
 
 
+def check_local_device(config: RunConfig) -> None:
+    """Refuse a GPU that this machine has not, where the work would be done by a private Ray here.
+
+    Raises:
+        BadInputError: as `choose_device`, before Ray starts.
+    """
+    import sys
+
+    from dreamfleet.runtime.session import ray_address
+
+    if not _gpu_asked(config) or ray_address(config.cluster):
+        return
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInputError(_no_gpu(config, "torch sees no GPU on this machine"))
+
+
 def choose_device(
     config: RunConfig, session: RaySession | None, progress: Progress | None = None
 ) -> str:
@@ -25,13 +46,9 @@ def choose_device(
         BadInputError: a GPU was asked for and the cluster has none.
     """
     gpus = session.num_gpus if session is not None else 0.0
-    asked = config.device == "cuda" or config.cluster.use_gpu is True
+    asked = _gpu_asked(config)
     if asked and not gpus:
-        key = "device = 'cuda'" if config.device == "cuda" else "cluster.use_gpu = True"
-        raise BadInputError(
-            f"{key}: this Ray has no GPU; use auto or cpu, or join a cluster with GPUs "
-            "(--ray-address)"
-        )
+        raise BadInputError(_no_gpu(config, "this Ray has no GPU"))
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
     if not (wanted and gpus):
         return "cpu"
@@ -42,6 +59,15 @@ def choose_device(
         "computing on CPUs (give --device cuda to insist)"
     )
     return "cpu"
+
+
+def _gpu_asked(config: RunConfig) -> bool:
+    return config.device == "cuda" or config.cluster.use_gpu is True
+
+
+def _no_gpu(config: RunConfig, reason: str) -> str:
+    key = "device = 'cuda'" if config.device == "cuda" else "cluster.use_gpu = True"
+    return f"{key}: {reason}; use auto or cpu, or join a cluster with GPUs (--ray-address)"
 
 
 def _workers_see_cuda() -> bool:

@@ -13,10 +13,15 @@ from dreamfleet.errors import BadInputError
 
 @contextlib.contextmanager
 def exclusive_run(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one run; BadInputError when another run holds it."""
+    """Hold `folder` for one run; BadInputError when another run holds it, or it cannot be made."""
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"output folder {folder}: cannot be made ({error.strerror}); give another --output-dir"
+        ) from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

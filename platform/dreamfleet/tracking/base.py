@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dreamfleet.config import dreamfleet_home, environment
+from dreamfleet.errors import BadInputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+# Of addresses; databases may name a driver too: postgresql+psycopg2.
+SCHEMES = (
+    "", "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc",
+    "databricks-uc",
+)  # fmt: skip
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 
@@ -229,6 +235,39 @@ def resolve_uri(given: str | None = None) -> str:
     return f"sqlite:///{database}" if database is not None else uri
 
 
+def check_uri(given: str | None) -> None:
+    """Refuse an address that no server and no database can ever have; whether one answers there is
+    found out later, and stops nothing.
+
+    Raises:
+        BadInputError: naming it.
+    """
+    uri = resolve_uri(given)
+    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri else ""
+    if scheme == "sqlite" and sqlite_path(uri) is None:
+        raise BadInputError(f"tracking address {uri!r}: expected sqlite:///PATH, three slashes")
+    if scheme not in SCHEMES and scheme not in _plugged_in():
+        raise BadInputError(
+            f"tracking address {scheme}:…: MLflow knows no {scheme!r}; expected e.g. "  # no secrets
+            "http://host:5000 or sqlite:///PATH (--tracking-uri or MLFLOW_TRACKING_URI)"
+        )
+
+
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown: `postgresql://me:secret@host/x` is `postgresql://me@host/x`."""
+    scheme, separator, rest = uri.partition("://")
+    who, at, place = rest.partition("/")[0].rpartition("@")
+    if not at:
+        return uri
+    return f"{scheme}{separator}{who.partition(':')[0]}@{place}{rest[len(who) + 1 + len(place) :]}"
+
+
+def _plugged_in() -> set[str]:
+    from importlib.metadata import entry_points
+
+    return {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for any other URI."""
     scheme, separator, place = uri.partition(":///")
@@ -238,7 +277,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def ui_command(uri: str) -> str:
-    """What to type, or open, to see the runs."""
+    """What to type, or open, to see the runs; without the address's password, for it is written
+    into reports.
+    """
+    uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     return f"{_mlflow_program()} ui --backend-store-uri {uri}"

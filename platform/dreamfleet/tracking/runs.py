@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN_METRICS = 3
 WIDE = 110  # columns
+NARROW_METRICS = 2
+UNBOUND = 140  # columns of what is no terminal
 # Shown first where a run has them; per-step losses say little about an adapter.
 KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
 PAGE = 500
@@ -153,9 +155,7 @@ def show_runs(
     console: Console | None = None,
 ) -> None:
     """Print a table of runs, or of the differences between two of them."""
-    from rich.console import Console
-
-    screen = console or Console(highlight=False)
+    screen = console or _screen()
     if run_ids:
         first, second = run_ids
         screen.print(comparison_table(compare_runs(first, second, tracking_uri, experiment)))
@@ -173,21 +173,30 @@ def flush_and_tell(console: Console | None = None) -> None:
     Raises:
         DreamfleetError: a server still does not take its records; the others have theirs.
     """
-    from rich.console import Console
-
-    screen = console or Console(highlight=False)
+    screen = console or _screen()
     result = flush_spool(notify=screen.print)
     screen.print(result.summary(), markup=False)
     if result.problems:
         raise DreamfleetError("; ".join(result.problems) + f"; records stay in {spool_folder()}")
 
 
+def _screen() -> Console:
+    """Standard output; a file or pipe takes long lines, a terminal what it shows."""
+    import sys
+
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUND)
+
+
 def runs_table(rows: Sequence[RunRow], width: int = WIDE) -> Table:
-    """Runs as a table for a terminal of `width` columns; a narrow one leaves out the start."""
+    """Runs as a table for a terminal of `width` columns; a narrow one leaves out the start and the
+    last metric, so that names stay whole.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    metrics = key_metrics(rows)
+    metrics = key_metrics(rows)[: None if width >= WIDE else NARROW_METRICS]
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ["run", "subject", "method", "steps", *metrics, "status", "time"]
     titles += ["started"] if width >= WIDE else []

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from dreamfleet.assessment import BenchmarkPlan
+from dreamfleet.assessment import BenchmarkPlan, compare
 from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
-from dreamfleet.assessment.common import checkpoints_of, mean_history
+from dreamfleet.assessment.common import checkpoints_of, local_output, mean_history
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
+from dreamfleet.evaluation.report import Metric
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.training.checkpoints import json_lines, step_name
 from dreamfleet.training.worker import HISTORY
 from tests.tiny_bases import make_tiny_sd1
 from tests.unit.data.helpers import config_for
+from tests.unit.evaluation.test_report import report_data
 
 
 def test_runs_of_a_benchmark_share_no_checkpoints(
@@ -71,3 +74,38 @@ def test_curves_come_from_wherever_the_checkpoints_are(tmp_path: Path) -> None:
         checkpoints_of(tmp_path / "gone", storage, "gone"),
     ]
     assert mean_history(places) == [{"step": 2.0, "loss": 2.0}]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # of another test in this process
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = config_for(tmp_path, device="cuda", output_dir=str(tmp_path / "out"))
+    with pytest.raises(BadInputError, match="torch sees no GPU on this machine"):
+        local_output(config)
+
+
+class TestCompareAdapters:
+    """Two folders of `personalize`: their figures have names without backbones."""
+
+    def folder(self, place: Path, judge: str, identity: float) -> str:
+        place.mkdir()
+        metric = Metric("identity", "Identity", identity, 0.4, "alike", judge)
+        data = report_data(base_hash="ab" * 32, metrics=[metric])
+        write_adapter_json(place, adapter_info(data))
+        return str(place)
+
+    def test_of_the_same_judges(self, tmp_path: Path) -> None:
+        a = self.folder(tmp_path / "a", "CLIP", 0.8)
+        b = self.folder(tmp_path / "b", "CLIP", 0.5)
+        _, (row,) = compare([a, b])
+        assert row["figure"] == "identity"
+        assert row["mean_difference"] == pytest.approx(0.3)
+
+    def test_other_judges_are_refused(self, tmp_path: Path) -> None:
+        a = self.folder(tmp_path / "a", "CLIP", 0.8)
+        b = self.folder(tmp_path / "b", "world's CLIP", 0.5)
+        with pytest.raises(BadInputError, match="not measured alike: judges identity CLIP"):
+            compare([a, b])

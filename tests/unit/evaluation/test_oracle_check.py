@@ -11,13 +11,21 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
+from dreamfleet.evaluation.results import (
+    RESULTS,
+    SUMMARY,
+    read_summary,
+    write_rows,
+    write_summary,
+)
 from dreamfleet.evaluation.worldbench.evidence import BEGIN, END, fill_page
 from dreamfleet.evaluation.worldbench.guidance import write_gate
 from dreamfleet.evaluation.worldbench.oracle_check import (
     KEY,
     LABELS,
+    WORDS,
     draw_sample,
+    import_labels,
     label_app,
     score_labels,
 )
@@ -116,6 +124,53 @@ class TestScore:
             score_labels(check)
 
 
+class TestLabelsFromAFile:
+    """Labels given from the sheets, without the page."""
+
+    @pytest.fixture
+    def check(self, run: Path, tmp_path: Path) -> Path:
+        draw_sample([run], tmp_path / "check", 12)
+        return tmp_path / "check"
+
+    def given(self, tmp_path: Path, *lines: str, head: str = "id,class,state,scene") -> Path:
+        path = tmp_path / "given.csv"
+        path.write_text("\n".join([head, *lines]) + "\n")
+        return path
+
+    def test_some_then_the_rest(self, check: Path, tmp_path: Path) -> None:
+        first = self.given(tmp_path, "0,dog,running,snow", "001,unreadable,,", "2,,,")
+        assert import_labels(check, first) == (2, 10)
+        with pytest.raises(BadInputError, match="picture 002: class ''"):
+            score_labels(check)
+        rest = self.given(tmp_path, *(f"{n}, dog, running, snow" for n in range(1, 12)))
+        assert import_labels(check, rest) == (11, 0)
+        assert score_labels(check)["agreement"] == 1.0
+
+    def test_every_wrong_line_is_named_and_none_is_taken(self, check: Path, tmp_path: Path) -> None:
+        wrong = self.given(
+            tmp_path, "0,dog,running,snow", "0,dog,running,snow", "1,dog,flying,snow",
+            "2,dog,running,", "3,dog,,snow", "99,dog,running,snow", "4,hound,running,snow",
+        )  # fmt: skip
+        with pytest.raises(BadInputError) as error:
+            import_labels(check, wrong)
+        lines = str(error.value).splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"line {n}" for n in range(3, 9)]
+        assert "given twice" in lines[0] and "no such picture" in lines[4]
+        assert all(not row["class"] for row in read(check / LABELS))
+
+    def test_files_that_are_no_labels(self, check: Path, tmp_path: Path) -> None:
+        with pytest.raises(BadInputError, match="expected the columns id, class"):
+            import_labels(check, self.given(tmp_path, "1,dog", head="number,class"))
+        with pytest.raises(BadInputError, match="give a CSV file of labels"):
+            import_labels(check, tmp_path / "nothing.csv")
+
+    def test_sheets_show_every_picture_large_and_the_words_are_told(self, check: Path) -> None:
+        with Image.open(check / "sheet-00.png") as sheet:
+            assert sheet.size == (5 * 256, 5 * (256 + 24))
+        words = (check / WORDS).read_text()
+        assert "dog: standing" in words and "beach" in words and "unreadable" in words
+
+
 class TestPage:
     def test_labels_go_into_the_file_one_by_one(self, run: Path, tmp_path: Path) -> None:
         check = tmp_path / "check"
@@ -143,7 +198,8 @@ class TestEvidencePage:
         write_gate(
             {"guidance": 3.0, "scored_states": {"dog": ["running"]}, "images_per_state": 16,
              "alignment_by_guidance": {"1.5": 0.5, "3.0": 0.9},
-             "alignment_by_state": {"dog": {"running": 0.9, "ball": 0.2}}},
+             "alignment_by_state": {"dog": {"running": 0.9, "ball": 0.2}},
+             "frozen": {"base": "a" * 64, "sampler": "ddim, 25 steps"}},
             tmp_path / "base.json",
         )  # fmt: skip
         ladder = tmp_path / "ladder"
@@ -165,12 +221,17 @@ class TestEvidencePage:
         fill_page(page, tmp_path / "base.json", ladder)
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert f"Frozen: base `{'a' * 16}`, sampler `ddim, 25 steps`." in text
         assert "Chosen: 3." in text and "Not scored: dog: ball." in text
         assert "| lora | 200 | 0.500 |" in text
         assert "N* = 200; diseased, N = 200. Alignment lost: 0.400 at 200." in text
         assert (page.parent / "images" / "evidence" / "D00-dog-lora.webp").is_file()
         fill_page(page, tmp_path / "base.json", ladder)
         assert page.read_text() == text
+        summary = read_summary(ladder / SUMMARY)
+        write_summary(ladder / SUMMARY, {**summary, "frozen": {"base": "b" * 64}})
+        with pytest.raises(BadInputError, match="measured with other things"):
+            fill_page(page, tmp_path / "base.json", ladder)
 
     def test_a_page_without_marks_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match="BEGIN MEASURED"):

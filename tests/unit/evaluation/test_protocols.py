@@ -31,6 +31,16 @@ class TestDreamBench:
         assert asks[-1].prompt == "a cube shaped {token} {class}"
         assert images_per_prompt("dreambench") == 4
 
+    def test_nine_subjects_are_live_and_21_are_objects(self) -> None:
+        """As its README counts: dogs and cats live, plush toys and the cartoon are objects."""
+        asked = [
+            asks_for("dreambench", name)
+            for name in protocol_file("dreambench")["subjects"].values()
+        ]
+        live = [asks for asks in asked if any(ask.kind == "outfit" for ask in asks)]
+        assert (len(live), len(asked) - len(live)) == (9, 21)
+        assert any(ask.kind == "outfit" for ask in asks_for("dreambench", "bird"))  # not its own
+
     def test_finds_what_is_there_and_names_what_is_not(self, tmp_path: Path) -> None:
         for name in ("dog", "dog2", "vase", "not_a_subject"):
             (tmp_path / name).mkdir()

@@ -28,6 +28,7 @@ from dreamfleet.evaluation.worldbench import (
     write_gate,
 )
 from dreamfleet.evaluation.worldbench.command import parse_steps
+from dreamfleet.evaluation.worldbench.frozen import check_frozen
 from dreamfleet.evaluation.worldbench.plan import jobs_for, requests_for
 from dreamfleet.evaluation.worldbench.run import read_results
 from dreamfleet.evaluation.worldbench.summary import (
@@ -332,3 +333,36 @@ class TestSummary:
     def test_needs_the_bare_base(self) -> None:
         with pytest.raises(BadInputError, match="bare base"):
             summarise([row("lora", 200, "s0", "state", aligned=True)], [])
+
+
+class TestFrozen:
+    """What the rules rest on travels as hashes, and another base's measurement is not used."""
+
+    def test_names_what_changed(self) -> None:
+        now = {"base": "a" * 64, "sampler": "ddim, 25 steps"}
+        check_frozen({}, now, "base.json")  # of before hashes were kept
+        check_frozen(now, now, "base.json")
+        with pytest.raises(BadInputError, match=r"base\.json.*base b{16}, now a{16}\)"):
+            check_frozen({**now, "base": "b" * 64}, now, "base.json")
+
+    def test_a_benchmark_refuses_a_measurement_of_another_base(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet.assessment import BenchmarkPlan
+        from dreamfleet.bases import inspect_base
+        from dreamfleet.config import RunConfig
+        from dreamfleet.evaluation.worldbench import frozen
+
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(b"oracle")
+        monkeypatch.setattr(frozen, "weights_path", lambda name, root: tmp_path)
+        own = frozen.frozen_now(inspect_base(tiny_base).hash, 25)
+        gate = {"guidance": 3.0, "scored_states": {"dog": ["running"]}, "frozen": own}
+        write_gate(gate, tmp_path / "base.json")
+        plan = BenchmarkPlan("worldbench", RunConfig(base_model=str(tiny_base)))
+        measured = plan.with_base_report(str(tmp_path / "base.json"))
+        assert measured.scored_states == {"dog": ["running"]}
+        assert measured.config.sampling.guidance_scale == 3.0
+        weights.write_bytes(b"another oracle")
+        with pytest.raises(BadInputError, match="oracle A .*measure the base again"):
+            plan.with_base_report(str(tmp_path / "base.json"))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dreamfleet.bases import embedded_path
+from dreamfleet.data.tokens import token_warnings
 from dreamfleet.errors import BadInputError
 from dreamfleet.personalization import personalize
 from dreamfleet.personalization.planning import (
@@ -64,6 +66,52 @@ def test_bad_photos_base_output_and_flags(tmp_path: Path, base: Path) -> None:
     )
 
 
+def test_the_output_folder_is_looked_at_before_the_base(tmp_path: Path) -> None:
+    """The most common refusal does not wait for torch."""
+    photos, out = write_photos(tmp_path / "Rex"), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    config = config_for(photos, base_model=str(tmp_path / "nobase"), output_dir=str(out))
+    assert "not empty" in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("htp://mlflow:5000", "MLflow knows no 'htp'; expected e.g. http://host:5000"),
+        ("localhost:5000", "MLflow knows no 'localhost'"),
+        ("postgres://me:secret@host/db", "MLflow knows no 'postgres'"),
+        ("sqlite://mlflow.db", "three slashes"),
+        ("http://me:secret@host:5000", "set MLFLOW_TRACKING_URI to the whole address"),
+    ],
+)
+def test_tracking_addresses_that_can_never_be(
+    tmp_path: Path, base: Path, uri: str, message: str
+) -> None:
+    given: dict[str, Any] = {"base_model": str(base), "output_dir": str(tmp_path / "out")}
+    photos = write_photos(tmp_path / "Rex")
+    said = refused(config_for(photos, tracking={"uri": uri}, **given))
+    assert message in said and "secret" not in said
+    for possible in ("http://nobody.here:1", "postgresql+psycopg2://a@b/c", "file:///x", "mlruns"):
+        complete_requests(config_for(photos, tracking={"uri": possible}, **given))
+    complete_requests(config_for(photos, tracking={"uri": uri, "enabled": False}, **given))
+
+
+@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"cluster": {"use_gpu": True}}])
+def test_a_gpu_that_this_machine_has_not(
+    tmp_path: Path, base: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # of another test in this process
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    photos, out = write_photos(tmp_path / "Rex"), str(tmp_path / "out")
+    given = {"base_model": str(base), "output_dir": out, **settings}
+    message = refused(config_for(photos, **given))
+    assert "torch sees no GPU on this machine; use auto or cpu" in message
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # there may be some there
+    complete_requests(config_for(photos, **given))
+
+
 def test_relative_output_inside_a_job_is_refused(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +157,17 @@ def test_tokens_are_judged(tmp_path: Path, base: Path, token: str, expected: str
     assert bool(progress.lines) == (expected is not None)
     assert expected is None or expected in progress.lines[0]
     assert requests[0].config.subject.token != "auto"
+
+
+@pytest.mark.parametrize("token", ["snow", "backpack", "sunflowers", "mountain"])
+def test_words_of_the_base_are_no_tokens(token: str) -> None:
+    """One token each for the embedded base: words of its captions, with a meaning."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path() / "tokenizer")
+    (warning,) = token_warnings(tokenizer, token, "dog")
+    assert "may be a common word" in warning
+    assert token_warnings(tokenizer, "sks", "dog") == []
 
 
 def test_long_prompts_are_warned_of(tmp_path: Path, base: Path) -> None:

@@ -210,6 +210,12 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInputError, match="cannot be made"), exclusive_run(tmp_path / "file/x"):
+        pass
+
+
 def test_shared_work_says_that_it_waits_only_when_it_does(tmp_path: Path) -> None:
     said: list[str] = []
     with shared_work(tmp_path / "locks" / "k.lock", lambda: said.append("waiting")):

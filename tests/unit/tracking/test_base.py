@@ -61,6 +61,13 @@ def test_ui_command_names_the_store() -> None:
     assert ui_command("http://host:5000") == "http://host:5000"
 
 
+def test_passwords_are_not_shown() -> None:
+    shown = ui_command("postgresql+psycopg2://me:se:cr@et@host:5432/mlflow?ssl=1")
+    assert shown.endswith("--backend-store-uri postgresql+psycopg2://me@host:5432/mlflow?ssl=1")
+    assert ui_command("https://me:secret@host") == "https://me@host"
+    assert ui_command("http://host/a@b:c") == "http://host/a@b:c"
+
+
 def test_flatten_gives_dotted_names() -> None:
     tree = {"a": {"b": 1, "c": {"d": None}}, "e": {}, "f": [1]}
     assert flatten(tree) == {"a.b": 1, "a.c.d": None, "e": {}, "f": [1]}
@@ -146,3 +153,11 @@ def test_without_a_database_there_are_no_runs_and_none_is_made(
     show_runs([], console=Console(file=buffer, width=200))
     assert "no runs in experiment 'dreamfleet'" in buffer.getvalue()
     assert not (fleet_home / "mlflow.db").exists()
+
+
+def test_a_narrow_terminal_shows_fewer_figures_and_whole_names() -> None:
+    rows = [_row("0123456789", identity=0.83, loss=0.1, lr=1e-3)]
+    narrow, wide = (_text(runs_table(rows, width), width) for width in (80, 160))
+    assert "started" in wide and "started" not in narrow
+    assert narrow.count("0.") < wide.count("0.")
+    assert "[bold]biscuit" in narrow and "dreambooth lora SuDe 0.4" in wide

@@ -83,7 +83,10 @@ def _text(protocol: str) -> str:
 def _dreambench(class_word: str, world: bool) -> list[Ask]:
     table = protocol_file("dreambench")
     prompts = table["prompts"]
-    live = class_word in {*table["live_classes"], *protocol_file("applications")["live_classes"]}
+    # Its own classes are as it says (a stuffed animal is an object), others as for applications.
+    own_classes = set(table["subjects"].values())
+    named = table if class_word in own_classes else protocol_file("applications")
+    live = class_word in named["live_classes"]
     own = ("live_outfits", "outfit") if live else ("object_scenes", "scene")
     kinds = (("scenes", "scene"), own, ("properties", "property"))
     return [

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dreamfleet.bases import load_base
+from dreamfleet.bases import inspect_base, load_base
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.worldbench.frozen import check_frozen, frozen_now
 from dreamfleet.evaluation.worldbench.guidance import measure_base, read_gate, write_gate
 from dreamfleet.evaluation.worldbench.plan import BenchSettings, named_hosts
 from dreamfleet.evaluation.worldbench.publish import check_text, publish, shipped_scorer
@@ -22,17 +23,20 @@ BASE_REPORT = "base.json"
 def check_base(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
     """Measure the bare base by guidance scale; writes `base.json` (protocol, step 2)."""
     guidance = options.get("guidance")
+    base = load_base(str(options["base_model"]), device=options["device"])
+    steps = int(options["num_inference_steps"])
     scorer, evaluators = shipped_scorer(GATING_ORACLE)
     gate = measure_base(
-        load_base(str(options["base_model"]), device=options["device"]),
+        base,
         scorer.oracle,
         guidances=GUIDANCES if guidance is None else (float(guidance),),
         images_per_state=int(options["images_per_prompt"]),
-        num_inference_steps=int(options["num_inference_steps"]),
+        num_inference_steps=steps,
         judged_by=evaluators,
         kept=output_dir,
         report=report,
     )
+    gate["frozen"] = frozen_now(base.hash, steps)
     write_gate(gate, output_dir / BASE_REPORT)
     report(f"guidance {gate['guidance']:g}; {output_dir / BASE_REPORT}")
 
@@ -40,6 +44,9 @@ def check_base(output_dir: Path, options: Mapping[str, Any], report: Report) -> 
 def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
     """Train hosts on subjects and score them against the bare base (protocol, step 3)."""
     gate = read_gate(Path(options["base_report"])) if options.get("base_report") else {}
+    base_hash = inspect_base(str(options["base_model"])).hash
+    frozen = frozen_now(base_hash, int(options["num_inference_steps"]))
+    check_frozen(gate.get("frozen", {}), frozen, str(options.get("base_report")))
     settings = BenchSettings(
         split=str(options["split"]),
         num_subjects=int(options["subjects"]),
@@ -64,7 +71,7 @@ def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) ->
         device=str(options["device"]),
         report=report,
     ).run()
-    summary = publish(output_dir, settings, gate.get("scored_states"))
+    summary = publish(output_dir, settings, gate.get("scored_states"), frozen)
     report(check_text(summary))
     report(f"results, table and pictures: {output_dir}")
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import SUMMARY, read_summary
+from dreamfleet.evaluation.worldbench.frozen import SHOWN, check_frozen
 from dreamfleet.evaluation.worldbench.guidance import read_gate
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST
 
@@ -36,7 +37,8 @@ def fill_page(page: Path, base_report: Path, ladder: Path) -> None:
         ladder: output folder of --mode ladder.
 
     Raises:
-        BadInputError: a mark, the report or the ladder's summary is missing.
+        BadInputError: a mark, the report or the ladder's summary is missing; or the two were made
+            with different things.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = text.partition(BEGIN)
@@ -44,6 +46,7 @@ def fill_page(page: Path, base_report: Path, ladder: Path) -> None:
     if not begin or not end:
         raise BadInputError(f"{page}: expected the lines {BEGIN} and {END}")
     gate, summary = read_gate(base_report), read_summary(ladder / SUMMARY)
+    check_frozen(gate.get("frozen", {}), summary.get("frozen", {}), base_report)
     lines = [*_base_lines(gate), "", *_ladder_lines(summary), "", *_sheets(page, ladder, summary)]
     page.write_text(f"{before}{begin}\n{chr(10).join(lines)}\n{end}{after}", encoding="utf-8")
 
@@ -64,6 +67,10 @@ def _base_lines(gate: Mapping[str, Any]) -> list[str]:
         "",
         f"Scored states: {count} of {total} ({gate['images_per_state']} pictures each).",
     ]
+    frozen = gate.get("frozen", {})
+    if frozen:
+        named = ", ".join(f"{name} `{value[:SHOWN]}`" for name, value in frozen.items())
+        lines += ["", f"Frozen: {named}."]
     missing = [f"{name}: {', '.join(own)}" for name, own in left_out.items() if own]
     if missing:
         lines += ["", f"Not scored: {'; '.join(missing)}."]

@@ -2,8 +2,9 @@
 the arm, and compared with what the oracle read (docs/protocol.md, section 7).
 
 `draw_sample` leaves in a folder: `pictures/NNN.png` and numbered contact sheets to label from,
-`labels.csv` to fill in (by hand, or on the page of `label_app`), and `key.csv`, which says whose
-each picture is and is not looked at before the labels are done.
+`words.txt` with the words that labels are made of, `labels.csv` to fill in (on the page of
+`label_app`, or from a file by `import_labels`), and `key.csv`, which says whose each picture is and
+is not looked at before the labels are done.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.evaluators.models import UNREADABLE
 from dreamfleet.world.scenes import SCENES
 
-LABELS, KEY, REPORT = "labels.csv", "key.csv", "agreement.json"
+LABELS, KEY, REPORT, WORDS = "labels.csv", "key.csv", "agreement.json", "words.txt"
 LABEL_COLUMNS = ("id", "class", "state", "scene")
 KEY_COLUMNS = (
     "id", "folder", "picture", "host", "steps", "subject", "kind",
@@ -36,7 +37,8 @@ KEY_COLUMNS = (
 )  # fmt: skip
 WANTED_AGREEMENT = 0.90
 WANTED_SPREAD = 0.05  # between the error rates of two arms
-SHEET_COLUMNS, SHEET_ROWS, CELL_PX = 5, 5, 150
+SHEET_COLUMNS, SHEET_ROWS = 5, 5
+CELL_PX, NUMBER_PX = 256, 24  # four times a picture of the drawn world: its details can be seen
 MAX_BODY_BYTES = 4096
 
 
@@ -76,6 +78,7 @@ def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, see
         key.append({**{column: row.get(column) for column in KEY_COLUMNS}, "id": name})
     _write_csv(output_dir / KEY, KEY_COLUMNS, key)
     _write_csv(output_dir / LABELS, LABEL_COLUMNS, [{"id": row["id"]} for row in key])
+    (output_dir / WORDS).write_text(_words(), encoding="utf-8")
     _write_sheets(output_dir, [str(row["id"]) for row in key])
     return len(key)
 
@@ -99,7 +102,7 @@ def score_labels(output_dir: Path) -> dict[str, Any]:
     questions: dict[str, list[bool]] = {"class": [], "state": [], "scene": []}
     confusions: dict[tuple[str, str], int] = {}
     for name, row in key.items():
-        label = _checked(output_dir, name, labels.get(name, {}), row["kind"])
+        label = _checked(output_dir / LABELS, name, labels.get(name, {}), (row["kind"],))
         wrong = not _agrees(label, row)
         errors.setdefault(row["host"], []).append(wrong)
         for question in questions if label["class"] != UNREADABLE else ("class",):
@@ -130,6 +133,40 @@ def score_labels(output_dir: Path) -> dict[str, Any]:
     }
     (output_dir / REPORT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
+
+
+def import_labels(output_dir: Path, source: Path) -> tuple[int, int]:
+    """Take labels from a CSV with the columns of `labels.csv`, of all pictures or of some; those
+    that were given before are replaced. Numbers may be written without zeros in front.
+
+    Returns:
+        How many labels were taken, and how many pictures have none yet.
+
+    Raises:
+        BadInputError: naming every line that cannot be taken; then none is.
+    """
+    rows = _read_csv(output_dir / LABELS)
+    kept = {row["id"]: row for row in rows}
+    given: dict[str, Mapping[str, str]] = {}
+    complaints = []
+    for line, row in enumerate(_read_csv(source, "give a CSV file of labels"), start=2):
+        name = row["id"].strip().zfill(len(rows[0]["id"]))
+        entry = {column: (row.get(column) or "").strip() for column in LABEL_COLUMNS}
+        if not any(entry[column] for column in LABEL_COLUMNS[1:]):
+            continue
+        try:
+            if name not in kept or name in given:
+                reason = "given twice" if name in given else "no such picture"
+                raise BadInputError(f"{source}, picture {row['id']}: {reason}")
+            # Both are asked for: who labels does not know what the prompt wanted.
+            given[name] = {"id": name, **_checked(source, name, entry, ("state", "scene"))}
+        except BadInputError as error:
+            complaints.append(f"line {line}: {error}")
+    if complaints:
+        raise BadInputError("\n".join(complaints))
+    rows = [dict(given.get(row["id"], row)) for row in rows]
+    _write_csv(output_dir / LABELS, LABEL_COLUMNS, rows)
+    return len(given), sum(not row["class"] for row in rows)
 
 
 def label_app(output_dir: Path) -> FastAPI:
@@ -172,7 +209,7 @@ def label_app(output_dir: Path) -> FastAPI:
         rows = _read_csv(output_dir / LABELS)
         try:
             # The scene is always asked for: the page does not know what the prompt wanted.
-            _checked(output_dir, entry["id"], entry, "scene")
+            _checked(output_dir / LABELS, entry["id"], entry, ("state", "scene"))
         except BadInputError as error:
             return Response(str(error), status_code=400)
         if entry["id"] not in {row["id"] for row in rows}:
@@ -208,9 +245,11 @@ def _agrees(label: Mapping[str, str], row: Mapping[str, str]) -> bool:
     return label["class"] == UNREADABLE or label[asked] == row[f"seen_{asked}"]
 
 
-def _checked(output_dir: Path, name: str, label: Mapping[str, str], kind: str) -> Mapping[str, str]:
-    """A label that names what the world has; `kind` ("state" or "scene") must be filled in."""
-    where = f"{output_dir / LABELS}, picture {name}"
+def _checked(
+    source: Path, name: str, label: Mapping[str, str], needed: Sequence[str]
+) -> Mapping[str, str]:
+    """A label that names what the world has; the `needed` of "state" and "scene" are filled in."""
+    where = f"{source}, picture {name}"
     class_name, state, scene = (label.get(column) or "" for column in LABEL_COLUMNS[1:])
     if class_name == UNREADABLE:
         return {"class": UNREADABLE, "state": "", "scene": ""}
@@ -219,27 +258,34 @@ def _checked(output_dir: Path, name: str, label: Mapping[str, str], kind: str) -
             f"{where}: class {class_name!r}; expected one of {', '.join(CLASSES)}, or {UNREADABLE}"
         )
     states = [entry.name for entry in CLASSES[class_name].states]
-    if (state or kind == "state") and state not in states:
+    if (state or "state" in needed) and state not in states:
         raise BadInputError(f"{where}: state {state!r}; expected one of {', '.join(states)}")
-    if (scene or kind == "scene") and scene not in SCENES:
+    if (scene or "scene" in needed) and scene not in SCENES:
         raise BadInputError(f"{where}: scene {scene!r}; expected one of {', '.join(SCENES)}")
     return {"class": class_name, "state": state, "scene": scene}
 
 
+def _words() -> str:
+    """What a label may say."""
+    lines = ["class: states"]
+    for name, entry in CLASSES.items():
+        lines.append(f"  {name}: {', '.join(state.name for state in entry.states)}")
+    return "\n".join([*lines, "scenes", f"  {', '.join(SCENES)}", UNREADABLE, ""])
+
+
 def _write_sheets(output_dir: Path, names: Sequence[str]) -> None:
     """Numbered contact sheets: quicker to look at than single pictures."""
-    font = ImageFont.load_default(14)
-    each = SHEET_COLUMNS * SHEET_ROWS
+    font = ImageFont.load_default(18)
+    each, row_px = SHEET_COLUMNS * SHEET_ROWS, CELL_PX + NUMBER_PX
     for start in range(0, len(names), each):
-        size = (SHEET_COLUMNS * CELL_PX, SHEET_ROWS * (CELL_PX + 20))
-        sheet = Image.new("RGB", size, "white")
+        sheet = Image.new("RGB", (SHEET_COLUMNS * CELL_PX, SHEET_ROWS * row_px), "white")
         pen = ImageDraw.Draw(sheet)
         for place, name in enumerate(names[start : start + each]):
-            x, y = place % SHEET_COLUMNS * CELL_PX, place // SHEET_COLUMNS * (CELL_PX + 20)
+            x, y = place % SHEET_COLUMNS * CELL_PX, place // SHEET_COLUMNS * row_px
             with Image.open(output_dir / "pictures" / f"{name}.png") as image:
-                cell = image.resize((CELL_PX - 4, CELL_PX - 4), Image.Resampling.NEAREST)
-            sheet.paste(cell, (x, y + 18))
-            pen.text((x + 2, y), name, fill="black", font=font)
+                cell = image.resize((CELL_PX - 4, CELL_PX - 4), Image.Resampling.BICUBIC)
+            sheet.paste(cell, (x + 2, y + NUMBER_PX))
+            pen.text((x + 4, y + 2), name, fill="black", font=font)
         sheet.save(output_dir / f"sheet-{start // each:02d}.png")
 
 
@@ -252,14 +298,13 @@ def _write_csv(path: Path, columns: Iterable[str], rows: Sequence[Mapping[str, A
     os.replace(part, path)
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path, advice: str = "draw a sample first") -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
-    except OSError as error:
-        raise BadInputError(
-            f"{path}: cannot be read ({error.strerror}); draw a sample first"
-        ) from error
-    if rows and "id" not in rows[0]:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "not a CSV file in UTF-8"
+        raise BadInputError(f"{path}: cannot be read ({reason}); {advice}") from error
+    if not rows or "id" not in rows[0]:
         raise BadInputError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}")
     return rows

@@ -37,9 +37,14 @@ def shipped_scorer(oracle: str) -> tuple[WorldScorer, str]:
 
 
 def publish(
-    output_dir: Path, settings: BenchSettings, scored_states: ScoredStates | None = None
+    output_dir: Path,
+    settings: BenchSettings,
+    scored_states: ScoredStates | None = None,
+    frozen: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write all result files from the chosen subjects' finished pairs; returns the summary."""
+    """Write all result files from the chosen subjects' finished pairs; returns the summary, with
+    the `frozen` hashes in it.
+    """
     chosen = settings.subjects()
     ids = {subject.subject_id for subject in chosen}
     all_rows, all_rungs = read_results(output_dir)
@@ -48,6 +53,7 @@ def publish(
     hosts = sorted({str(row["host"]) for row in rows} - {BASE_HOST})
     summary = summarise(rows, rungs, scored_states)
     summary |= {"settings": settings.as_dict(), "scored_states": _plain_states(scored_states)}
+    summary["frozen"] = dict(frozen or {})
     summary["adapter_check"] = adapter_check(summary)
     write_rows(output_dir / RESULTS, rows)
     write_summary(output_dir / SUMMARY, summary)
