@@ -89,8 +89,10 @@ class Service:
         found = self.handle.snapshot.remote().result(timeout_s=ANSWER_S)
         return dict(found)
 
-    def wait_for(self, reached: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        deadline = time.monotonic() + ANSWER_S
+    def wait_for(
+        self, reached: Callable[[dict[str, float]], bool], within_s: float = ANSWER_S
+    ) -> dict[str, float]:
+        deadline = time.monotonic() + within_s
         while not reached(figures := self.figures()):
             assert time.monotonic() < deadline, figures
             time.sleep(0.2)
@@ -320,7 +322,7 @@ def test_engines_are_added_for_pictures_that_wait(service: Service) -> None:
     for client in clients:
         client.start()
     try:
-        service.wait_for(lambda own: own["queue_capacity_pictures"] == 6)
+        service.wait_for(lambda own: own["queue_capacity_pictures"] == 6, 3 * READY_S)
     finally:
         ended.set()
         for client in clients:
