@@ -46,6 +46,7 @@ def test_what_an_ingress_told_counts_until_it_says_no_more() -> None:
     assert demand.total() == 7
 
 
+@pytest.mark.heavy
 def test_serve_takes_the_policy() -> None:
     """As the application gives it; Serve's controller unpickles and calls it."""
     from ray.serve._private.autoscaling_state import _resolve_policy_callable
