@@ -21,8 +21,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## personalise the embedded base to one example subject, into runs/demo (minutes)
+demo: install ## the whole loop on one example subject, into runs/demo: personalise, sweep, register, serve, compare (minutes)
 	$(BIN)/dreamfleet personalize --config pipelines/recipes/demo.yaml --overwrite
+	$(BIN)/dreamfleet launch --config pipelines/recipes/demo_sweep.yaml --overwrite --once --no-open --port 0
+	$(BIN)/dreamfleet runs runs/demo runs/demo/sweep/champion
+	@printf '%-10s%s\n' report runs/demo/report.html pictures runs/demo/samples/ sweep runs/demo/sweep/report.html \
+	  champion runs/demo/sweep/champion/ served runs/demo/sweep/champion/served.png
 
 test: install ## all tests but the slow and the GPU ones
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m "not slow and not gpu"

@@ -557,14 +557,16 @@ def import_command(file: str, base_model: str, output_dir: str) -> None:
 def runs(
     run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int, flush: bool
 ) -> None:
-    """List recorded runs; give two run ids (or unique beginnings of them) to compare the two."""
+    """List recorded runs; give two to compare them, each by its id, a unique beginning of it, or
+    the folder of an adapter that it made."""
     if len(run_ids) not in (0, 2):
         raise click.UsageError(f"give no run id, or two to compare; got {len(run_ids)}")
     from dreamfleet.tracking.runs import flush_and_tell, show_runs
 
     if flush:
         flush_and_tell()
-    show_runs(run_ids, tracking_uri=tracking_uri, experiment=experiment, limit=limit)
+    wanted = [_run_id(given) for given in run_ids]
+    show_runs(wanted, tracking_uri=tracking_uri, experiment=experiment, limit=limit)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -715,12 +717,18 @@ def serve(
     )
 
 
-@cli.command(cls=ConfigCommand, context_settings=CONTEXT)
+@cli.command(cls=SearchCommand, context_settings=CONTEXT)
 @click.argument("photos", nargs=-1)
 @config_option
 @click.option("--prompt", metavar="TEXT", help="Of the first picture; default: on the beach.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0: any free one.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Begin again in a used output folder.")
 @click.option("--open/--no-open", "show", default=True, help="Show the first picture.")
@@ -738,9 +746,10 @@ def launch(
     once: bool,
     **given: Any,
 ) -> None:
-    """From photos to a served subject: prepare, train, register, serve, show a picture.
+    """From photos to a served subject: prepare, train or tune, register, serve, show a picture.
 
-    PHOTOS: as for `dreamfleet personalize`.
+    PHOTOS: as for `dreamfleet personalize`. With --num-samples, or anything else about a search,
+    as flag or in the recipe, it is a study as of `dreamfleet tune`, and its champion is served.
     """
     config = _config(photos, config_file, given)
     from dreamfleet.launch import LaunchSettings
@@ -748,9 +757,13 @@ def launch(
     from dreamfleet.runtime.progress import ConsoleProgress
 
     settings = LaunchSettings(prompt, host, port, resume, overwrite, show, once)
-    result = run(config, settings, say=click.echo, progress=ConsoleProgress())
-    if result.failures:
-        raise DreamfleetError(f"{len(result.failures)} subjects failed, see above")
+    try:
+        made = run(config, settings, say=click.echo, progress=ConsoleProgress())
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
+        raise
+    if made.failures:
+        raise DreamfleetError(f"{made.failures} subjects failed, see above")
 
 
 @serve.command("build", context_settings=CONTEXT)
@@ -914,6 +927,20 @@ def _calm_libraries() -> None:
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def _run_id(given: str) -> str:
+    """The run that made the adapter in a folder; what is no folder is an id."""
+    if not Path(given).is_dir():
+        return given
+    from dreamfleet.evaluation.cards import read_adapter_json
+
+    run_id = read_adapter_json(given).tracking.get("run_id")
+    if not run_id:
+        raise BadInputError(
+            f"{given}: its adapter.json names no MLflow run; give the id of one (`dreamfleet runs`)"
+        )
+    return run_id
 
 
 def _judges(**given: str | None) -> JudgeNames:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import is_uri
 
 if TYPE_CHECKING:
-    from dreamfleet.personalization import PersonalizeResult
     from dreamfleet.serving.settings import ServeSettings
 
 PROMPT = "a photo of {token} {class} on the beach"
@@ -28,8 +27,8 @@ class LaunchSettings:
 
     Attributes:
         prompt: of the first picture; None: on the beach.
-        host, port: where to serve.
-        resume, overwrite: as for `personalize`.
+        host, port: where to serve; port 0: any free one.
+        resume, overwrite: as for `personalize` and `tune`.
         show: open the first picture, where there is a screen.
         once: end after it.
     """
@@ -43,16 +42,34 @@ class LaunchSettings:
     once: bool = False
 
 
+@dataclass(frozen=True)
+class Made:
+    """Adapters that can be served now.
+
+    Attributes:
+        model: the first one, as clients ask for it.
+        folder: of the first one, on this machine.
+        source: flags of `dreamfleet serve` that name all of them.
+        failures: subjects that have none.
+    """
+
+    model: str
+    folder: Path
+    source: Mapping[str, Any]
+    failures: int = 0
+
+
 def launch(
     config: RunConfig,
     settings: LaunchSettings,
     *,
     say: Callable[[str], Any],
     progress: Progress | None = None,
-) -> PersonalizeResult:
+) -> Made:
     """Make adapters of the photos, serve them, and draw a first picture over HTTP.
 
-    Serves until a signal comes, or with `once` until the picture is there.
+    Serves until a signal comes, or with `once` until the picture is there. A recipe that says
+    anything about a search (sections `tune` and `space`) is searched, and champions are served.
 
     Args:
         say: takes lines with results: where things are, and the key of this launch.
@@ -61,53 +78,94 @@ def launch(
         BadInputError: something given cannot be used; named, before anything starts where possible.
         DreamfleetError: no subject was finished, or the service did not start.
     """
+    from dreamfleet.runtime.ports import free_port
     from dreamfleet.serving.server import check_port, serve_foreground
 
+    settings = replace(settings, port=settings.port or free_port(settings.host))
     check_port(settings.host, settings.port)  # not after an hour of training
     told = progress or SilentProgress()
-    result = make_adapters(config, settings, told)
-    finished = [subject for subject in result.subjects if subject.status == "finished"]
-    if not finished:
-        raise DreamfleetError("no subject was finished, see above; there is nothing to serve")
-    folder = _served_folder(finished[0].file(), len(result.subjects))
-    first = _FirstPicture(settings, Path(finished[0].file()), say)
+    made = make_adapters(config, settings, say, told)
+    first = _FirstPicture(settings, made, say)
+    served = _serve_settings(config, made.source)
     try:
         serve_foreground(
-            _serve_settings(config, folder),
+            served,
             host=settings.host,
             port=settings.port,
             progress=told,
-            on_ready=[first.begin, *_recorders(config, folder, told)],
+            on_ready=[first.begin, *_recorders(config, served, told)],
             done=first.done.is_set if settings.once else None,
         )
     finally:
         first.forget_key()
     if first.error is not None:
         raise first.error
-    return result
+    return made
 
 
 def make_adapters(
-    config: RunConfig, settings: LaunchSettings, progress: Progress
-) -> PersonalizeResult:
-    """Prepare, train and register: one training per subject, with the recipe as it is.
+    config: RunConfig, settings: LaunchSettings, say: Callable[[str], Any], progress: Progress
+) -> Made:
+    """Prepare, then train the recipe as it is or search it, and register."""
+    searched = config.tune.model_fields_set or config.space.model_fields_set
+    make = _tuned if searched else _trained
+    return make(config, settings, say, progress)
 
-    A study that looks for the recipe belongs here, in place of this call.
-    """
+
+def _trained(
+    config: RunConfig, settings: LaunchSettings, say: Callable[[str], Any], progress: Progress
+) -> Made:
+    """One training per subject; served out of their folder."""
     from dreamfleet.personalization import personalize
 
-    return personalize(
+    result = personalize(
         config, resume=settings.resume, overwrite=settings.overwrite, progress=progress
     )
+    finished = [subject for subject in result.subjects if subject.status == "finished"]
+    if not finished:
+        raise DreamfleetError("no subject was finished, see above; there is nothing to serve")
+    folder = _served_folder(finished[0].file(), len(result.subjects))
+    first = Path(finished[0].file())
+    return Made(first.name, first, {"adapters": folder}, len(result.failures))
+
+
+def _tuned(
+    config: RunConfig, settings: LaunchSettings, say: Callable[[str], Any], progress: Progress
+) -> Made:
+    """One study per subject; champions are served out of the registry, where they are."""
+    from dreamfleet.tuning.command import CHAMPION, tune
+
+    result = tune(config, resume=settings.resume, overwrite=settings.overwrite, progress=progress)
+    for line in (line for subject in result.subjects for line in subject.lines()):
+        say(line)
+    finished = [subject for subject in result.subjects if subject.status == "finished"]
+    if not finished:
+        raise DreamfleetError("no study has a champion, see above; there is nothing to serve")
+    first, failures = finished[0], len(result.failures)
+    folder = first.output_dir / CHAMPION
+    if all(subject.alias for subject in finished):
+        models = [subject.id for subject in finished]
+        source = {
+            "registry": True,
+            "tracking_uri": config.tracking.uri,
+            "registry_models": models,
+        }
+        return Made(f"{first.id}@{first.alias}", folder, source, failures)
+    if len(result.subjects) > 1:
+        raise DreamfleetError(
+            "the champions of several subjects are served out of MLflow's registry, and they are "
+            f"not registered; each lies in a folder of its own, e.g. {folder}"
+        )
+    return Made(folder.name, folder, {"adapters": str(folder)}, failures)
 
 
 class _FirstPicture:
     """Asks the service for a picture, as any client would, in a thread of its own."""
 
-    def __init__(self, settings: LaunchSettings, adapter: Path, say: Callable[[str], Any]) -> None:
+    def __init__(self, settings: LaunchSettings, made: Made, say: Callable[[str], Any]) -> None:
         from dreamfleet.serving.keys import KeyFile
 
-        self._settings, self._adapter, self._say = settings, adapter, say
+        self._settings, self._made, self._say = settings, made, say
         self._keys = KeyFile()
         self._key, self._entry = self._keys.create(name=KEY_NAME)
         self.done = threading.Event()
@@ -128,20 +186,23 @@ class _FirstPicture:
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{settings.port}"
-        wish = {"model": self._adapter.name, "prompt": settings.prompt or PROMPT, "seed": 0}
+        wish = {"model": self._made.model, "prompt": settings.prompt or PROMPT, "seed": 0}
         try:
             ((_, picture),) = query(address, wish, key=self._key, progress=SilentProgress())
-            path = self._adapter / PICTURE
+            path = self._made.folder / PICTURE
             path.write_bytes(picture)
             self._say(f"picture   {path}")
-            self._say(f"studio    {address}/")
-            self._say(f"API key   {self._key}  (good until this ends)")
+            if not settings.once:
+                self._say(f"studio    {address}/")
+                self._say(f"API key   {self._key}  (good until this ends)")
             if settings.show:
                 _open(path)
         except DreamfleetError as error:
             self.error = error
         except OSError as error:
-            self.error = DreamfleetError(f"{self._adapter}: cannot be written ({error.strerror})")
+            self.error = DreamfleetError(
+                f"{self._made.folder}: cannot be written ({error.strerror})"
+            )
         finally:
             self.done.set()
 
@@ -156,12 +217,12 @@ def _served_folder(adapter: str, subjects: int) -> str:
     return adapter if subjects == 1 else str(Path(adapter).parent)
 
 
-def _serve_settings(config: RunConfig, folder: str) -> ServeSettings:
+def _serve_settings(config: RunConfig, source: Mapping[str, Any]) -> ServeSettings:
     from dreamfleet.serving.command import settings_from_flags
 
     return settings_from_flags(
         {
-            "adapters": folder,
+            **source,
             "base_model": config.base_source,
             "device": config.device,
             "mixed_precision": config.train.mixed_precision,
@@ -170,12 +231,12 @@ def _serve_settings(config: RunConfig, folder: str) -> ServeSettings:
     )
 
 
-def _recorders(config: RunConfig, folder: str, progress: Progress) -> list[Any]:
+def _recorders(config: RunConfig, served: ServeSettings, progress: Progress) -> list[Any]:
     if not config.tracking.enabled:
         return []
     from dreamfleet.serving.recording import recorder
 
-    return [recorder(_serve_settings(config, folder), config.tracking.uri, progress.warn)]
+    return [recorder(served, config.tracking.uri, progress.warn)]
 
 
 def _open(path: Path) -> None:

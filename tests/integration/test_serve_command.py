@@ -97,7 +97,7 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
         with asked(address, key, body) as answer:
             found: dict[str, Any] = json.load(answer)
         assert found["data"][0]["b64_json"] and found["model"] == "ada@ada"
-        long = {**body, "num_inference_steps": 1000, "n": 10, "stream": True}
+        long = {**body, "num_inference_steps": 150, "n": 10, "stream": True}
         with asked(address, key, long) as stream:
             assert stream.readline()
             process.send_signal(signal.SIGTERM)
@@ -109,14 +109,20 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
     assert [child for child in children if runs(child)] == []
 
 
-def test_launch_once(tmp_path: Path) -> None:
+STUDY = ("--num-samples", "2", "--num-rungs", "1", "--images-at-end", "4", "--final-images", "4")
+
+
+@pytest.mark.parametrize("study", [False, True], ids=["trained", "tuned"])
+def test_launch_once(tmp_path: Path, study: bool) -> None:
     photos = ROOT / "examples" / "subjects" / "dog-biscuit"
     out = tmp_path / "biscuit"
+    adapter = out / "champion" if study else out
     process, _ = started(
         [
             *("launch", str(photos), "--class-word", "dog", "--output-dir", str(out)),
             *("--max-train-steps", "2", "--num-validation-images", "1", "--once", "--no-open"),
-            *("--validation-prompt", "a dog"),
+            *("--validation-prompt", "a dog", "--num-class-images", "2"),
+            *(STUDY if study else ()),
         ],
         tmp_path / "home",
     )
@@ -125,4 +131,6 @@ def test_launch_once(tmp_path: Path) -> None:
     finally:
         end(process)
     assert process.returncode == 0, output
-    assert (out / "served.png").is_file() and str(out / "served.png") in output
+    assert (adapter / "served.png").is_file() and str(adapter / "served.png") in output
+    assert ("alias champion" in output) == study, "served out of the registry"
+    assert f"adapters: {'dog-biscuit' if study else 'biscuit'}" in output

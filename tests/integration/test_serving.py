@@ -38,6 +38,7 @@ ASK: dict[str, Any] = {
     "num_inference_steps": 4,
 }
 LONG = {**ASK, "num_inference_steps": 150, "n": 2}  # the most steps that are taken
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 READY_S = 180.0
 ANSWER_S = 120.0
 
@@ -70,8 +71,8 @@ class Service:
         assert status == 200, body
         return pixels(json.loads(body)["data"][0]["b64_json"])
 
-    def open_stream(self, body: dict[str, Any]) -> socket.socket:
-        """A stream of which the first bytes have come."""
+    def open_stream(self, body: dict[str, Any], *, waits: bool = False) -> socket.socket:
+        """A stream of which the first bytes have come, or one that waits for its turn."""
         host, _, port = self.address.removeprefix("http://").partition(":")
         content = json.dumps({**body, "stream": True}).encode()
         connection = socket.create_connection((host, int(port)), timeout=ANSWER_S)
@@ -80,15 +81,18 @@ class Service:
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        assert b" 200 " in connection.recv(200)
+        if not waits:
+            assert b" 200 " in connection.recv(200)
         return connection
 
     def figures(self) -> dict[str, float]:
         found = self.handle.snapshot.remote().result(timeout_s=ANSWER_S)
         return dict(found)
 
-    def wait_for(self, reached: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        deadline = time.monotonic() + ANSWER_S
+    def wait_for(
+        self, reached: Callable[[dict[str, float]], bool], within_s: float = ANSWER_S
+    ) -> dict[str, float]:
+        deadline = time.monotonic() + within_s
         while not reached(figures := self.figures()):
             assert time.monotonic() < deadline, figures
             time.sleep(0.2)
@@ -103,8 +107,6 @@ def pixels(encoded: str) -> np.ndarray:
 def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two engines on the tiny base; both fit the session's two logical CPUs."""
     from ray import serve
-
-    from dreamfleet.serving.application import build_app
 
     place = tmp_path_factory.mktemp("serving")
     keys = KeyFile(place / "keys.json")
@@ -126,20 +128,28 @@ def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": "127.0.0.1", "port": port},
-        logging_config=quiet,
+        logging_config=QUIET,
     )
+    yield deployed(settings, port, keys.create("admin")[0])
+    serve.shutdown()
+
+
+def deployed(settings: ServeSettings, port: int, key: str) -> Service:
+    """The application with these settings, ready."""
+    from ray import serve
+
+    from dreamfleet.serving.application import build_app
+
     app = build_app(settings.model_dump(mode="json"))
-    handle = serve.run(app, name="dreamfleet", route_prefix="/", logging_config=quiet)
-    found = Service(port, keys.create("admin")[0], handle, settings)
+    handle = serve.run(app, name="dreamfleet", route_prefix="/", logging_config=QUIET)
+    found = Service(port, key, handle, settings)
     deadline = time.monotonic() + READY_S
     while found.ask("/healthz")[0] != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
-    yield found
-    serve.shutdown()
+    return found
 
 
 def command(process: psutil.Process) -> str:
@@ -247,22 +257,30 @@ def test_a_burst_is_refused_cleanly_and_passes(service: Service) -> None:
     service.draw()
 
 
-@pytest.mark.slow
 def test_clients_that_go_away_free_their_places(service: Service) -> None:
-    before = service.figures()
+    """While they are drawn for, and while they wait: counted, and nothing is stuck."""
+    before = service.figures().get("requests_cancelled", 0)
+
+    def cancelled(own: dict[str, float]) -> float:
+        return own.get("requests_cancelled", 0) - before
+
     gone = [service.open_stream({**LONG, "model": NAMES[index]}) for index in range(3)]
+    waiting = [service.open_stream({**LONG, "model": NAMES[3]}, waits=True) for _ in range(2)]
+    service.wait_for(lambda own: own["queue_waiting_pictures"] == 4)
     stays = threading.Thread(target=service.draw, kwargs={"model": NAMES[4]})
     stays.start()
+    for connection in waiting:
+        connection.close()
+    service.wait_for(lambda own: cancelled(own) == 2 and own["queue_waiting_pictures"] <= 1)
     for connection in gone:
         connection.close()
     stays.join(ANSWER_S)
     after = service.wait_for(lambda own: not own["requests_under_way"])
-    assert after["requests_cancelled"] - before.get("requests_cancelled", 0) == 3
-    assert after["queue_running_pictures"] == 0
+    assert cancelled(after) == 5
+    assert after["queue_running_pictures"] == after["queue_waiting_pictures"] == 0
     service.wait_for(lambda own: own["engine_drawing"] == 0 and own["engine_cache_in_use"] == 0)
 
 
-@pytest.mark.slow
 def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) -> None:
     expected = service.draw(model=NAMES[2])
     before = service.figures().get("requests_retried", 0)
@@ -282,3 +300,30 @@ def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) ->
         assert [job.result()[0] for job in jobs] == [200] * 6
     assert service.figures()["requests_retried"] > before
     assert np.abs(service.draw(model=NAMES[2]) - expected).max() <= 1
+
+
+@pytest.mark.slow
+def test_engines_are_added_for_pictures_that_wait(service: Service) -> None:
+    """Last in this file: it changes the application. One engine has no more to do than it can, and
+    what waits here, where Serve does not see it, brings the second.
+    """
+    changes = {"num_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.0}
+    scaled = service.settings.model_copy(update=changes)
+    port = int(service.address.rpartition(":")[2])
+    service = deployed(scaled, port, service.key)
+    service.wait_for(lambda own: own["queue_capacity_pictures"] == 3)
+    ended = threading.Event()
+
+    def ask_on() -> None:
+        while not ended.is_set():
+            service.ask(PATH, {**LONG, "n": 3})
+
+    clients = [threading.Thread(target=ask_on) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        service.wait_for(lambda own: own["queue_capacity_pictures"] == 6, 3 * READY_S)
+    finally:
+        ended.set()
+        for client in clients:
+            client.join(ANSWER_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -394,6 +395,23 @@ class TestRuns:
     def test_a_run_that_is_not_there(self, capsys: Captured, fleet_home: Path) -> None:
         code, _, err = run(capsys, "runs", "abc", "def")
         assert (code, "'abc'" in err) == (2, True)
+
+    def test_an_adapters_folder_stands_for_its_run(
+        self, capsys: Captured, fleet_home: Path, tmp_path: Path
+    ) -> None:
+        about = {
+            "name": "ada", "class_word": "dog", "token": "sks", "instance_prompt": "sks dog",
+            "class_prompt": "dog", "method": "dreambooth", "mode": "lora", "steps": 1,
+            "base": {"name": "embedded", "hash": "ab"},
+        }  # fmt: skip
+        for name, tracking in (("ada", {"run_id": "feed"}), ("unrecorded", {})):
+            (tmp_path / name).mkdir()
+            text = json.dumps({**about, "schema_version": 1, "tracking": tracking})
+            (tmp_path / name / "adapter.json").write_text(text, encoding="utf-8")
+        code, _, err = run(capsys, "runs", str(tmp_path / "ada"), "def")
+        assert (code, "'feed'" in err) == (2, True)
+        code, _, err = run(capsys, "runs", str(tmp_path / "unrecorded"), "def")
+        assert (code, "names no MLflow run" in err) == (2, True)
 
 
 class TestWorld:

@@ -14,3 +14,11 @@ def port_problem(host: str, port: int) -> str | None:
         except OSError as error:
             return f"{host}:{port} cannot be used ({error.strerror}); give another --port or --host"
     return None
+
+
+def free_port(host: str) -> int:
+    """A port on which nothing listens now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from dreamfleet.config import dreamfleet_home
@@ -31,7 +31,7 @@ from dreamfleet.serving.guard import Guard
 from dreamfleet.serving.keys import KeyFile
 from dreamfleet.serving.replica import EngineReplica
 from dreamfleet.serving.sampled import Sampled
-from dreamfleet.serving.schemas import MAX_IMAGES
+from dreamfleet.serving.scaling import POLICY
 from dreamfleet.serving.service import ImageService
 from dreamfleet.serving.settings import (
     CPUS_OF_INGRESS,
@@ -87,13 +87,14 @@ class Ingress:
     def __init__(self, engines: DeploymentHandle, settings: dict[str, Any]) -> None:
         self.settings = serve_settings(settings)
         own = self.settings
+        name = serve.get_replica_context().replica_id.unique_id
         self.service = ImageService(
-            ServeBackend(engines),
+            ServeBackend(engines, name, scaled=own.max_replicas is not None),
             _catalogue(own),
             FairQueue(
                 own.pictures_per_replica * own.num_replicas, own.max_waiting, own.max_per_key
             ),
-            Figures(serve.get_replica_context().replica_id.unique_id),
+            Figures(name),
             refresh_s=own.refresh_s,
             pictures_per_replica=own.pictures_per_replica,
             sampled=Sampled(own.sample_images),
@@ -176,14 +177,18 @@ def _engine_options(settings: ServeSettings) -> dict[str, Any]:
     }
     if settings.max_replicas is None:
         return {**options, "num_replicas": settings.num_replicas}
-    scaling = {
-        "min_replicas": settings.num_replicas,
-        "max_replicas": settings.max_replicas,
-        # Serve sees the requests that the queue lets through, not those that wait in it: the
-        # target has to lie below what a full engine has, however many pictures each is for.
-        "target_ongoing_requests": settings.target_ongoing_requests
-        or settings.pictures_per_replica / MAX_IMAGES,
-    }
+    scaling = AutoscalingConfig(
+        min_replicas=settings.num_replicas,
+        max_replicas=settings.max_replicas,
+        upscale_delay_s=settings.upscale_delay_s,
+        downscale_delay_s=settings.downscale_delay_s,
+        policy=AutoscalingPolicy(
+            policy_function=POLICY,
+            policy_kwargs={
+                "target_pictures": settings.target_pictures or settings.pictures_per_replica
+            },
+        ),
+    )
     return {**options, "autoscaling_config": scaling}
 
 

@@ -42,16 +42,21 @@ class LocalBackend:
     async def num_replicas(self) -> int:
         return 1
 
+    async def tell_demand(self, pictures: int) -> None:
+        """There are no more engines to be had."""
+
 
 class ServeBackend:
     """Engines behind a Serve handle.
 
     Args:
         handle: of the engines' deployment.
+        ingress: name of the replica that asks.
+        scaled: whether Serve adds engines when more pictures are wanted.
     """
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, handle: Any, ingress: str, *, scaled: bool = False) -> None:
+        self._handle, self._ingress, self._scaled = handle, ingress, scaled
 
     async def about(self) -> BaseAbout:
         with _own_errors():
@@ -89,6 +94,11 @@ class ServeBackend:
 
     async def num_replicas(self) -> int:
         return await asyncio.to_thread(_running_engines)
+
+    async def tell_demand(self, pictures: int) -> None:
+        if self._scaled:
+            told = self._handle.broadcast("note_demand", self._ingress, pictures)
+            await told.results_async(return_exceptions=True)
 
     def _near(self, order: DrawOrder, **options: Any) -> Any:
         """The handle, told what to look for in a replica."""

@@ -25,6 +25,7 @@ from dreamfleet.serving.orders import (
     RegistryFiles,
     StepDone,
 )
+from dreamfleet.serving.scaling import METRIC, Demand
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +63,7 @@ class EngineReplica(EngineActor):
         super().__init__(source, bounds)
         self._num_threads = num_threads
         self._cache = AdapterCache(cache_bytes, self._load_adapter, self._unload_adapter)
+        self._demand = Demand()
 
     def start(self) -> None:
         """Begin to load the base; returns at once."""
@@ -134,6 +136,14 @@ class EngineReplica(EngineActor):
     async def prefetch(self, ref: AdapterRef) -> None:
         """Load an adapter that will be wanted soon."""
         await self._cache.prefetch(ref)
+
+    async def note_demand(self, ingress: str, pictures: int) -> None:
+        """Pictures that are drawn by any engine, or wait, for one ingress."""
+        self._demand.note(ingress, pictures)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve; `PicturesPolicy` reads it."""
+        return {METRIC: float(self._demand.total())}
 
     async def stats(self) -> dict[str, float]:
         """The engine's figures and the cache's."""

@@ -31,6 +31,7 @@ log = logging.getLogger("dreamfleet.serving")
 TRIES = 3  # of an order whose replica is lost
 RETRY_PAUSE_S = 0.5
 POLL_S = 2.0
+ANSWER_S = 5.0  # of all engines
 PIXELS_FACTOR = 4  # pictures of at most so many times the base's own pixels
 
 
@@ -58,6 +59,9 @@ class Backend(Protocol):
 
     async def num_replicas(self) -> int:
         """Engines that are running."""
+
+    async def tell_demand(self, pictures: int) -> None:
+        """How many pictures are drawn and waited for, for whoever decides how many engines."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ class ImageService:
         }
         if self.about is not None:
             with contextlib.suppress(Exception):
-                stats = await asyncio.wait_for(self.backend.stats(), 5.0)
+                stats = await asyncio.wait_for(self.backend.stats(), ANSWER_S)
                 found |= {f"engine_{name}": value for name, value in stats.items()}
         return found
 
@@ -328,6 +332,8 @@ class ImageService:
         with contextlib.suppress(Exception):
             self._engines = await self.backend.num_replicas()
             self.queue.resize(self._per_replica * max(1, self._engines))
+            wanted = self.queue.running + self.queue.waiting
+            await asyncio.wait_for(self.backend.tell_demand(wanted), ANSWER_S)
         return POLL_S
 
 

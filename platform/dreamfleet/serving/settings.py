@@ -41,11 +41,17 @@ class ServeSettings(BaseModel):
     max_replicas: int | None = Field(
         None, ge=1, le=1000, description="autoscaling, from num_replicas to this many"
     )
-    target_ongoing_requests: float | None = Field(
+    target_pictures: float | None = Field(
         None,
         gt=0,
-        description="autoscaling: requests that an engine should have at once; default: as many as "
-        "fill it when each is for the most pictures",
+        description="autoscaling: pictures, drawn or waiting, for each engine; default: "
+        "pictures_per_replica",
+    )
+    upscale_delay_s: float = Field(
+        30.0, ge=0, description="autoscaling: seconds of want before engines are added"
+    )
+    downscale_delay_s: float = Field(
+        600.0, ge=0, description="autoscaling: seconds without want before engines are taken away"
     )
     num_ingress: int = Field(1, ge=1, le=100, description="HTTP replicas; queues are their own")
     cpus_per_replica: float = Field(1.0, ge=0, description="CPUs that Ray reserves for an engine")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import BadInputError, DreamfleetError
-from dreamfleet.tracking.base import resolve_uri, sqlite_path
+from dreamfleet.tracking.base import resolve_uri, sqlite_path, ui_command
 from dreamfleet.tracking.spool import flush_spool, spool_folder
 from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
 
@@ -159,12 +159,13 @@ def show_runs(
     if run_ids:
         first, second = run_ids
         screen.print(comparison_table(compare_runs(first, second, tracking_uri, experiment)))
-        return
-    rows = list_runs(tracking_uri, experiment, limit)
-    if rows:
+    elif rows := list_runs(tracking_uri, experiment, limit):
         screen.print(runs_table(rows, screen.width))
     else:
         screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
+        return
+    command = ui_command(resolve_uri(tracking_uri))
+    screen.print(f"MLflow in a browser: {command}", markup=False, soft_wrap=True)
 
 
 def flush_and_tell(console: Console | None = None) -> None:

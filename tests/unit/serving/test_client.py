@@ -18,7 +18,9 @@ from dreamfleet.config import load_config
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.personalization import PersonalizeResult
 from dreamfleet.personalization.results import SubjectResult
+from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.serving.keys import KeyFile
+from dreamfleet.tuning.results import SubjectTuned, TuneResult
 from tests.local_service import listening, local_application
 
 pytestmark = pytest.mark.heavy
@@ -62,7 +64,8 @@ def test_launch_draws_the_first_picture_as_a_client(
     """Training and Serve have their own tests; here they are what is already there."""
     adapter = shutil.copytree(adapters / "ada", tmp_path / "ada")
     subject = SubjectResult("ada", "Ada", "finished", adapter)
-    monkeypatch.setattr(launching, "make_adapters", lambda *given: PersonalizeResult([subject], 1))
+    result = PersonalizeResult([subject], 1)
+    monkeypatch.setattr("dreamfleet.personalization.personalize", lambda *given, **more: result)
     served: dict[str, Any] = {}
 
     def serve(
@@ -78,8 +81,49 @@ def test_launch_draws_the_first_picture_as_a_client(
     host, _, port = service.removeprefix("http://").partition(":")
     settings = launching.LaunchSettings(host=host, port=int(port), show=False, once=True)
     config = load_config(None, {"tracking.enabled": False})
-    launching.launch(config, settings, say=said.append)
+    assert launching.launch(config, settings, say=said.append).failures == 0
     assert Image.open(adapter / "served.png").size == (64, 64)
     assert served["settings"].adapters == str(adapter)
     assert any(str(adapter / "served.png") in line for line in said)
     assert KeyFile().keys() == [], "its key ended with it"
+
+
+class TestStudies:
+    """What `launch` makes of a recipe that is searched; the search has its own tests."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        def make(aliases: dict[str, str], **overrides: Any) -> launching.Made:
+            subjects = [
+                SubjectTuned(
+                    name,
+                    name.title(),
+                    "failed" if alias == "failed" else "finished",
+                    tmp_path / name,
+                    model_version="3" if alias else None,
+                    alias=alias,
+                )
+                for name, alias in aliases.items()
+            ]
+            result = TuneResult(subjects, 1.0)
+            monkeypatch.setattr("dreamfleet.tuning.command.tune", lambda *given, **more: result)
+            config = load_config(None, overrides or {"tune.num_samples": 3})
+            settings = launching.LaunchSettings()
+            return launching.make_adapters(config, settings, lambda line: None, SilentProgress())
+
+        return make
+
+    def test_registered_champions_are_served_from_there(self, made: Any, tmp_path: Path) -> None:
+        found = made({"ada": "failed", "bo": "candidate", "cy": "champion"})
+        assert found.model == "bo@candidate" and found.failures == 1
+        assert found.source["registry"] and found.source["registry_models"] == ["bo", "cy"]
+        assert found.folder == tmp_path / "bo" / "champion"
+
+    def test_without_a_registry_the_folder(self, made: Any, tmp_path: Path) -> None:
+        found = made({"ada": ""}, **{"space.sude_weight": [0.2]})
+        folder = tmp_path / "ada" / "champion"
+        assert found == launching.Made("champion", folder, {"adapters": str(folder)})
+        with pytest.raises(DreamfleetError, match="not registered"):
+            made({"ada": "", "bo": "champion"})
+        with pytest.raises(DreamfleetError, match="no study has a champion"):
+            made({"ada": "failed"})

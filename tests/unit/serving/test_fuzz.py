@@ -1,13 +1,18 @@
-"""Malformed requests by the hundred: every answer is one that the document names, none a 5xx."""
+"""Malformed requests: every answer is one that the document names, none a 5xx. A few hundred in the
+ordinary suite, thousands among the slow tests.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 pytestmark = pytest.mark.heavy
 
@@ -28,76 +33,79 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 BODIES = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=10), VALUES, max_size=8)
-QUICK = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+PATHS = ("/v1/models/{}", "/v1/models/{}/report", "/pictures/{}", "/studio.{}", "/{}")
+KINDS = ("application/json", "text/plain", "")
+HOW_MANY = pytest.mark.parametrize(
+    "examples", [pytest.param(40, id="few"), pytest.param(400, id="many", marks=pytest.mark.slow)]
+)
+
+
+def tried(examples: int, test: Callable[..., None], **drawn: st.SearchStrategy[Any]) -> None:
+    """Run `test` on so many examples."""
+    bounds = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    bounds(given(**drawn)(test))()
 
 
 def is_clean(answer: Any) -> bool:
     if answer.status_code == 200:
         return True
     error = answer.json()["error"]
-    return answer.status_code in (400, 404, 405, 413, 429) and set(error) == {
-        "message",
-        "type",
-        "param",
-        "code",
-    }
+    known = answer.status_code in (400, 404, 405, 413, 429)
+    return known and set(error) == {"message", "type", "param", "code"}
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=QUICK)
-@given(body=BODIES)
-def test_bodies_of_any_shape(client: Any, body: dict[str, Any]) -> None:
-    content = json.dumps({"num_inference_steps": 1, **body})  # what can be drawn is, quickly
-    answer = client.post(PATH, content=content, headers={"Content-Type": "application/json"})
-    assert is_clean(answer), (answer.status_code, answer.text)
+@HOW_MANY
+def test_bodies_of_any_shape(client: Any, examples: int) -> None:
+    def one(body: dict[str, Any]) -> None:
+        content = json.dumps({"num_inference_steps": 1, **body})  # what can be drawn is, quickly
+        answer = client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+        assert is_clean(answer), (answer.status_code, answer.text)
+
+    tried(examples, one, body=BODIES)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=QUICK)
-@given(
-    content=st.binary(max_size=200), kind=st.sampled_from(["application/json", "text/plain", ""])
-)
-def test_bodies_of_any_bytes(client: Any, content: bytes, kind: str) -> None:
-    answer = client.post(PATH, content=content, headers={"Content-Type": kind})
-    assert is_clean(answer), (answer.status_code, answer.text)
+@HOW_MANY
+def test_bodies_of_any_bytes(client: Any, examples: int) -> None:
+    def one(content: bytes, kind: str) -> None:
+        answer = client.post(PATH, content=content, headers={"Content-Type": kind})
+        assert is_clean(answer), (answer.status_code, answer.text)
+
+    tried(examples, one, content=st.binary(max_size=200), kind=st.sampled_from(KINDS))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=QUICK)
-@given(name=st.text(min_size=1, max_size=40), data=st.data())
-def test_names_of_any_kind(client: Any, name: str, data: st.DataObject) -> None:
-    from urllib.parse import quote
+@HOW_MANY
+def test_names_of_any_kind(client: Any, examples: int) -> None:
+    def one(name: str, path: str) -> None:
+        safe = quote(name.encode("utf-8", "replace"), safe="")
+        answer = client.get(path.format(safe))
+        assert answer.status_code in (200, 307, 400, 404), (answer.status_code, answer.text)
 
-    safe = quote(name.encode("utf-8", "replace"), safe="")
-    path = data.draw(
-        st.sampled_from(
-            ["/v1/models/{}", "/v1/models/{}/report", "/pictures/{}", "/studio.{}", "/{}"]
-        )
-    )
-    answer = client.get(path.format(safe))
-    assert answer.status_code in (200, 307, 400, 404), (answer.status_code, answer.text)
+    tried(examples, one, name=st.text(min_size=1, max_size=40), path=st.sampled_from(PATHS))
 
 
-@pytest.mark.slow
-def test_schemathesis_finds_no_5xx(client: Any) -> None:
-    """A thousand requests made from the OpenAPI document itself."""
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+@HOW_MANY
+def test_requests_made_from_the_document(client: Any, examples: int, mode: str) -> None:
+    """By schemathesis: as the document has them, and just not so. Each operation gets its share."""
     schemathesis = pytest.importorskip("schemathesis", reason="not installed (make install)")
-    document = client.get("/openapi.json").json()
-    schema = schemathesis.openapi.from_dict(document)
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    operations = [found.ok() for found in schema.get_all_operations()]
     headers = {"Authorization": client.headers["Authorization"]}
 
-    for result in schema.get_all_operations():
-        operation = result.ok()
-        if operation.method.upper() == "DELETE":
-            continue  # it would retire what others ask for
+    def one(case: Any) -> None:
+        given_body = isinstance(case.body, dict | list | str | int | float | bool | None)
+        answer = client.request(
+            case.method,
+            case.formatted_path,
+            params=case.query,
+            headers={**headers, "Content-Type": "application/json"},
+            content=json.dumps(case.body) if given_body else b"",
+        )
+        assert answer.status_code < 500, (case.method, case.path, case.body, answer.text)
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy())
-        def one(case: Any) -> None:
-            answer = client.request(
-                case.method,
-                case.formatted_path,
-                params=case.query,
-                headers=headers,
-                content=json.dumps(case.body, default=str) if case.body else b"",
-            )
-            assert answer.status_code < 500, (case.method, case.path, case.body)
-
-        one()
+    for operation in operations:
+        drawn = operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+        try:
+            tried(-(-examples // 4), one, case=drawn)
+        except Unsatisfiable:
+            assert mode == "negative" and not operation.body  # any text is a name

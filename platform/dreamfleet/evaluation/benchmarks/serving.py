@@ -16,8 +16,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import IO
@@ -29,6 +30,7 @@ from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 
 GUIDANCE = 3.0
 ASKED_EACH = 2  # pictures of one client in a round
+ENGINE = "dreamfleet_engine_"
 READY_WITHIN_S = 300.0
 ANSWER_S = 600.0
 END_S = 60.0
@@ -40,8 +42,8 @@ SWAP = "dreamfleet.evaluation.benchmarks.swap_service"
 def serve_mixed(settings: BenchSettings) -> dict[str, Figure]:
     """Clients on as many subjects against the same clients on one subject."""
     with _adapters(settings, settings.jobs) as folder, _ours(settings, folder) as address:
-        several = [str(index) for index in range(settings.jobs)]
-        contestants = {"mixed": several, "one": several[:1] * settings.jobs}
+        several = [str(index) for index in range(settings.jobs)] * ASKED_EACH
+        contestants = {"mixed": several, "one": several[:1] * len(several)}
         _round(settings, address, several)
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(settings.rounds):
@@ -54,7 +56,7 @@ def serve_vs_swap(settings: BenchSettings) -> dict[str, Figure]:
     """Clients on different subjects, against a Serve deployment that loads an adapter for each
     request. One service after the other: two on the same cores would disturb each other.
     """
-    names = [str(index) for index in range(settings.jobs)]
+    names = [str(index) for index in range(settings.jobs)] * ASKED_EACH
     times: dict[str, list[float]] = {}
     with _adapters(settings, settings.jobs) as folder:
         theirs = [SWAP, settings.base_model, str(folder), str(settings.num_threads)]
@@ -68,29 +70,50 @@ def serve_vs_swap(settings: BenchSettings) -> dict[str, Figure]:
 
 
 def serve_many_adapters(settings: BenchSettings) -> dict[str, Figure]:
-    """Every request a random one of many adapters, half of those asked for in the cache, against
-    one.
+    """Every request a random one of many adapters, half of them in the cache, against one.
+
+    Raises:
+        RuntimeError: the cache held more than it may, or let nothing go: then this says nothing.
     """
-    count, choose = settings.registered_adapters, random.Random(0)
+    count, asked = settings.registered_adapters, ASKED_EACH * settings.jobs
+    choose = random.Random(0)
     with _adapters(settings, count) as folder:
         size = (folder / "0" / WEIGHTS).stat().st_size
-        asked = min(count, settings.rounds * settings.jobs)
-        cache = max(1, asked * size // 2 // MIB)
+        cache = max(1, count * size // 2 // MIB)
         with _ours(settings, folder, "--cache-mib", str(cache)) as address:
+            # All of them once: from now on the cache is full, and every other stranger is missed.
+            _round(replace(settings, inference_steps=1), address, [str(i) for i in range(count)])
+            before = _figures(address)
             times: dict[str, list[float]] = {"many": [], "one": []}
-            _round(settings, address, ["0"] * settings.jobs)
             for _ in range(settings.rounds):
-                strangers = [str(choose.randrange(count)) for _ in range(settings.jobs)]
+                strangers = [str(choose.randrange(count)) for _ in range(asked)]
                 times["many"].append(_round(settings, address, strangers))
-                times["one"].append(_round(settings, address, ["0"] * settings.jobs))
+                times["one"].append(_round(settings, address, ["0"] * asked))
+            _check_cache(before, _figures(address), cache * MIB)
     return {"serve_1000_adapters_ratio": _ratio(times["one"], times["many"])}
 
 
-def _round(settings: BenchSettings, address: str, models: Sequence[str]) -> float:
-    """Seconds in which every client gets its pictures, one after the other."""
-    asked = [model for model in models for _ in range(ASKED_EACH)]
+def _check_cache(before: Mapping[str, float], after: Mapping[str, float], budget: int) -> None:
+    evicted = after["cache_evictions_total"] - before["cache_evictions_total"]
+    if not evicted or after["cache_bytes"] > budget:
+        raise RuntimeError(
+            f"{evicted:.0f} adapters were let go and {after['cache_bytes']:.0f} of {budget} bytes "
+            "are taken: the cache was not what this figure is about"
+        )
+
+
+def _figures(address: str) -> dict[str, float]:
+    """The engine's, as Prometheus would read them."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=ANSWER_S) as answer:
+        lines = answer.read().decode().splitlines()
+    parts = [line.replace("{", " ").split() for line in lines if line.startswith(ENGINE)]
+    return {name.removeprefix(ENGINE): float(value) for name, *_, value in parts}
+
+
+def _round(settings: BenchSettings, address: str, asked: Sequence[str]) -> float:
+    """Seconds in which as many clients as there are jobs get these pictures, one each at a time."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(len(models)) as clients:
+    with ThreadPoolExecutor(settings.jobs) as clients:
         list(clients.map(lambda model: _draw(settings, address, model), asked))
     return time.perf_counter() - started
 
