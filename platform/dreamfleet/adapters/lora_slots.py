@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from dreamfleet.adapters.bank import Part, Routing, SlotState
-from dreamfleet.adapters.files import read_adapter_for
+from dreamfleet.adapters.files import read_adapter_for, save_lora
 from dreamfleet.adapters.lora import (
     ADAPTER_NAME,
     TEXT_ENCODER_TARGETS,
@@ -32,6 +32,7 @@ from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
 PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file
+LAYERS = ("attention", "attention_ff", "all")  # each has the layers of those before it
 IN_PARAMETERS = f".{ADAPTER_NAME}."
 _TARGET_ENDS = tuple(f".{name}" for name in (*target_modules("sd1", "all"), *TEXT_ENCODER_TARGETS))
 
@@ -50,6 +51,29 @@ class LoraShape:
     layers: LoraLayers
     train_text_encoder: bool = False
     more_layers: frozenset[str] = frozenset()
+
+    def sites(self, base: Base) -> list[LoraSite]:
+        """As `lora_sites`."""
+        return lora_sites(base, self)
+
+    def fresh(self, base: Base, seed: int) -> SlotState:
+        """As `fresh_lora`."""
+        return fresh_lora(base, self, seed)
+
+    def joined(self, other: LoraShape) -> LoraShape:
+        """The smallest shape with room for both; alpha plays no part."""
+        return LoraShape(
+            max(self.rank, other.rank),
+            1.0,
+            max(self.layers, other.layers, key=LAYERS.index),
+            self.train_text_encoder or other.train_text_encoder,
+            self.more_layers | other.more_layers,
+        )
+
+    def save(self, folder: str | Path, base: Base, state: SlotState) -> list[Path]:
+        """Write `pytorch_lora_weights.safetensors`, which diffusers loads."""
+        metadata = lora_shape_metadata(base, self)
+        return [save_lora(folder, base, lora_to_file(state), metadata)]
 
 
 class LoraSite:
@@ -130,7 +154,7 @@ class LoraSite:
         if not routing.identity:
             down = routing.per_group(down).flatten(1, 2)  # [G, R, ...]
             up = routing.per_group(up).transpose(1, 2).flatten(2)  # [G, out, R]
-        factors = routing.factors(self.name)
+        factors = routing.factors(self)
         return down, up, None if factors is None else factors.repeat_interleave(rank, dim=1)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from dreamfleet.adapters.files import save_adapter, save_full
 from dreamfleet.adapters.lora import adapter_disabled
 from dreamfleet.bases import Base, load_base
-from dreamfleet.engine.attention import use_fast_attention
+from dreamfleet.engine.attention import use_fast_layers
 from dreamfleet.engine.batch import LatentSet
 from dreamfleet.engine.learner import MAX_SCALE_RETRIES, Learner
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
 from dreamfleet.engine.sharding import like, whole_values
 from dreamfleet.engine.spec import TrainJobSpec
+from dreamfleet.errors import ConfigError
 from dreamfleet.methods import Batch, make_method
 
 __all__ = ["LatentSet", "StepMetrics", "TrainJob", "TrainJobSpec"]
@@ -43,7 +44,12 @@ class TrainJob(Learner):
     def __init__(self, spec: TrainJobSpec, base: Base) -> None:
         self.spec, self.base = spec, base
         self.config = spec.checked()
-        use_fast_attention(base)
+        if spec.adapter is not None:
+            raise ConfigError(
+                f"an adapter of kind {type(spec.adapter).__name__} trains in an engine's slot "
+                "only; use PackedJob"
+            )
+        use_fast_layers(base)
         self.method = make_method(base, self.config)
         if spec.shard is not None:
             spec.shard(base)
@@ -147,7 +153,7 @@ class TrainJob(Learner):
             for module in {name.partition(".")[0] for name in self._gathered}:
                 for name, parameter in getattr(base, module).float().named_parameters():
                     parameter.copy_(self._gathered[f"{module}.{name}"])
-        use_fast_attention(base)
+        use_fast_layers(base)
         return base
 
     def _fresh_base(self) -> Base:
