@@ -17,6 +17,7 @@ def run_benchmarks(
     quick: bool,
     only: Sequence[str] = (),
     further: Sequence[Callable[[BenchSettings], dict[str, Figure]]] = (),
+    gpu: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Figure]:
     """Measure and write; a figure is written as soon as it is there.
@@ -24,21 +25,24 @@ def run_benchmarks(
     Args:
         folder: where benchmarks.json and benchmarks.md are.
         quick: leave out what the table does not ask for.
+        gpu: the table, and how well the device is used, into benchmarks_gpu.json and .md.
         only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
         further: measures of what stands above this package, for the full run.
     """
     import torch
 
-    _pin(settings.num_threads)
+    if settings.device == "cpu":
+        _pin(settings.num_threads)
     torch.set_num_threads(settings.num_threads)
-    from dreamfleet.evaluation.benchmarks.measures import FULL, QUICK
+    from dreamfleet.evaluation.benchmarks.measures import FULL, GPU, QUICK
 
     figures: dict[str, Figure] = {}
-    for measure in QUICK if quick else (*FULL, *further):
+    name = "benchmarks_gpu" if gpu else "benchmarks"
+    for measure in GPU if gpu else QUICK if quick else (*FULL, *further):
         if only and measure.__name__ not in only:
             continue
         own = measure(settings)
-        record(folder, own, settings)
+        record(folder, own, settings, name)
         for key, figure in own.items():
             say(f"{key:<30} {figure.value:8.3f} {figure.unit}")
         figures.update(own)
