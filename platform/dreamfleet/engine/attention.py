@@ -28,7 +28,7 @@ class PlainAttention:
         states = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))  # [B x heads, N, d]
         key = attn.head_to_batch_dim(attn.to_k(states))  # [B x heads, L, d]
-        value = attn.head_to_batch_dim(attn.to_v(states))  # [B x heads, L, d]
+        value = attn.head_to_batch_dim(attn.to_v(states))
         scores = torch.bmm(query * attn.scale, key.transpose(1, 2)).softmax(dim=-1)
         mixed = attn.batch_to_head_dim(torch.bmm(scores, value))  # [B, N, D]
         output: Tensor = attn.to_out[0](mixed)
@@ -39,19 +39,15 @@ class PlainAttention:
 PlainAttention.__call__.__signature__ = inspect.signature(PlainAttention.__call__)  # type: ignore[attr-defined]
 
 
-def use_fast_layers(base: Base) -> None:
-    """On CPUs and for small latents: attention by plain matrix products, and convolutions with the
-    channels last in memory.
+def use_fast_attention(base: Base) -> None:
+    """Plain matrix products on CPUs for small latents.
 
-    Measured at 16x16 latents: attention's forward and backward take half the time of torch's fused
-    one, whose gain is memory that is no need there; the convolutions of one picture are a seventh
-    faster (3 % of a step), and transformers get their tokens without a copy. The results differ by
-    rounding (1e-6).
+    Measured at 16x16 latents: forward and backward take half the time of torch's fused attention,
+    whose gain is memory that is no need there. The results differ by rounding (1e-6).
     """
     _, height, width = base.latent_shape
     if base.device.type != "cpu" or height * width > MAX_POSITIONS:
         return
-    base.unet.to(memory_format=torch.channels_last)
     layers = [layer for layer in base.unet.modules() if hasattr(layer, "set_processor")]
     if all(_is_plain(layer) for layer in layers):
         base.unet.set_attn_processor(PlainAttention())

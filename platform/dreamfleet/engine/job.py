@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dreamfleet.adapters.files import save_adapter, save_full
 from dreamfleet.adapters.lora import adapter_disabled
 from dreamfleet.bases import Base, load_base
-from dreamfleet.engine.attention import use_fast_layers
+from dreamfleet.engine.attention import use_fast_attention
 from dreamfleet.engine.batch import LatentSet
 from dreamfleet.engine.learner import MAX_SCALE_RETRIES, Learner
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
@@ -49,7 +49,7 @@ class TrainJob(Learner):
                 f"an adapter of kind {type(spec.adapter).__name__} trains in an engine's slot "
                 "only; use PackedJob"
             )
-        use_fast_layers(base)
+        use_fast_attention(base)
         self.method = make_method(base, self.config)
         if spec.shard is not None:
             spec.shard(base)
@@ -153,7 +153,7 @@ class TrainJob(Learner):
             for module in {name.partition(".")[0] for name in self._gathered}:
                 for name, parameter in getattr(base, module).float().named_parameters():
                     parameter.copy_(self._gathered[f"{module}.{name}"])
-        use_fast_layers(base)
+        use_fast_attention(base)
         return base
 
     def _fresh_base(self) -> Base:

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from dreamfleet.bases import load_base
-from dreamfleet.engine.attention import PlainAttention, use_fast_layers
+from dreamfleet.engine.attention import PlainAttention, use_fast_attention
 
 
 def test_plain_attention_equals_torchs_own(tiny_base_folder: Path) -> None:
     base, fast = load_base(tiny_base_folder), load_base(tiny_base_folder)
-    use_fast_layers(fast)
+    use_fast_attention(fast)
     kinds = {type(processor) for processor in fast.unet.attn_processors.values()}
     assert kinds == {PlainAttention}
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
