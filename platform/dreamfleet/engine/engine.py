@@ -61,7 +61,7 @@ class Engine:
 
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base, self.settings = base, settings or EngineSettings()
-        use_fast_attention(base)
+        use_fast_attention(base, frozen=True)
         if base.device.type == "cpu":  # 3 % of one job's step: oneDNN takes the pixels as they lie
             base.unet.to(memory_format=torch.channels_last)
         keep_freed_memory()
