@@ -254,7 +254,7 @@ class AdapterBank:
             routing = self._routing
             if routing is None or not routing.touches(site):
                 return None
-            routing.check(len(output))
+            routing.check(output.shape[0])
             return site.change(args[0], output, routing)
 
         return changed

@@ -99,15 +99,15 @@ class LoraSite:
             x: [B, N, in] or [B, in]; for a convolution [B, C, H, W].
             output: the layer's own output.
         """
-        down, up, factor = self._factors(routing)
         if isinstance(self.module, nn.Conv2d):
-            return self._convolved(x, output, down, up, factor)
+            return self._convolved(x, output, *self._factors(routing))
+        down, up, factor = self._linear_factors(routing)
         groups = down.shape[0]
-        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.transpose(1, 2))  # [G, bN, R]
+        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down)  # [G, bN, R]
         if factor is not None:
             hidden = hidden * factor.unsqueeze(1)
         flat = output.reshape(groups, -1, output.shape[-1])  # [G, bN, out]
-        return torch.baddbmm(flat, hidden, up.transpose(1, 2)).view(output.shape)
+        return torch.baddbmm(flat, hidden, up).view(output.shape)
 
     def _convolved(
         self, x: Tensor, output: Tensor, down: Tensor, up: Tensor, factor: Tensor | None
@@ -144,6 +144,18 @@ class LoraSite:
             self.name, lambda: self._gather(routing)
         )
         return gathered
+
+    def _linear_factors(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A^T [G, in, R], B^T [G, R, out] and the factor [G, R], as products take them."""
+
+        def turned() -> tuple[Tensor, Tensor, Tensor | None]:
+            down, up, factor = self._factors(routing)
+            return down.transpose(1, 2), up.transpose(1, 2), factor
+
+        if routing.trainable and not routing.identity:  # as in `_factors`
+            return turned()
+        kept: tuple[Tensor, Tensor, Tensor | None] = routing.ready(f"{self.name} turned", turned)
+        return kept
 
     def _gather(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
         down_part, up_part = self.parts

@@ -20,6 +20,20 @@ MAX_POSITIONS = 1024
 Joined = tuple[list[nn.Linear], Tensor]
 
 
+def _looked_up(
+    attn: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> None:
+    """What diffusers finds as a processor's `__call__` when it looks the signature up, as it does
+    before every call: finding a method's own takes longer than a small layer. Never called itself.
+    """
+
+
+_looked_up.__signature__ = inspect.signature(_looked_up)  # type: ignore[attr-defined]
+
+
 class PlainAttention:
     """softmax(q k^T / sqrt(d)) v, for the attention layers of Stable Diffusion's UNets.
 
@@ -29,6 +43,7 @@ class PlainAttention:
 
     def __init__(self, joined: Mapping[nn.Module, Joined] | None = None) -> None:
         self._joined = joined or {}
+        self.__call__ = _looked_up  # type: ignore[method-assign, assignment]
 
     def __call__(
         self,
@@ -87,10 +102,6 @@ def _joined(layers: Iterable[Any]) -> dict[nn.Module, Joined]:
             layer.weight.data = part
         joined[attn] = (own, weight)
     return joined
-
-
-# diffusers looks the signature up at every call, and finding it takes longer than a small layer.
-PlainAttention.__call__.__signature__ = inspect.signature(PlainAttention.__call__)  # type: ignore[attr-defined]
 
 
 def use_fast_attention(base: Base, *, frozen: bool = False) -> None:
