@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast checks format bench bench-quick wheel clean
+.PHONY: help install demo test test-fast checks format bench bench-quick bench-gpu wheel clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ bench: install ## all benchmarks, into docs/benchmarks.md (on a quiet machine)
 
 bench-quick: install ## the benchmarks of the table only (six minutes on two cores)
 	$(BIN)/python pipelines/run_benchmarks.py --quick
+
+bench-gpu: install ## the same table at SD1.5's shape on a GPU, into docs/benchmarks_gpu.md
+	$(BIN)/python pipelines/run_benchmarks.py --gpu
 
 wheel: install ## build dist/dreamfleet-<version>-py3-none-any.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .

@@ -90,6 +90,11 @@ class DataConfig(_Section):
     cache_max_gib: Finite = Field(
         10.0, gt=0, description="bound of the cache folder in GiB; the oldest entries go first"
     )
+    teacher_cache_gib: Finite = Field(
+        0.0,
+        ge=0,
+        description="the frozen teacher's predictions kept on disk, GiB at most; 0: not kept",
+    )
 
 
 class SudeConfig(_Section):

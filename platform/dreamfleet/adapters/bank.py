@@ -37,7 +37,9 @@ class Site(Protocol):
     """A layer of the base, and what an adapter does to its output there."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Unlike that of any other site of a bank."""
+        ...
 
     @property
     def module(self) -> nn.Module: ...
@@ -73,13 +75,14 @@ class _Slot:
 
 
 class AdapterBank:
-    """`max_slots` adapters of one kind on one base, whose modules are not changed (forward hooks).
+    """`max_slots` adapters on one base, whose modules are not changed (forward hooks).
 
     Outside `routed` the base is bare. The numbers of all slots lie in one tensor [S + 1, P] fp32,
     padded with zeros to the largest shapes; the last row stays zero and stands for the bare base.
 
     Args:
-        sites: where adapters act, e.g. `lora_sites(base, ...)`.
+        sites: where adapters act, of one kind or several, e.g. `lora_sites(base, ...)`. An adapter
+            that has no tensors at a site has no effect there and gets no gradient.
         max_slots: adapters held at once; memory is taken as slots are used.
         device: where the base is.
     """
@@ -251,7 +254,7 @@ class AdapterBank:
             routing = self._routing
             if routing is None or not routing.touches(site):
                 return None
-            routing.check(len(output))
+            routing.check(output.shape[0])
             return site.change(args[0], output, routing)
 
         return changed
@@ -322,11 +325,7 @@ class Routing:
     def touches(self, site: Site) -> bool:
         """Whether any of the adapters acts at this site."""
         if site.name not in self._touched:
-            self._touched[site.name] = any(
-                held is not None and part.name in held.shapes
-                for held in self._held
-                for part in site.parts
-            )
+            self._touched[site.name] = any(_acts(held, site) for held in self._held)
         return self._touched[site.name]
 
     def check(self, rows: int) -> None:
@@ -360,11 +359,13 @@ class Routing:
             self._gather = torch.tensor(self._index, device=leaf.device)
         return leaf[self._gather]
 
-    def factors(self, site: str) -> Tensor | None:
-        """[G, K] scale times strength at a site; None where all are 1."""
-        if site not in self._factors:
-            self._factors[site] = self._scaled(site)
-        return self._factors[site]
+    def factors(self, site: Site) -> Tensor | None:
+        """[G, K] scale times strength at a site, 0 for adapters that leave it alone; None where all
+        are 1.
+        """
+        if site.name not in self._factors:
+            self._factors[site.name] = self._scaled(site)
+        return self._factors[site.name]
 
     def notes(self, name: str) -> list[list[Any]]:
         """[G][K] a note of every adapter (None where it has none)."""
@@ -388,8 +389,11 @@ class Routing:
             self.bank.gradient(slot).add_(self._gradients[position])
         self._gradients.zero_()
 
-    def _scaled(self, site: str) -> Tensor | None:
-        scales = [1.0 if held is None else held.scales.get(site, 1.0) for held in self._held]
+    def _scaled(self, site: Site) -> Tensor | None:
+        scales = [
+            held.scales.get(site.name, 1.0) if held is not None and _acts(held, site) else 0.0
+            for held in self._held
+        ]
         factors = [
             [scales[u] * strength for u, strength in zip(index, strengths, strict=True)]
             for index, strengths in zip(self._index, self._strengths, strict=True)
@@ -411,6 +415,11 @@ class Routing:
         offset, part = self.bank.span(name)
         block = flat[:, offset : offset + part.size].unflatten(1, part.shape)
         return block.narrow(axis + 1, 0, length)
+
+
+def _acts(held: _Slot | None, site: Site) -> bool:
+    """Whether an adapter has tensors at a site."""
+    return held is not None and any(part.name in held.shapes for part in site.parts)
 
 
 def _active(adapters: Adapters) -> tuple[tuple[int, float], ...]:

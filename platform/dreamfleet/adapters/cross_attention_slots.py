@@ -4,31 +4,79 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamfleet.adapters.bank import Part, Routing, Site, SlotState
 from dreamfleet.bases import Base
-from dreamfleet.errors import ConfigError
+from dreamfleet.errors import AdapterFileError, ConfigError
 
 TARGETS = ("attn2.to_k", "attn2.to_v")
 TOKEN_ROWS = "text_encoder.token_rows"
+DELTA = ".delta"
+FILE_NAME = "cross_attention_weights.safetensors"
+TOKEN_IDS = "dreamfleet_token_ids"  # in the file's metadata
+
+
+@dataclass(frozen=True)
+class CrossAttentionShape:
+    """What decides an adapter's tensors.
+
+    Attributes:
+        tokens: modifier token id and the id of the token whose row it starts as, for each.
+        max_tokens: rows that a bank has room for, if more.
+    """
+
+    tokens: tuple[tuple[int, int], ...] = ()
+    max_tokens: int = 0
+
+    def sites(self, base: Base) -> list[Site]:
+        """As `cross_attention_sites`."""
+        return cross_attention_sites(base, self._rows)
+
+    def fresh(self, base: Base, seed: int) -> SlotState:
+        """As `fresh_cross_attention`; nothing in it is drawn."""
+        return fresh_cross_attention(base, dict(self.tokens))
+
+    def joined(self, other: CrossAttentionShape) -> CrossAttentionShape:
+        """The smallest shape with room for both."""
+        return CrossAttentionShape(max_tokens=max(self._rows, other._rows))
+
+    def save(self, folder: str | Path, base: Base, state: SlotState) -> list[Path]:
+        """Write `cross_attention_weights.safetensors`, which `read_cross_attention` reads."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.cpu().contiguous() for name, value in state.tensors.items()}
+        ids = [int(token) for token in state.notes.get(TOKEN_ROWS, ())]
+        part = path.with_suffix(".part")
+        save_file(tensors, part, {TOKEN_IDS: json.dumps(ids)})
+        part.replace(path)
+        return [path]
+
+    @property
+    def _rows(self) -> int:
+        return max(len(self.tokens), self.max_tokens)
 
 
 class WeightSite:
     """A linear layer with (W + scale dW) x."""
 
     def __init__(self, name: str, module: nn.Linear) -> None:
-        self.name, self.module = name, module
-        self.parts = (Part(f"{name}.delta", tuple(module.weight.shape)),)
+        self.name, self.module = f"{name}{DELTA}", module  # a LoRA may act on the same layer
+        self.parts = (Part(self.name, tuple(module.weight.shape)),)
 
     def change(self, x: Tensor, output: Tensor, routing: Routing) -> Tensor:
         """`output` [B, N, out] + dW x for x [B, N, in]."""
         part = self.parts[0]
         delta = routing.per_group(routing.leaf(part.name, part.shape[0], 0))  # [G, K, out, in]
-        factors = routing.factors(self.name)
+        factors = routing.factors(self)
         if factors is not None:
             delta = delta * factors[..., None, None]
         groups = delta.shape[0]
@@ -52,7 +100,7 @@ class TokenSite:
         A strength other than 0 takes the row as it is: half a word is no word.
         """
         most = routing.length(TOKEN_ROWS, 0)
-        rows = routing.per_group(routing.leaf(TOKEN_ROWS, most, 0))  # [G, K, n, W]
+        rows = routing.per_group(routing.leaf(TOKEN_ROWS, most, 0)).to(output.dtype)  # [G, K, n, W]
         ids = _padded_ids(routing.notes(TOKEN_ROWS), most, x.device)  # [G, K, n]
         grouped = output.unflatten(0, (rows.shape[0], -1))  # [G, b, L, W]
         tokens = x.unflatten(0, (rows.shape[0], -1)).unsqueeze(-1)  # [G, b, L, 1]
@@ -64,13 +112,15 @@ class TokenSite:
 
 
 def cross_attention_sites(base: Base, max_tokens: int = 1) -> list[Site]:
-    """The UNet's cross-attention keys and values, and the text encoder's token embedding."""
+    """The UNet's cross-attention keys and values, and with modifier tokens the text encoder's token
+    embedding.
+    """
     sites: list[Site] = [
         WeightSite(f"unet.{name}", module)
         for name, module in base.unet.named_modules()
         if name.endswith(TARGETS)
     ]
-    return [*sites, TokenSite(_token_embedding(base), max_tokens)]
+    return [*sites, TokenSite(_token_embedding(base), max_tokens)] if max_tokens else sites
 
 
 def fresh_cross_attention(base: Base, tokens: Mapping[int, int]) -> SlotState:
@@ -84,11 +134,36 @@ def fresh_cross_attention(base: Base, tokens: Mapping[int, int]) -> SlotState:
         for site in cross_attention_sites(base)
         if isinstance(site, WeightSite)
     }
+    if not tokens:
+        return SlotState(tensors)
     embedding: Tensor = _token_embedding(base).weight
-    rows = [embedding[start].detach().float().cpu().clone() for start in tokens.values()]
-    if rows:
-        tensors[TOKEN_ROWS] = torch.stack(rows)
+    rows = [embedding[start].detach().float().cpu() for start in tokens.values()]
+    tensors[TOKEN_ROWS] = torch.stack(rows)  # [n, W]
     return SlotState(tensors, notes={TOKEN_ROWS: tuple(tokens)})
+
+
+def cross_attention_shape(state: SlotState) -> CrossAttentionShape:
+    """A shape that has room for a slot's state."""
+    rows = state.tensors.get(TOKEN_ROWS)
+    return CrossAttentionShape(max_tokens=0 if rows is None else len(rows))
+
+
+def read_cross_attention(folder: str | Path) -> SlotState:
+    """The adapter that `CrossAttentionShape.save` wrote into a folder, bit for bit.
+
+    Raises:
+        AdapterFileError: it is missing or damaged.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            ids = tuple(int(token) for token in json.loads((file.metadata() or {})[TOKEN_IDS]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise AdapterFileError(f"{path}: expected a file that training wrote: {error}") from error
+    if len(ids) != len(tensors.get(TOKEN_ROWS, ())):
+        raise AdapterFileError(f"{path}: {len(ids)} token ids for another number of token rows")
+    return SlotState(tensors, notes={TOKEN_ROWS: ids} if ids else {})
 
 
 def _token_embedding(base: Base) -> nn.Embedding:

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from dreamfleet.adapters.bank import Part, Routing, SlotState
-from dreamfleet.adapters.files import read_adapter_for
+from dreamfleet.adapters.files import read_adapter_for, save_lora
 from dreamfleet.adapters.lora import (
     ADAPTER_NAME,
     TEXT_ENCODER_TARGETS,
@@ -32,6 +32,7 @@ from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
 PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file
+LAYERS = ("attention", "attention_ff", "all")  # each has the layers of those before it
 IN_PARAMETERS = f".{ADAPTER_NAME}."
 _TARGET_ENDS = tuple(f".{name}" for name in (*target_modules("sd1", "all"), *TEXT_ENCODER_TARGETS))
 
@@ -50,6 +51,29 @@ class LoraShape:
     layers: LoraLayers
     train_text_encoder: bool = False
     more_layers: frozenset[str] = frozenset()
+
+    def sites(self, base: Base) -> list[LoraSite]:
+        """As `lora_sites`."""
+        return lora_sites(base, self)
+
+    def fresh(self, base: Base, seed: int) -> SlotState:
+        """As `fresh_lora`."""
+        return fresh_lora(base, self, seed)
+
+    def joined(self, other: LoraShape) -> LoraShape:
+        """The smallest shape with room for both; alpha plays no part."""
+        return LoraShape(
+            max(self.rank, other.rank),
+            1.0,
+            max(self.layers, other.layers, key=LAYERS.index),
+            self.train_text_encoder or other.train_text_encoder,
+            self.more_layers | other.more_layers,
+        )
+
+    def save(self, folder: str | Path, base: Base, state: SlotState) -> list[Path]:
+        """Write `pytorch_lora_weights.safetensors`, which diffusers loads."""
+        metadata = lora_shape_metadata(base, self)
+        return [save_lora(folder, base, lora_to_file(state), metadata)]
 
 
 class LoraSite:
@@ -75,15 +99,15 @@ class LoraSite:
             x: [B, N, in] or [B, in]; for a convolution [B, C, H, W].
             output: the layer's own output.
         """
-        down, up, factor = self._factors(routing)
         if isinstance(self.module, nn.Conv2d):
-            return self._convolved(x, output, down, up, factor)
+            return self._convolved(x, output, *self._factors(routing))
+        down, up, factor = self._linear_factors(routing)
         groups = down.shape[0]
-        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.transpose(1, 2))  # [G, bN, R]
+        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down)  # [G, bN, R]
         if factor is not None:
             hidden = hidden * factor.unsqueeze(1)
         flat = output.reshape(groups, -1, output.shape[-1])  # [G, bN, out]
-        return torch.baddbmm(flat, hidden, up.transpose(1, 2)).view(output.shape)
+        return torch.baddbmm(flat, hidden, up).view(output.shape)
 
     def _convolved(
         self, x: Tensor, output: Tensor, down: Tensor, up: Tensor, factor: Tensor | None
@@ -121,6 +145,18 @@ class LoraSite:
         )
         return gathered
 
+    def _linear_factors(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A^T [G, in, R], B^T [G, R, out] and the factor [G, R], as products take them."""
+
+        def turned() -> tuple[Tensor, Tensor, Tensor | None]:
+            down, up, factor = self._factors(routing)
+            return down.transpose(1, 2), up.transpose(1, 2), factor
+
+        if routing.trainable and not routing.identity:  # as in `_factors`
+            return turned()
+        kept: tuple[Tensor, Tensor, Tensor | None] = routing.ready(f"{self.name} turned", turned)
+        return kept
+
     def _gather(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
         down_part, up_part = self.parts
         rank = routing.length(down_part.name, 0)
@@ -130,7 +166,7 @@ class LoraSite:
         if not routing.identity:
             down = routing.per_group(down).flatten(1, 2)  # [G, R, ...]
             up = routing.per_group(up).transpose(1, 2).flatten(2)  # [G, out, R]
-        factors = routing.factors(self.name)
+        factors = routing.factors(self)
         return down, up, None if factors is None else factors.repeat_interleave(rank, dim=1)
 
 

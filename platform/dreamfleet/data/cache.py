@@ -19,6 +19,7 @@ from dreamfleet.config import dreamfleet_home
 from dreamfleet.runtime.storage import Entry, Folder
 
 KINDS = ("photos", "prior_sets")
+TEACHER = "teacher"  # predictions of frozen teachers, which engines write
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,9 @@ class Cache:
     def info(self) -> list[CacheUse]:
         """Entries and bytes of each kind."""
         entries = self._entries()
-        return [
-            CacheUse(kind, len(sizes), sum(sizes))
-            for kind in KINDS
-            for sizes in [[entry.bytes for found, entry in entries if found == kind]]
-        ]
+        sizes = {kind: [own.bytes for found, own in entries if found == kind] for kind in KINDS}
+        sizes[TEACHER] = [path.stat().st_size for path in self._predictions()]
+        return [CacheUse(kind, len(own), sum(own)) for kind, own in sizes.items()]
 
     def clear(self) -> int:
         """Delete every entry; returns the bytes freed."""
@@ -110,7 +109,20 @@ class Cache:
         for kind, entry in self._entries():
             self.folder.child(kind).delete(entry.name)
             freed += entry.bytes
+        for path in self._predictions():
+            freed += path.stat().st_size
+            path.unlink()
         return freed
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where engines keep the frozen teacher's predictions: always on a disk of their own
+        machine, since each is a file of some KB. `data.teacher_cache_gib` bounds it.
+        """
+        return (self.folder.local or default_root()) / TEACHER
+
+    def _predictions(self) -> list[Path]:
+        return sorted(self.teacher_folder.glob("*/*.safetensors"))
 
     def _entries(self) -> list[tuple[str, Entry]]:
         return [

@@ -13,15 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from dreamfleet.adapters.bank import AdapterBank, Adapters, SlotState
-from dreamfleet.adapters.lora_slots import LoraShape, lora_sites, read_lora_slot, shape_of
+from dreamfleet.adapters.kinds import (
+    AdapterShape,
+    Shapes,
+    read_slot,
+    shapes_of,
+    sites_of,
+    with_room_for,
+)
 from dreamfleet.bases import Base
 from dreamfleet.engine.attention import use_fast_attention
-from dreamfleet.engine.memory import rows_that_fit
+from dreamfleet.engine.memory import keep_freed_memory, rows_that_fit
 from dreamfleet.engine.metrics import StepMetrics
-from dreamfleet.engine.packed_job import PackedJob, lora_shape
+from dreamfleet.engine.packed_job import PackedJob, adapter_shape
 from dreamfleet.engine.packed_sampling import ImageRequest, OnStep, PackedSampler, Ticket, fail
 from dreamfleet.engine.packed_training import PackedTrainer
 from dreamfleet.engine.settings import EngineSettings
@@ -31,7 +39,6 @@ from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
 from dreamfleet.methods.dreambooth.text import TextCache
 
 OnTrainStep = Callable[[StepMetrics], None]
-LAYERS = ("attention", "attention_ff", "all")
 SMOOTHING = 0.1  # weight of the newest step in the shown step times
 
 
@@ -45,7 +52,7 @@ class _Training:
 
 
 class Engine:
-    """Trains LoRA jobs and draws images, packed. One thread calls its methods; `step` does a piece
+    """Trains adapters and draws images, packed. One thread calls its methods; `step` does a piece
     of work.
 
     Args:
@@ -54,17 +61,23 @@ class Engine:
 
     def __init__(self, base: Base, settings: EngineSettings | None = None) -> None:
         self.base, self.settings = base, settings or EngineSettings()
-        use_fast_attention(base)
+        use_fast_attention(base, frozen=True)
+        if base.device.type == "cpu":  # 3 % of one job's step: oneDNN takes the pixels as they lie
+            base.unet.to(memory_format=torch.channels_last)
+        keep_freed_memory()
         self.max_rows = self.settings.max_rows or rows_that_fit(base)
         self._texts = TextCache(base)
-        self._shape: LoraShape | None = None
+        self._shapes: Shapes = {}
         self._bank: AdapterBank | None = None
         cache = TeacherCache(
-            self.settings.teacher_cache_mib * MIB, self.settings.teacher_cache_folder
+            self.settings.teacher_cache_mib * MIB,
+            self.settings.teacher_cache_folder,
+            self.settings.teacher_cache_disk_mib * MIB,
         )
         self.teacher = FrozenTeacher(base, self._texts, cache, self.max_rows)
         self._sampler = PackedSampler(base, None, self._texts, self.max_rows)
         self._trainer: PackedTrainer | None = None
+        self._training_rows = self.max_rows  # fewer once memory has run out
         self._jobs: dict[str, _Training] = {}
         self._host: OrderedDict[str, SlotState] = OrderedDict()
         self._resident: OrderedDict[str, int] = OrderedDict()
@@ -96,7 +109,8 @@ class Engine:
         """
         if job_id in self._jobs:
             return self._jobs[job_id].job
-        bank = self._room_for(lora_shape(spec.checked()))
+        spec.checked()
+        bank = self._room_for(adapter_shape(spec))
         self._free_a_slot(bank)
         job = PackedJob(spec, self.base, bank, self._texts)
         if state is not None:
@@ -146,6 +160,7 @@ class Engine:
             training.job.release()
             for _, reached in training.waiting:
                 reached.cancel()
+            self._drop_empty_bank()
 
     # Sampling
 
@@ -155,7 +170,7 @@ class Engine:
         Raises:
             AdapterFileError: it is damaged or not for this base.
         """
-        state = source if isinstance(source, SlotState) else read_lora_slot(self.base, source)
+        state = source if isinstance(source, SlotState) else read_slot(self.base, source)
         self._check_holds(name, state)
         self._host[name] = state
         self._host.move_to_end(name)
@@ -171,6 +186,7 @@ class Engine:
         self._host.pop(name, None)
         if not self._users[name]:
             self._evict(name)
+            self._drop_empty_bank()
 
     def submit(self, request: ImageRequest, on_step: OnStep | None = None) -> Ticket:
         """Ask for a picture; it joins the others as soon as there is room.
@@ -230,7 +246,7 @@ class Engine:
         return {
             "slots": float(self._bank.used if self._bank else 0),
             "max_slots": float(self.settings.max_slots),
-            "max_rows": float(self._trainer.max_rows if self._trainer else self.max_rows),
+            "max_rows": float(self._trainer.max_rows if self._trainer else self._training_rows),
             "jobs": float(len(self._jobs)),
             "queue": float(len(self._queue)),
             "drawing": float(len(self._sampler)),
@@ -292,6 +308,7 @@ class Engine:
         for _, reached in training.waiting:
             if reached.set_running_or_notify_cancel():
                 reached.set_exception(error)
+        self._drop_empty_bank()
 
     def _draw(self) -> None:
         for ticket in self._sampler.step():
@@ -302,6 +319,7 @@ class Engine:
             self._users[name] -= 1
             if not self._users[name] and name not in self._host:
                 self._evict(name)
+                self._drop_empty_bank()
         self._figures.images += not ticket.image.cancelled() and ticket.image.exception() is None
 
     def _admit(self) -> None:
@@ -344,7 +362,7 @@ class Engine:
             raise BadInputError(
                 f"adapter {name!r}: it was removed while a request for it waited; add it again"
             )
-        bank = self._room_for(shape_of(self._host[name]))
+        bank = self._room_for(*shapes_of(self._host[name]))
         self._free_a_slot(bank, keep)
         slot = bank.claim()
         try:
@@ -369,12 +387,14 @@ class Engine:
         if slot is not None and self._bank is not None:
             self._bank.release(slot)
 
-    def _room_for(self, shape: LoraShape) -> AdapterBank:
-        """The bank, made wider (larger rank, more layers) if an adapter does not fit."""
-        wanted = shape if self._shape is None else _union(self._shape, shape)
-        if self._bank is not None and wanted == self._shape:
+    def _room_for(self, *shapes: AdapterShape) -> AdapterBank:
+        """The bank, made wider (larger rank, more layers, another kind) if an adapter does not
+        fit.
+        """
+        wanted = with_room_for(self._shapes, *shapes)
+        if self._bank is not None and wanted == self._shapes:
             return self._bank
-        old, sites = self._bank, lora_sites(self.base, wanted)
+        old, sites = self._bank, sites_of(self.base, wanted)
         bank = AdapterBank(sites, self.settings.max_slots, self.base.device)
         with contextlib.ExitStack() as undo:  # all move, or none
             undo.callback(bank.close)
@@ -387,21 +407,31 @@ class Engine:
             undo.pop_all()
         if old is not None:
             old.close()
-        self._bank, self._shape = bank, wanted
+        self._bank, self._shapes = bank, wanted
         self._sampler.bank = bank
-        rows = self._trainer.max_rows if self._trainer else self.max_rows
+        rows = self._trainer.max_rows if self._trainer else self._training_rows
         self._trainer = PackedTrainer(self.base, bank, self.teacher, rows)
         return bank
 
+    def _drop_empty_bank(self) -> None:
+        """Memory of slots that nobody uses goes back; the next adapter gets a bank of its size."""
+        if self._bank is None or self._bank.used:
+            return
+        if self._trainer is not None:
+            self._training_rows = self._trainer.max_rows
+        self._bank.close()
+        self._bank, self._trainer, self._shapes = None, None, {}
+        self._sampler.bank = None
+
     def _check_holds(self, name: str, state: SlotState) -> None:
         """Refuse an adapter before anybody asks for a picture with it."""
-        bank = self._room_for(shape_of(state))
+        bank = self._room_for(*shapes_of(state))
         for part, tensor in state.tensors.items():
             if not bank.has_part(part, tensor.shape):
                 raise AdapterFileError(
                     f"adapter {name!r}: {part} of shape {tuple(tensor.shape)} has no place in this "
-                    f"engine; expected a LoRA of linear and convolution layers of base model "
-                    f"{self.base.name}"
+                    "engine; expected a LoRA of linear and convolution layers, or changes of "
+                    f"cross-attention weights and token rows, of base model {self.base.name}"
                 )
 
     def _training(self, job_id: str) -> _Training:
@@ -429,17 +459,6 @@ def _told(training: _Training) -> Exception | None:
             reached.set_result(training.last)
     training.waiting = still
     return None
-
-
-def _union(one: LoraShape, two: LoraShape) -> LoraShape:
-    """The smallest shape with room for both; alpha plays no part."""
-    return LoraShape(
-        max(one.rank, two.rank),
-        one.alpha,
-        max(one.layers, two.layers, key=LAYERS.index),
-        one.train_text_encoder or two.train_text_encoder,
-        one.more_layers | two.more_layers,
-    )
 
 
 @dataclass

@@ -23,6 +23,7 @@ from dreamfleet.engine.learner import MAX_SCALE_RETRIES, Learner
 from dreamfleet.engine.metrics import MetricSum, StepMetrics
 from dreamfleet.engine.sharding import like, whole_values
 from dreamfleet.engine.spec import TrainJobSpec
+from dreamfleet.errors import ConfigError
 from dreamfleet.methods import Batch, make_method
 
 __all__ = ["LatentSet", "StepMetrics", "TrainJob", "TrainJobSpec"]
@@ -43,6 +44,11 @@ class TrainJob(Learner):
     def __init__(self, spec: TrainJobSpec, base: Base) -> None:
         self.spec, self.base = spec, base
         self.config = spec.checked()
+        if spec.adapter is not None:
+            raise ConfigError(
+                f"an adapter of kind {type(spec.adapter).__name__} trains in an engine's slot "
+                "only; use PackedJob"
+            )
         use_fast_attention(base)
         self.method = make_method(base, self.config)
         if spec.shard is not None:

@@ -1,4 +1,6 @@
-"""One LoRA job in a slot of a shared base. The same interface and state as `TrainJob`."""
+"""One job in a slot of a shared base: the same interface as `TrainJob`, and for a LoRA the same
+state.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,8 @@ import torch
 from torch import Tensor
 
 from dreamfleet.adapters.bank import AdapterBank, Adapters, SlotState
-from dreamfleet.adapters.files import save_lora
-from dreamfleet.adapters.lora_slots import (
-    LoraShape,
-    fresh_lora,
-    lora_shape_metadata,
-    lora_to_file,
-)
+from dreamfleet.adapters.kinds import AdapterShape
+from dreamfleet.adapters.lora_slots import LoraShape
 from dreamfleet.bases import Base
 from dreamfleet.config import RunConfig
 from dreamfleet.diffusion.conditioning import Conditioning
@@ -55,6 +52,15 @@ def lora_shape(config: RunConfig) -> LoraShape:
     return LoraShape(train.rank, alpha, train.lora_layers, train.train_text_encoder)
 
 
+def adapter_shape(spec: TrainJobSpec) -> AdapterShape:
+    """The adapter that a job trains, of whichever kind.
+
+    Raises:
+        ConfigError: rank or layers of a LoRA are not set.
+    """
+    return spec.adapter if spec.adapter is not None else lora_shape(spec.config)
+
+
 def why_alone(config: RunConfig) -> str | None:
     """Why a job of this configuration needs a base of its own; None: it can share one."""
     train = config.train
@@ -85,7 +91,7 @@ class PackedJob(Learner):
     def __init__(self, spec: TrainJobSpec, base: Base, bank: AdapterBank, texts: TextCache) -> None:
         self.spec, self.base, self.bank, self._texts = spec, base, bank, texts
         self.config = _checked(spec)
-        self.shape = lora_shape(self.config)
+        self.shape = adapter_shape(spec)
         self.objective = make_objective(self.config, base.schedule)
         prompts = list(spec.subject.prompts)
         self.class_prompts = list(spec.class_prompts or self.objective.class_prompts(prompts))
@@ -133,8 +139,8 @@ class PackedJob(Learner):
         ]
 
     def encode(self, prompts: tuple[str, ...], *, trainable: bool) -> Conditioning:
-        """[B, L, D]; through the slot's own text encoder adapter where that trains."""
-        if not self.shape.train_text_encoder:
+        """[B, L, D]; through the text encoder with the slot's own changes where it has some."""
+        if not self.bank.changes(self.slot, "text_encoder"):
             return self._texts.encode(prompts)
         with self.bank.routed([self.adapters], trainable=trainable):
             return self.base.encode_prompts(prompts)
@@ -182,9 +188,10 @@ class PackedJob(Learner):
         self.bank.touched()
 
     def export(self, folder: str | Path) -> list[Path]:
-        """Write `pytorch_lora_weights.safetensors`, with `use_ema` of the averaged weights."""
-        metadata = lora_shape_metadata(self.base, self.shape)
-        return [save_lora(folder, self.base, lora_to_file(self.final_state()), metadata)]
+        """Write the adapter (a LoRA: `pytorch_lora_weights.safetensors`), with `use_ema` of the
+        averaged weights.
+        """
+        return self.shape.save(folder, self.base, self.final_state())
 
     def final_state(self) -> SlotState:
         """The adapter as it would be exported."""
@@ -231,7 +238,7 @@ class PackedJob(Learner):
     def _attach(self, bank: AdapterBank, slot: int | None = None) -> None:
         self.slot = bank.claim(slot)
         try:
-            bank.assign(self.slot, fresh_lora(self.base, self.shape, self.config.train.seed))
+            bank.assign(self.slot, self.shape.fresh(self.base, self.config.train.seed))
             parameter = bank.parameter(self.slot)  # [P]
             parameter.grad = bank.gradient(self.slot)
             super().__init__(self.config.train, [parameter], self.spec.subject_id, self.base.dtype)

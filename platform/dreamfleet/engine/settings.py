@@ -15,7 +15,8 @@ class EngineSettings:
             memory runs out all the same.
         max_host_adapters: adapters kept in host memory; the least recently used go first.
         teacher_cache_mib: memory for the frozen teacher's predictions.
-        teacher_cache_folder: kept there too, shared with other engines; None: in memory only.
+        teacher_cache_folder: kept there too, for other engines and later runs; None: they are not.
+        teacher_cache_disk_mib: bound of that folder.
         training_share: part of the time that training gets while images are drawn too.
     """
 
@@ -24,4 +25,5 @@ class EngineSettings:
     max_host_adapters: int = 1000
     teacher_cache_mib: int = 256
     teacher_cache_folder: str | None = None
+    teacher_cache_disk_mib: int = 4096
     training_share: float = 0.5

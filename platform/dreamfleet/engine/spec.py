@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from dreamfleet.adapters.kinds import AdapterShape
 from dreamfleet.bases import Base
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.batch import LatentSet, make_batch, sample_positions
@@ -35,6 +36,7 @@ class TrainJobSpec:
         shard: spreads the trainable modules of the base over the workers, before the optimiser is
             made.
         subject_id: for messages.
+        adapter: what is trained, if not the LoRA that `config` asks for; in an engine only.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class TrainJobSpec:
     reduce_gradients: ReduceGradients | None = None
     shard: Shard | None = None
     subject_id: str = "subject"
+    adapter: AdapterShape | None = None
 
     def checked(self) -> RunConfig:
         """The configuration, if the job can be trained as it is.

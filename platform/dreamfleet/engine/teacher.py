@@ -33,7 +33,8 @@ class TeacherCache:
     Args:
         max_bytes: bound of what is held in memory.
         folder: kept there too, for other processes and later runs; None: in memory only.
-        max_disk_bytes: bound of the folder; the oldest files go first.
+        max_disk_bytes: bound of the folder; the files that were used least recently go first. Of
+            several processes each may go beyond it by a twentieth before it notices.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class TeacherCache:
         self.folder = None if folder is None else Path(folder)
         self.bytes, self.hits, self.misses = 0, 0, 0
         self._held: OrderedDict[str, Tensor] = OrderedDict()
-        self._disk_bytes: int | None = None
+        self._disk_bytes: int | None = None  # of the folder, when last looked at, and own since
+        self._written = 0  # bytes since then
 
     def get(self, key: str) -> Tensor | None:
         """[C, h, w], or None."""
@@ -64,7 +66,10 @@ class TeacherCache:
         """Keep [C, h, w]."""
         self._hold(key, value.detach().clone())
         if self.folder is not None:
-            self._write(self.folder, key, value)
+            try:
+                self._write(self.folder, key, value)
+            except OSError:  # a full or read-only disk costs the cache, not the run
+                self.folder = None
 
     def _hold(self, key: str, value: Tensor) -> None:
         if key in self._held:
@@ -81,10 +86,13 @@ class TeacherCache:
     def _read(self, key: str) -> Tensor | None:
         if self.folder is None:
             return None
+        path = self._path(self.folder, key)
         try:
-            return load_file(self._path(self.folder, key))["prediction"]
+            value = load_file(path)["prediction"]
+            os.utime(path)  # used now
         except (OSError, SafetensorError, KeyError):
             return None  # not there, or not whole: computed again
+        return value
 
     def _write(self, folder: Path, key: str, value: Tensor) -> None:
         path = self._path(folder, key)
@@ -92,9 +100,12 @@ class TeacherCache:
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"prediction": value.detach().cpu().contiguous()}, part)
         part.replace(path)
-        if self._disk_bytes is None:
-            self._disk_bytes = sum(size for _, size, _ in _files(folder))
-        self._disk_bytes += _bytes(value)
+        size = path.stat().st_size
+        self._written += size
+        if self._disk_bytes is None or self._written > self.max_disk_bytes / 20:
+            self._disk_bytes, self._written = sum(size for _, size, _ in _files(folder)), 0
+        else:
+            self._disk_bytes += size
         if self._disk_bytes > self.max_disk_bytes:
             self._prune(folder)
 
@@ -108,7 +119,7 @@ class TeacherCache:
             with contextlib.suppress(OSError):  # another process was quicker
                 path.unlink()
             total -= size
-        self._disk_bytes = total
+        self._disk_bytes, self._written = total, 0
 
 
 class FrozenTeacher:

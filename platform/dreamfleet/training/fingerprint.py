@@ -19,6 +19,7 @@ FREE = (
     "data.max_photos",
     "data.max_pixels",
     "data.cache_max_gib",
+    "data.teacher_cache_gib",
     "prior.class_data_dir",
     "prior.sample_batch_size",
     "train.checkpointing_steps",

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import ClusterConfig, RunConfig
+from dreamfleet.data.cache import open_cache
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
@@ -207,6 +208,19 @@ def engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
     return resources
 
 
+def engine_settings(config: RunConfig, max_slots: int) -> EngineSettings:
+    """Bounds of an engine that trains; its teacher's predictions are kept where photos are."""
+    gib = config.data.teacher_cache_gib
+    if not gib:
+        return EngineSettings(max_slots=max_slots)
+    folder = open_cache(config.data.cache_path).teacher_folder.expanduser().absolute()
+    return EngineSettings(
+        max_slots=max_slots,
+        teacher_cache_folder=str(folder),
+        teacher_cache_disk_mib=max(1, int(gib * 1024)),
+    )
+
+
 def train_fleet(
     jobs: Sequence[FleetJob],
     config: RunConfig,
@@ -228,7 +242,7 @@ def train_fleet(
 
     cluster, relay = config.cluster, start_relay()
     count = engine_count(cluster, session, len(jobs), device)
-    settings = EngineSettings(max_slots=min(cluster.max_slots, math.ceil(len(jobs) / count)))
+    settings = engine_settings(config, min(cluster.max_slots, math.ceil(len(jobs) / count)))
     engine = ray.remote(
         max_restarts=cluster.max_failures,
         max_task_retries=-1,

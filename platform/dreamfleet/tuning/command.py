@@ -20,7 +20,6 @@ from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
 from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest
-from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError, TrainingError, first_line
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.personalization.command import sigterm_as_interrupt
@@ -310,7 +309,7 @@ class Run:
 
     def _start_actors(self, device: str, usable: Sequence[SubjectRequest]) -> None:
         """Engines and judges, found by name; names are of this driver alone."""
-        from dreamfleet.training.fleet import engine_count, engine_resources
+        from dreamfleet.training.fleet import engine_count, engine_resources, engine_settings
         from dreamfleet.tuning.engine import start_tune_engine
 
         config, tag = self.config, uuid.uuid4().hex[:8]
@@ -330,7 +329,7 @@ class Run:
         self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / self._places))
         # A trial's adapter is drawn from a slot of its own while its training goes on. Pictures
         # come first: they decide whether more training is wanted at all.
-        settings = EngineSettings(max_slots=2 * self._slots_each, training_share=0.0)
+        settings = replace(engine_settings(config, 2 * self._slots_each), training_share=0.0)
         source = EngineSource.of(config, device)
         self._engines = [f"engine-{tag}-{number}" for number in range(self._places)]
         engines = [

@@ -35,8 +35,14 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache.get("photos", "k0")  # used now
     assert cache.prune() == 1
     assert [cache.has("photos", f"k{index}") for index in range(3)] == [True, False, True]
-    assert {use.kind: use.entries for use in cache.info()} == {"photos": 2, "prior_sets": 0}
-    assert cache.clear() > 0
+    prediction = cache.teacher_folder / "ab" / "cd.safetensors"
+    prediction.parent.mkdir(parents=True)
+    prediction.write_bytes(bytes(77))
+    uses = {use.kind: use.entries for use in cache.info()}
+    assert uses == {"photos": 2, "prior_sets": 0, "teacher": 1}
+    before = sum(use.bytes for use in cache.info())
+    assert cache.clear() == before > 77
+    assert not prediction.exists() and not any(use.entries for use in cache.info())
     assert cache.get("photos", "k0") is None
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from dreamfleet.bases import load_base
 from dreamfleet.engine.attention import PlainAttention, use_fast_attention
 
 
-def test_plain_attention_equals_torchs_own(tiny_base_folder: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_plain_attention_equals_torchs_own(tiny_base_folder: Path, frozen: bool) -> None:
     base, fast = load_base(tiny_base_folder), load_base(tiny_base_folder)
-    use_fast_attention(fast)
+    use_fast_attention(fast, frozen=frozen)
+    weights = zip(base.unet.parameters(), fast.unet.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in weights)
+    for own in (base, fast):  # what acts at a layer's output, acts
+        for name, layer in own.unet.named_modules():
+            if name.endswith(("attn1.to_q", "attn2.to_v")):
+                layer.register_forward_hook(lambda layer, args, output: output + args[0].mean())
     kinds = {type(processor) for processor in fast.unet.attn_processors.values()}
     assert kinds == {PlainAttention}
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -25,3 +33,10 @@ def test_plain_attention_equals_torchs_own(tiny_base_folder: Path) -> None:
     for one, two in zip(*gradients, strict=True):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(p, PlainAttention) for p in base.unet.attn_processors.values())
+    if frozen:  # a layer that somebody puts in is asked
+        other = torch.nn.Linear(32, 32, bias=False)
+        for own in (base, fast):
+            own.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q = other
+        one, two = (own.predict(x, t, texts) for own in (base, fast))
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(one, gradients[0][0], atol=1e-3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +222,66 @@ def test_a_bank_that_cannot_be_made_wider_leaves_all_where_they_are(
     first, second = (own.result(timeout=0) for own in reached)
     assert first is not None and second is not None
     assert first.loss == pytest.approx(second.loss), "both learn, from the same samples"
+
+
+def test_memory_of_slots_that_nobody_uses_goes_back(engine: Engine, tiny_base_folder: Path) -> None:
+    hooks = sum(len(module._forward_hooks) for module in engine.base.unet.modules())
+    engine.add_adapter("wide", adapter(engine, 3, rank=8))
+    engine.add_job("ada", tiny_spec(tiny_base_folder))
+    before = [
+        engine.submit(replace(REQUEST, adapters=adapters)) for adapters in ((("wide", 1.0),), ())
+    ]
+    engine.run_until("ada", 2)
+    work(engine)
+    assert engine._bank is not None
+    bank, wide = weakref.ref(engine._bank), engine._bank.slot_size
+    engine.release("ada")
+    assert engine._bank is not None, "an adapter that may be asked for again stays"
+    engine.remove_adapter("wide")
+    gc.collect()
+    assert bank() is None and engine.metrics()["slots"] == 0
+    assert sum(len(module._forward_hooks) for module in engine.base.unet.modules()) == hooks
+    bare = engine.submit(REQUEST)
+    work(engine)
+    assert same(bare.image.result(timeout=0), before[1].image.result(timeout=0))
+    engine.add_job("bo", tiny_spec(tiny_base_folder, train__lora_layers="attention"))
+    reached = engine.run_until("bo", 1)
+    work(engine)
+    assert reached.result(timeout=0) is not None
+    assert engine._bank is not None and engine._bank.slot_size < wide
+
+
+def test_a_later_engine_finds_the_teachers_answers_on_disk(
+    tiny_base_folder: Path, tiny_v_base_folder: Path, tmp_path: Path
+) -> None:
+    bounds = EngineSettings(
+        max_slots=2, teacher_cache_folder=str(tmp_path), teacher_cache_disk_mib=1
+    )
+
+    def asked(folder: Path, **options: Any) -> tuple[float, float, float]:
+        """The teacher's forwards, and how often an answer was and was not there."""
+        engine = Engine(load_base(folder), bounds)
+        engine.add_job("ada", tiny_spec(folder, sude__weight=0.4, **options))
+        reached = engine.run_until("ada", 8)
+        work(engine)
+        engine.close()
+        metrics = reached.result(timeout=0)
+        assert metrics is not None
+        figures = engine.metrics()
+        return (
+            metrics.loss,
+            engine.teacher.forwards,
+            figures["teacher_cache_misses"],
+        )
+
+    first = asked(tiny_base_folder)
+    assert first[1] > 0
+    assert asked(tiny_base_folder) == (first[0], 0, 0), "the second run asks nobody"
+    assert asked(tiny_base_folder, sude__truncation_point=None)[1] == 0, "nor does another loss"
+    assert asked(tiny_base_folder, train__seed=9)[1] == first[1], "other samples"
+    assert asked(tiny_v_base_folder)[1] == first[1], "another base"
+    files = [path for path in tmp_path.glob("*/*") if path.is_file()]
+    assert len(files) > 16 and sum(path.stat().st_size for path in files) <= 2**20
 
 
 def test_layers_that_others_train_are_drawn_with(engine: Engine, tiny_base_folder: Path) -> None:

@@ -244,6 +244,12 @@ def test_the_teacher_cache_is_bounded_and_shared_on_disk(tmp_path: Path) -> None
         cache.put(key, value)
     assert cache.bytes == 3 * size
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 6.5 * size
+    two = [TeacherCache(folder=tmp_path, max_disk_bytes=40 * size) for _ in range(2)]
+    for index in range(60):
+        two[index % 2].put(f"more {index}", rows["row 0"])
+    held = [path.stat().st_size for path in tmp_path.glob("*/*")]
+    assert 30 * size < sum(held) <= 1.15 * 40 * size, "two processes hold the bound together"
+    TeacherCache(folder=tmp_path).put("row 7", rows["row 7"])
     other = TeacherCache(folder=tmp_path)
     kept = other.get("row 7")
     assert kept is not None and torch.equal(kept, rows["row 7"])
@@ -252,6 +258,10 @@ def test_the_teacher_cache_is_bounded_and_shared_on_disk(tmp_path: Path) -> None
         path.write_bytes(b"cut short")
     assert TeacherCache(folder=tmp_path).get("row 7") is None
     assert TeacherCache(max_bytes=10**6).get("row 7") is None
+    (tmp_path / "a file").write_text("")
+    nowhere = TeacherCache(folder=tmp_path / "a file")
+    nowhere.put("row 7", rows["row 7"])
+    assert nowhere.folder is None and nowhere.get("row 7") is not None, "kept in memory"
 
 
 def test_what_cannot_be_packed_is_refused(tiny_base_folder: Path) -> None:

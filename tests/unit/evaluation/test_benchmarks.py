@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dreamfleet.evaluation.benchmarks.random_base import SHAPES, unet_of, write_random_base
 from dreamfleet.evaluation.benchmarks.record import MEANINGS, Figure, record
 from dreamfleet.evaluation.benchmarks.run import run_benchmarks
 from dreamfleet.evaluation.benchmarks.settings import BenchSettings
@@ -54,6 +56,7 @@ def test_every_measure_in_this_process_gives_its_figures(
     figures = run_benchmarks(settings, tmp_path, quick=False, only=IN_PROCESS, say=lines.append)
     apart = {"packed_vs_processes_speedup", "packed_memory_fraction", "help_ms", *SERVED.values()}
     apart |= {key for key in MEANINGS if key.startswith("sweep_")}
+    apart |= {"packed_tflops", "packed_mfu", "packed_memory_gib"}  # of a GPU
     assert set(figures) == set(MEANINGS) - apart
     assert len(lines) == len(figures)
     written = json.loads((tmp_path / "benchmarks.json").read_text())
@@ -63,6 +66,28 @@ def test_every_measure_in_this_process_gives_its_figures(
         assert own["unit"] in ("ratio", "fraction", "ms") and own["samples"]
         assert {"date", "hardware", "settings", "versions"} <= set(own)
         assert f"`{key}`" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_the_table_for_gpus_can_be_made(tmp_path: Path) -> None:
+    """On a CPU and a tiny base of Stable Diffusion's kind, in half precision as on a GPU."""
+    base = write_random_base(tmp_path / "random-tiny", SHAPES["tiny"])
+    settings = replace(SMALLEST, base_model=str(base), packed_batch=1, dtype="bfloat16")
+    only = [name for name in IN_PROCESS if name != "many_registered"]
+    figures = run_benchmarks(
+        settings, tmp_path, quick=False, gpu=True, only=[*only, "utilisation"], say=lambda _: None
+    )
+    expected = {"packed_training_speedup", "packed_sude_sweep_speedup", "packed_tflops"}
+    assert expected <= set(figures) and figures["packed_tflops"].value > 0
+    page = (tmp_path / "benchmarks_gpu.md").read_text()
+    assert "`packed_tflops`" in page and "base random-tiny, LoRA" in page
+    assert not (tmp_path / "benchmarks.md").exists()
+
+
+def test_a_random_base_has_the_shape_of_stable_diffusion() -> None:
+    """859.5 million weights in the UNet of Stable Diffusion 1.5; nothing is drawn here."""
+    with torch.device("meta"):
+        unet = unet_of(SHAPES["sd15"])
+    assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dreamfleet.config import ClusterConfig
+from dreamfleet.config import ClusterConfig, load_config
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.training import fleet
@@ -52,6 +52,21 @@ def engine(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     engine = FleetEngine(EngineSource(str(tiny_base_folder), "cpu"), EngineSettings(4), events)
     yield engine
     engine.loop.close()
+
+
+def test_engines_keep_the_teachers_answers_where_photos_are_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuning and many subjects take their bounds from here."""
+    monkeypatch.setenv("DREAMFLEET_HOME", str(tmp_path / "home"))
+    given = {"data.cache_path": str(tmp_path / "cache"), "data.teacher_cache_gib": 0.5}
+    own = fleet.engine_settings(load_config(None, given), 3)
+    assert own.max_slots == 3 and own.teacher_cache_disk_mib == 512
+    assert own.teacher_cache_folder == str(tmp_path / "cache" / "teacher")
+    shared = load_config(None, {**given, "data.cache_path": "s3://bucket/cache"})
+    folder = fleet.engine_settings(shared, 3).teacher_cache_folder
+    assert folder == str(tmp_path / "home" / "cache" / "teacher"), "on this machine's own disk"
+    assert fleet.engine_settings(load_config(None, {}), 3).teacher_cache_folder is None
 
 
 def trained(engine: FleetEngine, *tasks: TrainTask) -> list[TrainOutcome]:

@@ -31,6 +31,12 @@ LEARNING_RATE = 1e-4
 FAR = 1_000_000  # steps; no contestant reaches its end
 
 
+def loaded(settings: BenchSettings) -> Base:
+    """The base of all contestants, a copy for each."""
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return load_base(settings.base_model, device=settings.device, dtype=dtype)
+
+
 def photos(base: Base, subject: int) -> Tensor:
     """[N, 3, H, W] in [-1, 1]."""
     shape = (PHOTOS, 3, base.resolution, base.resolution)
@@ -52,7 +58,7 @@ def job_spec(
         **{key.replace("__", "."): value for key, value in keys.items()},
     }
     config = resolved_config(load_config(None, given), base)
-    mean, std = base.encode_images(photos(base, subject))
+    mean, std = (moment.cpu() for moment in base.encode_images(photos(base, subject)))
     subject_set = LatentSet(mean, std, [PROMPT] * PHOTOS)
     return TrainJobSpec(config, subject_set, LatentSet(mean, std, [CLASS_PROMPT] * PHOTOS))
 
@@ -61,7 +67,7 @@ class Packed:
     """An engine with jobs that step together."""
 
     def __init__(self, settings: BenchSettings, specs: list[dict[str, Any]]) -> None:
-        self._base = load_base(settings.base_model)
+        self._base = loaded(settings)
         self.engine = Engine(
             self._base, EngineSettings(max_slots=len(specs), max_rows=16 * len(specs))
         )

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from dreamfleet.bases import load_base
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from dreamfleet.engine.engine import Engine
 from dreamfleet.engine.packed_sampling import ImageRequest
 from dreamfleet.engine.settings import EngineSettings
@@ -23,6 +25,7 @@ from dreamfleet.evaluation.benchmarks.contestants import (
     OneAfterAnother,
     Packed,
     adapter,
+    loaded,
     photos,
     write_adapter,
 )
@@ -38,13 +41,15 @@ from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 Measure = Callable[[BenchSettings], dict[str, Figure]]
 GUIDANCE = 3.0
 SWITCHES = 50
+# Dense bf16 peaks out of the makers' data sheets, by a part of the name that CUDA gives.
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 
 
 def diffusers_job(settings: BenchSettings, subject: int, batch_size: int) -> DiffusersStyleTraining:
     """The baseline on the photos that our jobs have."""
-    base = load_base(settings.base_model)
+    base = loaded(settings)
     return DiffusersStyleTraining(
-        settings.base_model,
+        base,
         photos(base, subject),
         PROMPT,
         batch_size=batch_size,
@@ -55,8 +60,13 @@ def diffusers_job(settings: BenchSettings, subject: int, batch_size: int) -> Dif
 
 
 def packed_jobs(settings: BenchSettings) -> Packed:
-    """Different subjects, two samples each."""
-    return Packed(settings, [{"subject": i, "batch_size": 2} for i in range(settings.jobs)])
+    """Different subjects, a few samples each."""
+    return Packed(settings, _packed_specs(settings))
+
+
+def _packed_specs(settings: BenchSettings) -> list[dict[str, int]]:
+    batch_size = settings.packed_batch
+    return [{"subject": index, "batch_size": batch_size} for index in range(settings.jobs)]
 
 
 def single_job(settings: BenchSettings) -> dict[str, Figure]:
@@ -68,11 +78,10 @@ def single_job(settings: BenchSettings) -> dict[str, Figure]:
 
 
 def packed_training(settings: BenchSettings) -> dict[str, Figure]:
-    """Jobs of batch 2 packed, one after another in our loop, and in the diffusers-style loop."""
-    specs = [{"subject": index, "batch_size": 2} for index in range(settings.jobs)]
+    """Jobs packed, one after another in our loop, and in the diffusers-style loop."""
     packed = packed_jobs(settings)
-    alone = Packed(settings, specs[:1])
-    theirs = diffusers_job(settings, 0, batch_size=2)
+    alone = Packed(settings, _packed_specs(settings)[:1])
+    theirs = diffusers_job(settings, 0, settings.packed_batch)
     times = _take_turns(
         settings,
         {
@@ -149,8 +158,8 @@ def swap_serving(settings: BenchSettings) -> dict[str, Figure]:
     """A batch of different subjects against `load_lora_weights` before each picture."""
     engine = _serving(settings, settings.jobs)
     names = [str(index) for index in range(settings.jobs)]
-    base = load_base(settings.base_model)
-    theirs = DiffusersStyleServing(settings.base_model)
+    base = loaded(settings)
+    theirs = DiffusersStyleServing(loaded(settings))
     with tempfile.TemporaryDirectory() as folder:
         files = [
             write_adapter(base, settings, index, Path(folder) / name)
@@ -171,7 +180,7 @@ def adapter_switch(settings: BenchSettings) -> dict[str, Figure]:
     from dreamfleet.adapters.bank import AdapterBank
     from dreamfleet.adapters.lora_slots import LoraShape, lora_sites
 
-    base = load_base(settings.base_model)
+    base = loaded(settings)
     shape = LoraShape(settings.rank, float(settings.rank), settings.layers)
     bank = AdapterBank(lora_sites(base, shape), 1, base.device)
     slot, states = bank.claim(), [adapter(base, settings, subject) for subject in (0, 1)]
@@ -179,6 +188,7 @@ def adapter_switch(settings: BenchSettings) -> dict[str, Figure]:
     for turn in range(SWITCHES + 2):
         started = time.perf_counter()
         bank.assign(slot, states[turn % 2])
+        _wait_for_device()
         samples.append(1000 * (time.perf_counter() - started))
     bank.close()
     return {"adapter_switch_ms": Figure(median(samples[2:]), "ms", samples[2:])}
@@ -198,6 +208,32 @@ def many_registered(settings: BenchSettings) -> dict[str, Figure]:
         {"many": strangers, "few": lambda steps: _draw(engine, few, steps)},
     )
     return {"registered_adapters_ratio": _ratio(times["few"], times["many"])}
+
+
+def utilisation(settings: BenchSettings) -> dict[str, Figure]:
+    """What a packed step makes of the device: its arithmetic (products and convolutions, forward
+    and backward) over its time, and the memory that it takes.
+    """
+    packed = packed_jobs(settings)
+    packed.run(2)
+    with FlopCounterMode(display=False) as counted:
+        packed.run(1)
+    flops = counted.get_total_flops()
+    cuda = torch.cuda.is_initialized()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = _take_turns(settings, {"packed": packed.run})["packed"]
+    rates = [flops * settings.steps / seconds / 1e12 for seconds in times]
+    figures = {"packed_tflops": Figure(median(rates), "TFLOP/s", rates)}
+    if cuda:
+        gib = torch.cuda.max_memory_allocated() / 2**30
+        figures["packed_memory_gib"] = Figure(gib, "GiB", [gib])
+        name = torch.cuda.get_device_name()
+        peak = next((rate for key, rate in PEAK_TFLOPS.items() if key in name), None)
+        if peak is not None and settings.dtype == "bfloat16":
+            shares = [rate / peak for rate in rates]
+            figures["packed_mfu"] = Figure(median(shares), "fraction", shares)
+    return figures
 
 
 def help_time(settings: BenchSettings) -> dict[str, Figure]:
@@ -223,6 +259,7 @@ QUICK: Sequence[Measure] = (
     swap_serving,
     adapter_switch,
 )
+GPU: Sequence[Measure] = (*QUICK, utilisation)
 FULL: Sequence[Measure] = (
     *QUICK,
     many_registered,
@@ -240,12 +277,20 @@ def _take_turns(
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run(min(2, settings.steps))
+        _wait_for_device()
     for _ in range(settings.rounds):
         for name, run in contestants.items():
             started = time.perf_counter()
             run(settings.steps)
+            _wait_for_device()
             times[name].append(time.perf_counter() - started)
     return times
+
+
+def _wait_for_device() -> None:
+    """Until a GPU has done what it was asked: it works on while Python is further."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _ratio(slow: Sequence[float], fast: Sequence[float]) -> Figure:
@@ -273,7 +318,7 @@ def _repeated(step: Callable[[], None]) -> Callable[[int], None]:
 
 
 def _serving(settings: BenchSettings, adapters: int) -> Engine:
-    base = load_base(settings.base_model)
+    base = loaded(settings)
     bounds = EngineSettings(
         max_slots=settings.jobs, max_rows=2 * settings.jobs, max_host_adapters=adapters
     )

@@ -11,7 +11,8 @@ from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 
 
 def race(settings: BenchSettings, kind: str, count: int, steps: int, rounds: int) -> Any:
-    """Seconds of each round, and the processes' memory (PSS) in bytes.
+    """Seconds of each round, and the processes' memory (PSS; on a GPU what
+    their allocators took of it) in bytes.
 
     Args:
         kind: `diffusers` or `packed`.
@@ -63,19 +64,26 @@ def _work(
         barrier.wait(600)
         run(steps)
         barrier.wait(600)
-    memory.put(psutil.Process(os.getpid()).memory_full_info().pss)
+    if torch.cuda.is_initialized():
+        memory.put(torch.cuda.max_memory_reserved())
+    else:
+        memory.put(psutil.Process(os.getpid()).memory_full_info().pss)
     barrier.wait(600)
 
 
 def _contestant(settings: BenchSettings, kind: str, index: int) -> Any:
+    import torch
+
     from dreamfleet.evaluation.benchmarks.measures import diffusers_job, packed_jobs
 
     if kind == "packed":
         return packed_jobs(settings).run
-    training = diffusers_job(settings, index, batch_size=2)
+    training = diffusers_job(settings, index, settings.packed_batch)
 
     def run(steps: int) -> None:
         for _ in range(steps):
             training.step()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
     return run

@@ -17,6 +17,7 @@ def run_benchmarks(
     quick: bool,
     only: Sequence[str] = (),
     further: Sequence[Callable[[BenchSettings], dict[str, Figure]]] = (),
+    gpu: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Figure]:
     """Measure and write; a figure is written as soon as it is there.
@@ -24,23 +25,25 @@ def run_benchmarks(
     Args:
         folder: where benchmarks.json and benchmarks.md are.
         quick: leave out what the table does not ask for.
+        gpu: the table, and how well the device is used, into benchmarks_gpu.json and .md.
         only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
         further: measures of what stands above this package, for the full run; they have all cores.
     """
     import torch
 
-    everywhere = _pin(settings.num_threads)
+    everywhere = _pin(settings.num_threads) if settings.device == "cpu" else set()
     torch.set_num_threads(settings.num_threads)
-    from dreamfleet.evaluation.benchmarks.measures import FULL, QUICK
+    from dreamfleet.evaluation.benchmarks.measures import FULL, GPU, QUICK
 
     figures: dict[str, Figure] = {}
-    for measure in QUICK if quick else (*FULL, *further):
+    name = "benchmarks_gpu" if gpu else "benchmarks"
+    for measure in GPU if gpu else QUICK if quick else (*FULL, *further):
         if only and measure.__name__ not in only:
             continue
-        if measure in further:
+        if measure in further and everywhere:
             _unpin(everywhere)
         own = measure(settings)
-        record(folder, own, settings)
+        record(folder, own, settings, name)
         for key, figure in own.items():
             say(f"{key:<30} {figure.value:8.3f} {figure.unit}")
         figures.update(own)
@@ -57,5 +60,4 @@ def _pin(cores: int) -> set[int]:
 
 
 def _unpin(all_cores: set[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, all_cores)
+    os.sched_setaffinity(0, all_cores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -19,6 +20,8 @@ class BenchSettings:
         inference_steps: denoising steps of a picture.
         num_threads: torch's threads, and the cores that all processes together may use.
         registered_adapters: adapters in host memory for the serving figure of the full run.
+        packed_batch: samples of each job that is packed.
+        device, dtype: where the base is, and the type of its frozen weights.
     """
 
     base_model: str = "embedded"
@@ -30,12 +33,18 @@ class BenchSettings:
     inference_steps: int = 25
     num_threads: int = 1
     registered_adapters: int = 1000
+    packed_batch: int = 2
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def text(self) -> str:
         """For the table."""
+        path = Path(self.base_model)
+        base = path.name if path.is_absolute() else self.base_model
+        threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         return (
-            f"base {self.base_model}, LoRA rank {self.rank} on layers `{self.layers}`, "
-            f"{self.jobs} jobs, {self.rounds} rounds of {self.steps} steps, "
-            f"{self.inference_steps} denoising steps, {self.num_threads} "
-            f"thread{'s' if self.num_threads > 1 else ''}, fp32"
+            f"base {base}, LoRA rank {self.rank} on layers `{self.layers}`, "
+            f"{self.jobs} jobs of batch {self.packed_batch}, "
+            f"{self.rounds} rounds of {self.steps} steps, "
+            f"{self.inference_steps} denoising steps, {threads}, {self.dtype} on {self.device}"
         )

@@ -26,10 +26,11 @@ class SwapService:
     def __init__(self, base_model: str, adapters: str, num_threads: int) -> None:
         import torch
 
+        from dreamfleet.bases import load_base
         from dreamfleet.evaluation.benchmarks.baseline import DiffusersStyleServing
 
         torch.set_num_threads(num_threads)
-        self._serving, self._adapters = DiffusersStyleServing(base_model), Path(adapters)
+        self._serving, self._adapters = DiffusersStyleServing(load_base(base_model)), Path(adapters)
         self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, request: Any) -> dict[str, Any]:
