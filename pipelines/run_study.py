@@ -4,7 +4,8 @@
     python pipelines/run_study.py --config pipelines/recipes/studies/b_sude_weight.yaml \\
         --output-dir runs/studies [--subjects 3] [--seeds 1] [--num-workers 2]
 
-Run it again to go on. Studies of one output folder share trainings and pictures. --part 1/2 and
+Run it again to go on. Studies of one output folder share trainings and pictures. --settings: what
+the protocol's steps settled; for trials on D recipes/studies/trial_settings.yaml. --part 1/2 and
 --part 2/2 split the subjects over two machines; copy the folders arms/ together, and run it once
 more. DreamBench's photographs on a real base: --data-dir, --base-model, --device cuda.
 """
@@ -22,8 +23,7 @@ from dreamfleet.errors import DreamfleetError
 @click.command(help=__doc__)
 @click.option("--config", required=True, type=click.Path(dir_okay=False), help="the study's recipe")
 @click.option("--output-dir", required=True, type=click.Path(file_okay=False))
-@click.option("--settings", default="docs/evidence/settings.yaml", show_default=True,
-              help="what the protocol's steps settled; for trials on D: trial_settings.yaml")  # fmt: skip
+@click.option("--settings", default="docs/evidence/settings.yaml", show_default=True)
 @click.option("--subjects", type=click.IntRange(1), help="instead of the recipe's number")
 @click.option("--seeds", type=click.IntRange(1), help="instead of the recipe's number")
 @click.option("--split", type=click.Choice(["D", "C", "T", "R"]), help="instead of the recipe's")
@@ -49,7 +49,12 @@ def main(part: str, overrides: tuple[str, ...], num_workers: int, **options: Any
             judges=judges,
         )
         report = functools.partial(click.echo, err=True)
-        folder, left = command.carry_out(order, report, num_workers)
+        if order.study().searches:
+            from dreamfleet.tuning import reach
+
+            folder, left = reach.carry_out(order, report)
+        else:
+            folder, left = command.carry_out(order, report, num_workers)
     except DreamfleetError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamfleet.bases import Base, inspect_base
 from dreamfleet.config import load_config
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.evaluation.studies.fields import Field, PhotographField, WorldField
 from dreamfleet.evaluation.studies.plan import planned_arms
@@ -82,9 +82,11 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
     study, settings = order.study(), read_settings(order.settings)
     if study.split != "D":
         check_split(settings, study.split, current_hashes(order.base_model))
+    if study.searches:
+        raise ConfigError(f"{order.config}: its arms search; use dreamfleet.tuning.reach")
     arms = planned_arms(study, settings, order.overrides)
-    load = functools.partial(_load, order)
-    place = field_ or _field(order, study)
+    load = functools.partial(load_base_of, order)
+    place = field_ or _field(order, study, settings.scored_states)
     run = StudyRun(study, place, arms, settings.guidance, load, Path(order.output_dir),
                    order.part, report)  # fmt: skip
     return run
@@ -185,14 +187,15 @@ def current_hashes(base_model: str = "embedded") -> dict[str, str]:
     return hashes(inspect_base(base_model).hash, digest.hexdigest())
 
 
-def _field(order: StudyOrder, study: Study) -> Field:
+def _field(order: StudyOrder, study: Study, scored: Mapping[str, Sequence[str]] | None) -> Field:
     if order.data_dir is None:
-        return WorldField(study)
+        return WorldField(study, scored=scored)
     spec = JudgeSpec(world=False, **order.judges)
     return PhotographField(study, order.data_dir, spec, device=order.device)
 
 
-def _load(order: StudyOrder) -> Base:
+def load_base_of(order: StudyOrder) -> Base:
+    """A fresh base, as the order's overrides want it."""
     from dreamfleet.runtime.engine_actor import EngineSource
 
     config = load_config(overrides={"base_model": order.base_model, **order.overrides})

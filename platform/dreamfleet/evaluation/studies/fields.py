@@ -24,6 +24,7 @@ from dreamfleet.evaluation.protocols.protocol import protocol_file
 from dreamfleet.evaluation.studies.plan import (
     PlannedArm,
     noun_of,
+    selection_states,
     study_subjects,
     world_requests,
 )
@@ -98,6 +99,7 @@ class WorldField:
     Args:
         scorer: oracle and identity encoder; None: the shipped ones that the study asks for.
         judges: what they are; needed with a scorer.
+        scored: states that count, by class; of these `study.selection_states` are not asked.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class WorldField:
         token: str = "sks",
         scorer: WorldScorer | None = None,
         judges: str = "",
+        scored: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.study, self.token = study, token
+        self.study, self.token, self._scored = study, token, scored
         if scorer is None:
             scorer, judges = shipped_scorer(study.oracle)
         digest = hashlib.sha256(judges.encode()).hexdigest()[:8]
@@ -172,7 +175,14 @@ class WorldField:
     def _requests(self, member: Member, noun: str) -> list[tuple[Request, int]]:
         assert member.individual is not None
         shown = self._specs(member, self.study.most_photos, False)
-        return world_requests(member.individual, shown, self.study.pictures, self.token, noun)
+        asked = world_requests(member.individual, shown, self.study.pictures, self.token, noun)
+        kept = self.selection(member)
+        return [own for own in asked if own[0].state is None or own[0].state not in kept]
+
+    def selection(self, member: Member) -> list[str]:
+        """States that the member's sweeps are judged by."""
+        assert member.individual is not None
+        return selection_states(member.individual, self.study.selection_states, self._scored)
 
     def _specs(self, member: Member, count: int, prop: bool) -> list[ImageSpec]:
         assert member.individual is not None

@@ -147,12 +147,12 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     shown = _spread(shown, study.sheet.columns)
     lines = []
     side = run.base.resolution
-    photo = run.field.photos(member, run.arms[0], side)[0] if run.arms else None
-    for arm in [BARE, *run.arms]:
-        own = first_pictures(run, member, arm)
-        if photo is None or not own:
+    seed = study.training_seeds[0]
+    for arm in [BARE, *run.arms_of(member)]:
+        own = first_pictures(run, member, arm, seed)
+        if not own:
             continue
-        blank = Image.new("RGB", photo.size, "white")
+        blank = Image.new("RGB", (side, side), "white")
         name = "bare base" if arm is BARE else f"{arm.host}: {arm.name}"
         photo = run.field.photos(member, arm, side)[0]
         lines.append((name, [photo, *(own[key][1] if key in own else blank for key in shown)]))

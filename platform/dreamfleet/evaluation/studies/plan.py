@@ -17,10 +17,17 @@ from dreamfleet.evaluation.studies.recipe import BASE, ArmSpec, Pictures, Study
 from dreamfleet.evaluation.studies.settings import Settings
 from dreamfleet.evaluation.world_metrics import Request
 from dreamfleet.evaluation.worldbench.plan import HOST_OVERRIDES
+from dreamfleet.seeding import numpy_generator
 from dreamfleet.world.captions import VIEW_PHRASES
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.spec import ImageSpec
-from dreamfleet.world.splits import SUBJECT_CLASSES, SUBJECT_COUNTS, Subject, subjects
+from dreamfleet.world.splits import (
+    SUBJECT_CLASSES,
+    SUBJECT_COUNTS,
+    Subject,
+    benchmark_photo,
+    subjects,
+)
 from dreamfleet.world.styles import STYLES
 
 POOL = 96  # development identities that studies of some classes are filled from
@@ -80,7 +87,7 @@ def planned_arms(
                 f"{list(rungs)} steps; expected different ones"
             )
         for spec in study.arms:
-            config = _config(spec, host, settings, overrides or {})
+            config = arm_config(spec, host, settings, overrides or {})
             if config is not None:
                 arms.append(
                     PlannedArm(spec.name, host, config, rungs, tuple(study.rungs), spec.photos,
@@ -89,9 +96,12 @@ def planned_arms(
     return arms
 
 
-def _config(
+def arm_config(
     spec: ArmSpec, host: str, settings: Settings, common: Mapping[str, Any]
 ) -> RunConfig | None:
+    """An arm's configuration on a host, with gaps for base and subject; None: it asks for the
+    chosen setting, and none kept the likeness.
+    """
     sude: Mapping[str, Any] | None = {}
     if spec.sude == "chosen":
         sude = settings.chosen(host)
@@ -146,6 +156,20 @@ def study_subjects(study: Study) -> list[Subject]:
             f"{len(chosen)}{' of these classes' if study.classes else ''}; give fewer"
         )
     return chosen[: study.subjects]
+
+
+def selection_states(
+    subject: Subject, count: int, scored: Mapping[str, Sequence[str]] | None
+) -> list[str]:
+    """States that a subject's sweeps are judged by: drawn by lot from the scored ones that its
+    photo does not show, at most half of them, so that as many are left to score.
+    """
+    photo, name = benchmark_photo(subject), subject.class_name
+    states = [s.name for s in CLASSES[name].states if s.name != photo.state]
+    known = [s for s in states if scored is None or s in scored.get(name, ())]
+    lots = numpy_generator("selection states", name, subject.identity_seed)
+    order = [known[i] for i in lots.permutation(len(known))]
+    return order[: min(count, -(-len(order) // 2))]
 
 
 # Prompts

@@ -47,6 +47,8 @@ class ArmSpec(_Section):
         photos: training photos of the subject.
         prop: the photos show the class's uncaptioned prop.
         noun: class noun of every prompt: the right one, a wrong one, or none.
+        search: settings of a sweep that finds each subject's own setting and steps; in studies with
+            `selection_states`.
         x: place on the chart's axis.
     """
 
@@ -57,6 +59,7 @@ class ArmSpec(_Section):
     photos: int = Field(1, ge=1, le=7)
     prop: bool = False
     noun: Literal["right", "wrong", "none"] = "right"
+    search: dict[str, Any] | None = None
     x: float | None = None
 
 
@@ -102,7 +105,9 @@ class Study(_Section):
     Attributes:
         subjects: how many of the split.
         classes: only subjects of these classes; from beyond the first eight where D has too few.
-        seeds: training seeds 0 .. seeds - 1.
+        seeds, first_seed: training seeds first_seed .. first_seed + seeds - 1.
+        selection_states: so many states of each subject are what its sweeps are judged by, and are
+            not asked for here.
         oracle: A, or B for final scores.
         hosts: names of the protocol's hosts; diseased: those that the settings file says are.
         rungs: steps at which runs are read, as multiples of the host's N.
@@ -117,6 +122,8 @@ class Study(_Section):
     subjects: int = Field(8, ge=1)
     classes: list[str] = Field(default_factory=list)
     seeds: int = Field(1, ge=1)
+    first_seed: int = Field(0, ge=0)
+    selection_states: int = Field(0, ge=0, le=6)
     oracle: Literal["A", "B"] = "A"
     hosts: Literal["diseased"] | list[str]
     rungs: list[float] = Field(default_factory=lambda: [1.0], min_length=1)
@@ -136,6 +143,16 @@ class Study(_Section):
     def arm(self, name: str) -> ArmSpec:
         """An arm by its name."""
         return next(own for own in self.arms if own.name == name)
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the training runs."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def searches(self) -> bool:
+        """Whether any arm's setting is found by a sweep."""
+        return any(arm.search is not None for arm in self.arms)
 
     @property
     def most_photos(self) -> int:
@@ -195,6 +212,8 @@ def _check(study: Study, path: str | Path) -> None:
                      if name not in [*names, BASE]]  # fmt: skip
     if list(study.rungs) != sorted(set(study.rungs)) or study.rungs[0] <= 0:
         problems.append(f"rungs {study.rungs}: expected rising numbers above 0")
+    if study.searches and not study.selection_states:
+        problems.append("an arm searches: expected selection_states of 1 or more")
     if study.pictures.class_ == 1:
         problems.append("pictures.class = 1: expected 0, or 2 and more (variety is between two)")
     if problems:

@@ -77,6 +77,7 @@ class StudyRun:
     Attributes:
         field: subjects, prompts, judges.
         arms: what is trained; the bare base always comes first.
+        own_arms: by subject, where each has settings of its own; else empty.
         guidance: of all pictures; None: the base's own.
         load: gives a fresh base.
         output_dir: everything is written here; several studies may share it.
@@ -91,6 +92,7 @@ class StudyRun:
     output_dir: Path
     part: tuple[int, int] = (0, 1)
     report: Report = print
+    own_arms: Mapping[str, Sequence[PlannedArm]] = field(default_factory=dict)
     _base: list[Base] = field(default_factory=list)
 
     @property
@@ -115,15 +117,19 @@ class StudyRun:
         lock = self.output_dir / "arms" / member.subject_id / ".lock"
         with shared_work(lock, lambda: self.report(f"{member.subject_id}: waiting for another")):
             self._read(self.unit(member, BARE, 0), 0, self.base)
-            for seed in range(self.study.seeds):
+            for seed in self.study.training_seeds:
                 self._run_seed(member, seed)
+
+    def arms_of(self, member: Member) -> Sequence[PlannedArm]:
+        """The arms of a subject."""
+        return self.own_arms.get(member.subject_id, self.arms)
 
     def units(self) -> Iterator[Unit]:
         """Every unit of the study, the bare base first for each subject."""
         for member in self.members():
             yield self.unit(member, BARE, 0)
-            for seed in range(self.study.seeds):
-                for arm in self.arms:
+            for seed in self.study.training_seeds:
+                for arm in self.arms_of(member):
                     yield self.unit(member, arm, seed)
 
     def unit(self, member: Member, arm: PlannedArm, seed: int) -> Unit:
@@ -187,7 +193,7 @@ class StudyRun:
     # Training
 
     def _run_seed(self, member: Member, seed: int) -> None:
-        units = {unit.folder.path: unit for arm in self.arms
+        units = {unit.folder.path: unit for arm in self.arms_of(member)
                  if not self.is_done(unit := self.unit(member, arm, seed))}  # fmt: skip
         waiting = []
         for unit in units.values():
@@ -395,7 +401,7 @@ class StudyRun:
 
 
 def first_pictures(
-    run: StudyRun, member: Member, arm: PlannedArm, seed: int = 0
+    run: StudyRun, member: Member, arm: PlannedArm, seed: int
 ) -> dict[str, tuple[Job, Image.Image]]:
     """The first picture of every prompt at the last rung, where drawn, by place in the list."""
     unit = run.unit(member, arm, seed)
