@@ -5,7 +5,8 @@
     python pipelines/check_oracle.py label --output-dir DIR   # a page; or fill in DIR/labels.csv
     python pipelines/check_oracle.py score --output-dir DIR
 
-RUN is an output folder of `dreamfleet benchmark worldbench` or of check_embedded_base.py.
+RUN is an output folder of `dreamfleet benchmark worldbench`, of check_embedded_base.py, or of a
+study (runs/studies/a; --arm chosen --arm official: these arms only).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dreamfleet.errors import DreamfleetError
 @click.argument("step", type=click.Choice(["draw", "label", "score"]))
 @click.option("--output-dir", required=True, type=click.Path(file_okay=False))
 @click.option("--from", "folders", multiple=True, type=click.Path(file_okay=False), help="RUN")
+@click.option("--arm", "arms", multiple=True, help="of studies: only these arms")
 @click.option("--pictures", default=300, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--seed", default=0, show_default=True, help="of the drawing of lots")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -29,6 +31,7 @@ def main(
     step: str,
     output_dir: str,
     folders: tuple[str, ...],
+    arms: tuple[str, ...],
     pictures: int,
     seed: int,
     host: str,
@@ -41,7 +44,8 @@ def main(
     try:
         if step == "draw":
             runs = [Path(folder) for folder in folders]
-            click.echo(f"{oracle_check.draw_sample(runs, place, pictures, seed)} pictures: {place}")
+            drawn = oracle_check.draw_sample(runs, place, pictures, seed, arms)
+            click.echo(f"{drawn} pictures: {place}")
         elif step == "label":
             click.echo(f"http://{host}:{port}  (Ctrl-C ends)", err=True)
             serve(oracle_check.label_app(place), host, port)

@@ -141,6 +141,8 @@ class TestClaims:
         several = judged_claims(study(self.claim(), self.claim(figure="identity")), table, [HOST])
         assert alone.p_holm is not None
         assert several[0].p_holm == pytest.approx(2 * alone.p_holm)
+        beside = study(self.claim(), self.claim(figure="identity", exploratory=True))
+        assert judged_claims(beside, table, [HOST])[0].p_holm == pytest.approx(alone.p_holm)
 
 
 class TestChoice:

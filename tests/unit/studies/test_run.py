@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.judges import JudgeSpec
@@ -28,6 +29,7 @@ from dreamfleet.evaluation.studies.report import (
 from dreamfleet.evaluation.studies.run import StudyRun
 from dreamfleet.evaluation.studies.settings import read_settings
 from dreamfleet.evaluation.studies.tables import read_csv
+from dreamfleet.evaluation.worldbench.oracle_check import draw_sample
 from tests.tiny_evaluators import TOWER, write_tiny_blip, write_tiny_clip, write_tiny_dino
 from tests.unit.data.helpers import write_photos
 from tests.unit.studies.helpers import (
@@ -98,7 +100,7 @@ def test_a_short_run_of_every_recipe(make: Make, loaded: Loaded) -> None:
     assert left == [] and run.failures() == []
     rows = read_rows(folder / "results.parquet")
     assert {row["arm"] for row in rows} == {"base", *(arm.name for arm in run.arms)}
-    assert all((run.output_dir / row["picture"]).is_file() for row in rows)
+    assert all((folder / row["picture"]).is_file() for row in rows)
     noise: dict[Any, set[str]] = {}
     for row in rows:
         noise.setdefault((row["host"], row["arm"], row["steps"]), set()).add(row["noise_seed"])
@@ -123,10 +125,10 @@ class TestRun:
         run.run()
         assert [len(names) for names in seen] == [3]
         rows, left = run.rows()
-        assert left == [] and len(run.said) == 4  # type: ignore[attr-defined]
+        assert left == [] and len(run.said) == 5  # type: ignore[attr-defined]
         again = make("f_", tmp_path)
         again.run()
-        assert len(seen) == 1 and again.said == []  # type: ignore[attr-defined]
+        assert len(seen) == 1 and len(again.said) == 1  # type: ignore[attr-defined]
         assert again.rows()[0] == rows
 
     def test_another_study_draws_with_the_weights_that_are_there(
@@ -150,11 +152,12 @@ class TestRun:
         alone = make("f_", tmp_path / "two")
         alone.arms = alone.arms[1:2]
         alone.run()
-        one, two = _pictures(together, "chosen"), _pictures(alone, "chosen")
-        bare = _pictures(together, "base")
+        one, two = _weights(together, "chosen"), _weights(alone, "chosen")
         assert one.keys() == two.keys()
-        apart = max(int(np.abs(one[n] - two[n]).max()) for n in one)
-        assert apart <= 1 < max(int(np.abs(one[n] - bare[n]).max()) for n in one)
+        grown = [name for name in one if "lora_B" in name]  # zero before training
+        size = sum(float(one[name].norm() ** 2) for name in grown)
+        apart = sum(float((one[name] - two[name]).norm() ** 2) for name in grown)
+        assert size > 0 and apart <= 1e-6 * size
 
     def test_a_stop_loses_only_what_was_under_way(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +217,11 @@ def _shortened(arm: Any) -> Any:
     return replace(arm, rungs=arm.rungs[1:2], factors=(1.0,))
 
 
+def _weights(run: StudyRun, arm: str) -> dict[str, Any]:
+    unit = next(unit for unit in run.units() if unit.arm.name == arm)
+    return load_file(unit.folder.weights(2) / "pytorch_lora_weights.safetensors")
+
+
 def _pictures(run: StudyRun, arm: str) -> dict[str, np.ndarray]:
     rows = [row for row in run.rows()[0] if row["arm"] == arm]
     return {
@@ -222,6 +230,14 @@ def _pictures(run: StudyRun, arm: str) -> dict[str, np.ndarray]:
 
 
 class TestPublishing:
+    def test_the_oracle_is_checked_on_a_study_s_arms(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_")
+        run.run()
+        folder, _ = write_results(run, settings_of(run))
+        assert draw_sample([folder], tmp_path, 6, arms=["chosen", "official"]) == 6
+        key = (tmp_path / "key.csv").read_text(encoding="utf-8")
+        assert key.count("lora-prior: chosen") == key.count("lora-prior: official") == 3
+
     def test_a_trial_is_not_published(self, make: Make, tmp_path: Path) -> None:
         run = make("f_")
         run.run()

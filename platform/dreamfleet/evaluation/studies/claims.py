@@ -132,7 +132,7 @@ def _parts(
 
 
 def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> list[Judged]:
-    """Every claim of a study on every host; Holm over all of them."""
+    """Every claim of a study on every host; Holm over all of them, exploratory ones apart."""
     found: list[tuple[Claim, str, PairedComparison | None]] = []
     for host in hosts:
         for claim in study.claims:
@@ -145,12 +145,17 @@ def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> l
                     one, other, null=claim.threshold, alternative="greater" if greater else "less"
                 )
             found.append((claim, host, comparison))
-    p_values = {
-        str(place): comparison.p_t
-        for place, (_, _, comparison) in enumerate(found)
-        if comparison is not None and comparison.p_t is not None
-    }
-    adjusted = holm(p_values)
+    adjusted: dict[str, float] = {}
+    for exploratory in (False, True):
+        adjusted |= holm(
+            {
+                str(place): comparison.p_t
+                for place, (claim, _, comparison) in enumerate(found)
+                if claim.exploratory is exploratory
+                and comparison is not None
+                and comparison.p_t is not None
+            }
+        )
     return [
         Judged(claim, host, comparison, (p := adjusted.get(str(place))), _verdict(comparison, p))
         for place, (claim, host, comparison) in enumerate(found)

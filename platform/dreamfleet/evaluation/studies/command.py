@@ -80,7 +80,7 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
         ConfigError: the recipe or an arm's configuration is wrong.
     """
     study, settings = order.study(), read_settings(order.settings)
-    if study.split != "D":
+    if study.split != "D" and order.data_dir is None:
         check_split(settings, study.split, current_hashes(order.base_model))
     if study.searches:
         raise ConfigError(f"{order.config}: its arms search; use dreamfleet.tuning.reach")

@@ -142,12 +142,12 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     study = run.study
     members = run.members()
     member = members[min(study.sheet.subject, len(members) - 1)]
-    bare = first_pictures(run, member, BARE)
+    seed = study.training_seeds[0]
+    bare = first_pictures(run, member, BARE, seed)
     shown = [key for key, (job, _) in bare.items() if job.request.kind in study.sheet.kinds]
     shown = _spread(shown, study.sheet.columns)
     lines = []
     side = run.base.resolution
-    seed = study.training_seeds[0]
     for arm in [BARE, *run.arms_of(member)]:
         own = first_pictures(run, member, arm, seed)
         if not own:

@@ -21,7 +21,7 @@ from dreamfleet.evaluation.studies.claims import (
     primary_results,
 )
 from dreamfleet.evaluation.studies.figures import draw_chart
-from dreamfleet.evaluation.studies.recipe import BASE, Loaded, Study, studies_in
+from dreamfleet.evaluation.studies.recipe import BASE, Claim, Loaded, Study, studies_in
 from dreamfleet.evaluation.studies.report import CHART, RHO, SHEET, TABLE, read_about
 from dreamfleet.evaluation.studies.tables import TITLES, means, read_csv
 
@@ -181,7 +181,7 @@ def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
 def _claim_summary(own: Evidence, judged: Judged) -> str:
     where = f" ({judged.host})" if len(own.hosts) > 1 else ""
     return (
-        f"| {own.study.study} | {judged.claim.claim}{where} | {judged.claim.paper} | "
+        f"| {own.study.study} | {_named(judged.claim)}{where} | {judged.claim.paper} | "
         f"{_signed(judged.comparison)} | {_interval(judged.comparison)} | {judged.verdict} |"
     )
 
@@ -274,7 +274,7 @@ def _claims_table(own: Evidence) -> list[str]:
         where = f"{judged.host}: " if len(own.hosts) > 1 else ""
         flip = None if found is None else found.p_sign_flip
         lines.append(
-            f"| {claim.claim} | {where}{claim.arm} − {claim.against}, "
+            f"| {_named(claim)} | {where}{claim.arm} − {claim.against}, "
             f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)} | {_interval(found)} | "
             f"{_number(judged.p_holm)} | {_number(flip)} | {judged.verdict} |"
         )
@@ -295,6 +295,10 @@ def _shows(own: Evidence) -> str:
     parts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
     text = "; ".join(parts)
     return f"**What it shows.** {text[0].upper()}{text[1:]}."
+
+
+def _named(claim: Claim) -> str:
+    return f"{claim.claim} (exploratory)" if claim.exploratory else claim.claim
 
 
 def _signed(found: PairedComparison | None) -> str:

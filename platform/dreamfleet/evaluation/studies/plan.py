@@ -233,7 +233,8 @@ def _applications(
     found = []
     for ask in asks_for("applications", name, world=True):
         text = ask.prompt
-        states = [s for s, t in table["states"][name].items() if t == text]
+        states = [s for s, t in table["states"][name].items()
+                  if t == text.replace("{class}", name)]  # fmt: skip
         scenes = [s for s, t in table["scenes"].items() if t == text]
         views = [v for v, phrase in VIEW_PHRASES.items() if text.endswith(phrase)]
         styles = [s for s, own in STYLES.items() if own.before and text.startswith(own.before)]

@@ -69,7 +69,8 @@ class Claim(_Section):
     Attributes:
         paper: what the paper says, in a few words.
         subjects: all, live (animals) or objects.
-        steps: which of the rungs, as a multiple of the host's N.
+        rung: which of the rungs, as a multiple of the host's N; None: the last.
+        exploratory: reported beside the study's own claims, with an adjustment of its own.
     """
 
     claim: str
@@ -81,6 +82,7 @@ class Claim(_Section):
     threshold: float = 0.0
     subjects: Literal["all", "live", "objects"] = "all"
     rung: float | None = None
+    exploratory: bool = False
 
 
 class Chart(_Section):

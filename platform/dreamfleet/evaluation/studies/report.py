@@ -38,7 +38,8 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
     rows, left = run.rows()
     if not rows:
         return folder, left
-    write_rows(folder / RESULTS, rows)
+    # Pictures are named from the folder that the file is in, as other benchmarks' are.
+    write_rows(folder / RESULTS, [{**row, "picture": f"../{row['picture']}"} for row in rows])
     table = subject_table(rows, settings.scored_states)
     write_csv(folder / TABLE, table)
     rho = rho_table(run.logs()) if run.study.log else []
@@ -53,6 +54,7 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
         "hosts": list(dict.fromkeys(arm.host for arm in run.arms)),
         "arms": {f"{arm.host}: {arm.name}": _sude_of(arm.config) for arm in run.arms},
         "rungs": {arm.host: list(arm.rungs) for arm in run.arms},
+        "photographs": any(member.individual is None for member in run.members()),
         "base": run.base.hash,
         "judges": run.field.judges_key,
         "guidance": run.guidance,
@@ -78,6 +80,8 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     problems = []
     if about["trial"]:
         problems.append("was run with trial settings")
+    if about["photographs"]:
+        problems.append("is of photographs, and the page is WorldBench's")
     if not about["complete"]:
         problems.append("is not finished")
     for field in ("subjects", "seeds"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from dreamfleet.runtime.locks import shared_work
 
 TOGETHER = 16  # arms on one engine; beyond that a step gets no cheaper
 SCORED_AT_ONCE = 64
+TELL_EVERY_S = 30.0
 PRIORS = "priors"
 Report = Callable[[str], None]
 
@@ -109,8 +110,10 @@ class StudyRun:
     def run(self) -> None:
         """Do what is not done yet for this part's subjects."""
         first, step = self.part
-        for member in self.members()[first::step]:
+        mine = self.members()[first::step]
+        for number, member in enumerate(mine, start=1):
             self.run_member(member)
+            self.report(f"subject {number} of {len(mine)}: {member.subject_id} done")
 
     def run_member(self, member: Member) -> None:
         """One subject; another process that is at it is waited for."""
@@ -236,6 +239,7 @@ class StudyRun:
         logs: dict[str, list[Row]] = {unit.arm.host + unit.arm.name: [] for unit in units}
         by_name = dict(zip(logs, units, strict=True))
         ladders = [self._ladder(name, unit, logs[name]) for name, unit in by_name.items()]
+        ladders[0] = self._told(ladders[0], units)
         began, spent = time.process_time(), 0.0
         for reached in train(ladders):
             unit = by_name[reached.name]
@@ -272,6 +276,21 @@ class StudyRun:
             log.append({**asdict(metrics), "t": t if batch == 1 else None})
 
         return Ladder(name, spec, arm.rungs, note)
+
+    def _told(self, ladder: Ladder, units: Sequence[Unit]) -> Ladder:
+        """The ladder, telling now and then how far its engine is."""
+        last = [time.monotonic()]
+
+        def note(metrics: StepMetrics) -> None:
+            ladder.on_step(metrics)
+            if time.monotonic() - last[0] >= TELL_EVERY_S:
+                last[0] = time.monotonic()
+                self.report(
+                    f"{units[0].member.subject_id} seed {units[0].seed}: {len(units)} arms, "
+                    f"step {metrics.step} of {ladder.steps[-1]}"
+                )
+
+        return replace(ladder, on_step=note)
 
     def _keep(self, unit: Unit, reached: RungReached, log: Sequence[Row]) -> None:
         assert reached.base is not None and reached.job is not None
