@@ -178,6 +178,30 @@ class TestRun:
         again.run()
         assert [len(names) for names in seen] == [1] and again.rows()[1] == []
 
+    def test_a_kill_in_training_costs_a_minute_and_changes_nothing(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "SAVE_EVERY_S", 0.0)
+        monkeypatch.setattr(run_module, "TELL_EVERY_S", 0.0)
+        whole, broken = make("f_", tmp_path / "one"), make("f_", tmp_path / "two")
+        whole.run()
+
+        def stop(text: str) -> None:
+            if "step 1 of 2" in text:
+                raise SystemExit
+
+        broken.report = stop
+        with pytest.raises(SystemExit):
+            broken.run()
+        again = make("f_", tmp_path / "two")
+        again.run()
+        told = [text for text in again.said if "step" in text]  # type: ignore[attr-defined]
+        assert not any("step 1 of 2" in text for text in told)
+        one, two = _weights(whole, "chosen"), _weights(again, "chosen")
+        assert all((one[name] == two[name]).all() for name in one)
+        assert len(again.logs()) == len(whole.logs()) == 6
+        assert not list(tmp_path.rglob("state.pt"))
+
     def test_parts_are_other_subjects(self, make: Make, tmp_path: Path) -> None:
         run = make("f_", tmp_path, subjects=3)
         run.arms = run.arms[:1]

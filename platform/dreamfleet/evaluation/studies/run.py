@@ -21,6 +21,7 @@ from dreamfleet.bases import Base, resolved_config
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.batch import sample_timestep
 from dreamfleet.engine.job import StepMetrics
+from dreamfleet.engine.packed_job import AnyJob
 from dreamfleet.engine.spec import TrainJobSpec
 from dreamfleet.errors import first_line
 from dreamfleet.evaluation.studies.fields import Field, Member
@@ -42,6 +43,7 @@ from dreamfleet.runtime.locks import shared_work
 TOGETHER = 16  # arms on one engine; beyond that a step gets no cheaper
 SCORED_AT_ONCE = 64
 TELL_EVERY_S = 30.0
+SAVE_EVERY_S = 60.0  # what a kill may cost
 PRIORS = "priors"
 Report = Callable[[str], None]
 
@@ -253,6 +255,7 @@ class StudyRun:
         each = (time.process_time() - began - spent) / len(units)
         for unit in units:
             unit.folder.note(train_s=each, trained_with=len(units))
+            unit.folder.drop_state()
 
     def _ladder(self, name: str, unit: Unit, log: list[Row]) -> Ladder:
         member, arm, config, base = unit.member, unit.arm, unit.config, self.base
@@ -269,20 +272,37 @@ class StudyRun:
             prior=prior,
             subject_id=member.subject_id,
         )
+        kept = self._kept_state(unit)
+        if kept is not None:
+            log += kept[1]
         batch, length = config.train.train_batch_size, base.schedule.num_train_timesteps
+        saved = [time.monotonic()]
 
-        def note(metrics: StepMetrics) -> None:
+        def note(metrics: StepMetrics, job: AnyJob) -> None:
             t = sample_timestep(config.train.seed, (metrics.step - 1) * batch, length)
             log.append({**asdict(metrics), "t": t if batch == 1 else None})
+            if time.monotonic() - saved[0] >= SAVE_EVERY_S:
+                unit.folder.save_state(job.state_dict(), log)
+                saved[0] = time.monotonic()
 
-        return Ladder(name, spec, arm.rungs, note)
+        return Ladder(name, spec, arm.rungs, note, None if kept is None else kept[0])
+
+    def _kept_state(self, unit: Unit) -> tuple[dict[str, Any], list[Row]] | None:
+        """A training that was stopped, unless it is past a rung that is still to be read."""
+        kept = unit.folder.load_state()
+        if kept is None:
+            return None
+        reached = len(kept[1])
+        missed = [step for step in unit.arm.rungs
+                  if step < reached and self.rung(unit, step).missing(unit.jobs)]  # fmt: skip
+        return None if missed or reached > unit.arm.rungs[-1] else kept
 
     def _told(self, ladder: Ladder, units: Sequence[Unit]) -> Ladder:
         """The ladder, telling now and then how far its engine is."""
         last = [time.monotonic()]
 
-        def note(metrics: StepMetrics) -> None:
-            ladder.on_step(metrics)
+        def note(metrics: StepMetrics, job: AnyJob) -> None:
+            ladder.on_step(metrics, job)
             if time.monotonic() - last[0] >= TELL_EVERY_S:
                 last[0] = time.monotonic()
                 self.report(

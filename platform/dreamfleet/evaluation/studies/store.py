@@ -2,6 +2,7 @@
 
     arms/<subject>/<training key>/arm.json           what it is, and what it cost
                                  /log.parquet        figures of every step
+                                 /state.pt           while it is under way
                                  /<steps>-<sampler>/<picture>.png
                                                    /rows-<judges>.parquet
                                  /weights-<steps>/pytorch_lora_weights.safetensors
@@ -16,11 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from dreamfleet.evaluation.results import read_rows, write_rows
@@ -64,6 +67,29 @@ class ArmFolder:
         if rows:
             self.path.mkdir(parents=True, exist_ok=True)
             write_rows(self.path / "log.parquet", rows)
+
+    def save_state(self, state: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a training that is under way."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self._state.with_suffix(f".{os.getpid()}.part")
+        torch.save({"state": dict(state), "log": list(log)}, part)
+        os.replace(part, self._state)
+
+    def load_state(self) -> tuple[dict[str, Any], list[Row]] | None:
+        """What `save_state` kept last; None: nothing whole."""
+        try:
+            kept = torch.load(self._state, map_location="cpu", weights_only=True)
+            return kept["state"], kept["log"]
+        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError):
+            return None
+
+    def drop_state(self) -> None:
+        """The training is over."""
+        self._state.unlink(missing_ok=True)
+
+    @property
+    def _state(self) -> Path:
+        return self.path / "state.pt"
 
     def read_log(self) -> list[Row]:
         """What `write_log` wrote; empty where there is none."""

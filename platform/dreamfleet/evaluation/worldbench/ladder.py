@@ -5,9 +5,10 @@ plain engine, no Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,15 @@ class Ladder:
         name: tells it from others that train together.
         spec: data and settings.
         steps: where it is read, rising.
-        on_step: gets the figures of each step.
+        on_step: gets the figures of each step, and the run.
+        state: `state_dict()` to go on from.
     """
 
     name: str
     spec: TrainJobSpec
     steps: Sequence[int]
-    on_step: Callable[[StepMetrics], None] = lambda metrics: None
+    on_step: Callable[[StepMetrics, AnyJob], None] = lambda metrics, job: None
+    state: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def train_together(base: Base, ladders: Sequence[Ladder]) -> Iterator[RungReache
     engine = Engine(base, EngineSettings(max_slots=len(ladders)))
     try:
         for ladder in ladders:
-            engine.add_job(ladder.name, ladder.spec, on_step=ladder.on_step)
+            _join(engine, ladder)
         alive = list(ladders)
         for target in sorted({step for ladder in ladders for step in ladder.steps}):
             going = [ladder for ladder in alive if ladder.steps[-1] >= target]
@@ -95,13 +98,22 @@ def train_together(base: Base, ladders: Sequence[Ladder]) -> Iterator[RungReache
         engine.close()
 
 
+def _join(engine: Engine, ladder: Ladder) -> None:
+    def on_step(metrics: StepMetrics) -> None:
+        ladder.on_step(metrics, engine.job(ladder.name))
+
+    engine.add_job(ladder.name, ladder.spec, state=ladder.state, on_step=on_step)
+
+
 def train_alone(base: Base, ladder: Ladder) -> Iterator[RungReached]:
     """Train a run of either kind on a base of its own, which it changes."""
     job = TrainJob(ladder.spec, base)
+    if ladder.state is not None:
+        job.load_state_dict(ladder.state)
     for target in ladder.steps:
         try:
             while job.step_index < target:
-                ladder.on_step(job.step())
+                ladder.on_step(job.step(), job)
         except TrainingError as error:
             yield RungReached(ladder.name, target, error=error)
             return
