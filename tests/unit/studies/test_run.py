@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.evaluation.results import read_rows
 from dreamfleet.evaluation.studies import command
 from dreamfleet.evaluation.studies import run as run_module
@@ -327,7 +326,7 @@ def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Pat
         subjects=2, base_model=str(tiny_base_folder), data_dir=str(data), judges=judges,
     )  # fmt: skip
     study = quick(order.study())
-    field = PhotographField(study, data, JudgeSpec(world=False, **judges))
+    field = PhotographField(study, data, command.published_judges(order))
     run = command.study_run(order, lambda text: None, field)
     run.study = study
     run.run()

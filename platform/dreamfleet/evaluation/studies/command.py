@@ -190,8 +190,13 @@ def current_hashes(base_model: str = "embedded") -> dict[str, str]:
 def _field(order: StudyOrder, study: Study, scored: Mapping[str, Sequence[str]] | None) -> Field:
     if order.data_dir is None:
         return WorldField(study, scored=scored)
-    spec = JudgeSpec(world=False, **order.judges)
-    return PhotographField(study, order.data_dir, spec, device=order.device)
+    return PhotographField(study, order.data_dir, published_judges(order), device=order.device)
+
+
+def published_judges(order: StudyOrder) -> JudgeSpec:
+    """Who judges photographs."""
+    clip, dino, blip = (order.judges.get(name, "") for name in ("clip", "dino", "blip"))
+    return JudgeSpec(world=False, clip=clip, dino=dino, blip=blip)
 
 
 def load_base_of(order: StudyOrder) -> Base:

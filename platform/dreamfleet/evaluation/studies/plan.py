@@ -242,8 +242,10 @@ def _applications(
             continue
         if views and views[0] not in CLASSES[name].views:
             continue
-        first = [next(iter(own), None) for own in (states, scenes, views, styles)]
-        found.append(Request(filled(text), "application", *first, name=ask.name))
+        state, scene, view, style = (
+            next(iter(own), None) for own in (states, scenes, views, styles)
+        )
+        found.append(Request(filled(text), "application", state, scene, view, style, name=ask.name))
     return found
 
 

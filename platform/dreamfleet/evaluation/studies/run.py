@@ -7,10 +7,11 @@ again, so the command can be stopped at any time.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ class StudyRun:
     output_dir: Path
     part: tuple[int, int] = (0, 1)
     report: Report = print
-    own_arms: Mapping[str, Sequence[PlannedArm]] = field(default_factory=dict)
-    _base: list[Base] = field(default_factory=list)
+    own_arms: Mapping[str, Sequence[PlannedArm]] = dataclasses.field(default_factory=dict)
+    _base: list[Base] = dataclasses.field(default_factory=list)
 
     @property
     def base(self) -> Base:
@@ -186,7 +187,7 @@ class StudyRun:
     ) -> Mapping[str, Any]:
         if config is None:
             return {"base": self.base.hash, "bare": member.subject_id}
-        parts = {
+        parts: dict[str, Any] = {
             "base": self.base.hash,
             "prompt": self.field.training_prompt(member, arm),
             "photos": self.field.photo_parts(member, arm),
