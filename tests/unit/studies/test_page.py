@@ -31,6 +31,13 @@ def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "a"
     hosts = ["lora-prior", "full-prior"]
     write_csv(folder / "table.csv", made_up_table(EFFECTS, spread=0.02, seed=1))
+    write_csv(
+        folder / "rho.csv",
+        [{"host": "lora-prior", "arm": "chosen", "steps": step, "t_from": t, "rho": rho,
+          "hinge_share": share, "samples": count}
+         for step, t, rho, share, count in [(50, 0, 0.5, 1.0, 3), (100, 0, 0.9, 0.6, 1),
+                                            (50, 250, 1.5, 0.0, 2)]],
+    )  # fmt: skip
     study = load_study(RECIPES / "a_primary_claim.yaml")
     arms = {f"{host}: official": PAPERS for host in hosts}
     arms |= {f"{host}: chosen": {**PAPERS, "sude.teacher": "pretrained"} for host in hosts}
@@ -66,6 +73,7 @@ def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: P
     assert "24 subjects of split C, 2 training seeds, oracle B, confirmation" in section
     assert "| lora-prior | chosen (variant) | +0.1" in section
     assert "12.0 CPU minutes a subject and seed" in section
+    assert "| lora-prior: chosen | 0.60, 90% | 1.50, 0% |" in section
     assert "C03, lora: x broke down before 4 steps: NaN" in section
     assert (docs / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
 

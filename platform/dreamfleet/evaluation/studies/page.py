@@ -47,6 +47,7 @@ class Evidence:
     folder: Path
     table: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any]
+    rho: Sequence[Mapping[str, Any]] = ()
 
     @property
     def ran(self) -> bool:
@@ -103,11 +104,10 @@ def _load(loaded: Loaded, evidence: Path) -> Evidence:
     ran = (folder / TABLE).is_file()
     table = read_csv(folder / TABLE) if ran else []
     about = read_about(folder) if ran else {}
-    own = Evidence(loaded.study, loaded.path, folder, table, about)
+    rho = read_csv(folder / RHO) if (folder / RHO).is_file() else []
     if ran:
-        rho = read_csv(folder / RHO) if (folder / RHO).is_file() else []
         draw_chart(loaded.study, table, rho, folder / CHART)
-    return own
+    return Evidence(loaded.study, loaded.path, folder, table, about, rho)
 
 
 def _filled(text: str, mark: str, lines: Sequence[str], page: Path) -> str:
@@ -204,6 +204,8 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
         lines += [*_primary_table(own), ""]
     if study.claims:
         lines += [*_claims_table(own), ""]
+    if own.rho:
+        lines += [*_hinge_table(own), ""]
     lines += [_shows(own), ""]
     for failure in own.about.get("failures", []):
         lines += [f"{failure['subject']}, {failure['host']}: {failure['arm']} broke down before "
@@ -278,6 +280,28 @@ def _claims_table(own: Evidence) -> list[str]:
             f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)} | {_interval(found)} | "
             f"{_number(judged.p_holm)} | {_number(flip)} | {judged.verdict} |"
         )
+    return lines
+
+
+def _hinge_table(own: Evidence) -> list[str]:
+    """Where in the diffusion SuDe acts: ρ and the share of samples at which it was on, by t."""
+    starts = sorted({int(row["t_from"]) for row in own.rho})
+    lines = [
+        f"| ρ, and share of samples with SuDe on | {' | '.join(f't ≥ {t}' for t in starts)} |",
+        "|---|" + "---:|" * len(starts),
+    ]
+    for host, arm in dict.fromkeys((row["host"], row["arm"]) for row in own.rho):
+        cells = []
+        for start in starts:
+            rows = [r for r in own.rho if (r["host"], r["arm"], r["t_from"]) == (host, arm, start)]
+            weight = sum(row["samples"] for row in rows)
+            rho, share = (
+                sum(row[name] * row["samples"] for row in rows if name in row) / max(weight, 1)
+                for name in ("rho", "hinge_share")
+            )
+            cells.append(f"{rho:.2f}, {share:.0%}")
+        name = f"{host}: {arm}" if len(own.hosts) > 1 else str(arm)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

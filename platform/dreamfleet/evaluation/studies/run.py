@@ -41,7 +41,7 @@ from dreamfleet.evaluation.worldbench.ladder import (
 from dreamfleet.evaluation.worldbench.plan import BenchSettings, Job
 from dreamfleet.runtime.locks import shared_work
 
-TOGETHER = 16  # arms on one engine; beyond that a step gets no cheaper
+TOGETHER = 24  # arms on one engine
 SCORED_AT_ONCE = 64
 TELL_EVERY_S = 30.0
 SAVE_EVERY_S = 60.0  # what a kill may cost
