@@ -48,12 +48,15 @@ def tuned(config: RunConfig, resume: bool) -> Setting:
 
 
 def carry_out(
-    order: StudyOrder, report: Report = print, sweep: Sweep = tuned, field: WorldField | None = None
+    order: StudyOrder,
+    report: Report = print,
+    sweep: Sweep | None = None,
+    field: WorldField | None = None,
 ) -> tuple[Path, list[str]]:
     """Sweep each subject, train what was found, score it; resumable.
 
     Args:
-        sweep: from a sweep's configuration to the setting found.
+        sweep: from a sweep's configuration to the setting found; None: `tuned`, on Ray.
         field: instead of the one that the order names; for tests.
 
     Returns:
@@ -96,7 +99,7 @@ class _Reach:
         study: Study,
         settings: Settings,
         field: WorldField,
-        sweep: Sweep,
+        sweep: Sweep | None,
         report: Report,
     ) -> None:
         self.order, self.study, self.settings, self.field = order, study, settings, field
@@ -120,11 +123,11 @@ class _Reach:
     @contextlib.contextmanager
     def _ray(self, members: list[Member]) -> Iterator[None]:
         """One Ray for all sweeps, where any is left."""
-        from dreamfleet.runtime.session import ray_session
-
-        if all(self._is_swept(member) for member in members):
+        if self.sweep is not None or all(self._is_swept(member) for member in members):
             yield
             return
+        from dreamfleet.runtime.session import ray_session
+
         with ray_session(ClusterConfig(), dashboard=False):
             yield
 
@@ -163,7 +166,7 @@ class _Reach:
             output = place.with_suffix("")
             config.output_dir = str(output)
             self.report(f"{member.subject_id}: sweep {spec.name}")
-            found = dict(self.sweep(config, (output / MARKER).is_file()))
+            found = dict((self.sweep or tuned)(config, (output / MARKER).is_file()))
             if not {STEPS, WEIGHT} <= set(found):
                 raise BadInputError(
                     f"{member.subject_id}, {spec.name}: the sweep found {found}; expected a "
