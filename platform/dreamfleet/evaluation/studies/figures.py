@@ -13,6 +13,7 @@ from dreamfleet.evaluation.studies.plan import BARE
 from dreamfleet.evaluation.studies.recipe import BASE, Study
 from dreamfleet.evaluation.studies.run import StudyRun, first_pictures
 from dreamfleet.evaluation.studies.tables import TITLES, means, values
+from dreamfleet.evaluation.world_metrics import Request
 from dreamfleet.evaluation.worldbench.pictures import grid
 from dreamfleet.evaluation.worldbench.summary import mean_of
 
@@ -123,6 +124,12 @@ def rho_table(logs: Sequence[Row]) -> list[dict[str, Any]]:
         part = min((int(row["step"]) - 1) * STEP_BINS // longest, STEP_BINS - 1)
         time = min(int(row["t"]) * TIME_BINS // TIMES, TIME_BINS - 1)
         groups.setdefault((row["host"], row["arm"], part, time), []).append(row)
+    arms = list(dict.fromkeys(key[:2] for key in groups))  # in the recipe's order
+
+    def place(item: tuple[tuple[Any, ...], list[Row]]) -> tuple[int, ...]:
+        key, _ = item
+        return (arms.index(key[:2]), *key[2:])
+
     return [
         {
             "host": host, "arm": arm, "steps": (part + 1) * longest // STEP_BINS,
@@ -130,7 +137,7 @@ def rho_table(logs: Sequence[Row]) -> list[dict[str, Any]]:
             "rho": mean_of(float(r["rho"]) for r in own),
             "hinge_share": mean_of(float(r["hinge_share"]) for r in own), "samples": len(own),
         }
-        for (host, arm, part, time), own in sorted(groups.items(), key=lambda item: item[0])
+        for (host, arm, part, time), own in sorted(groups.items(), key=place)
     ]  # fmt: skip
 
 
@@ -159,7 +166,7 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     if not lines or not shown:
         return False
     heads = [f"photo of {member.subject_id}"]
-    heads += [_short(bare[key][0].request.prompt, member.class_name) for key in shown]
+    heads += [_label(bare[key][0].request, member.class_name) for key in shown]
     sheet = grid(heads, lines, SHEET_CELL_PX)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "WEBP", quality=80, method=4)
@@ -173,5 +180,8 @@ def _spread(keys: Sequence[str], count: int) -> list[str]:
     return [keys[i * len(keys) // count] for i in range(count)]
 
 
-def _short(prompt: str, class_name: str) -> str:
-    return prompt.removeprefix("a photo of ").replace(class_name, "…", 1)
+def _label(request: Request, class_name: str) -> str:
+    """What is asked, in a few words."""
+    if request.kind in ("state", "scene", "combined"):
+        return request.name
+    return request.prompt.removeprefix("a photo of ").replace(class_name, "…", 1)
