@@ -5,7 +5,7 @@
     python pipelines/check_embedded_base.py --mode ladder  --output-dir DIR  # four hosts by steps
     python pipelines/check_embedded_base.py --mode adapter --output-dir DIR  # against bare base
     python pipelines/check_embedded_base.py --mode evidence --output-dir LADDER \\
-        --base-report base.json --docs docs/evidence.md
+        --base-report base.json --docs docs/evidence.md --settings docs/evidence/settings.yaml
 
 Resumable: run it again on the same folder. A small ladder for a look (minutes on one core):
 --subjects 1 --hosts lora --steps 100,300 --images-per-prompt 1 --num-inference-steps 10.
@@ -45,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
 @click.option("--guidance", type=float, help="default: --base-report's, else the base's own")
 @click.option("--base-report", type=click.Path(dir_okay=False), help="base.json of --mode base")
 @click.option("--docs", type=click.Path(dir_okay=False), help="page of --mode evidence")
+@click.option("--settings", type=click.Path(dir_okay=False), help="for studies; --mode evidence")
 @click.option("--seed", type=int, default=0, show_default=True, help="of the training runs")
 @click.option("--threads", type=int, default=1, show_default=True, help="torch threads")
 @click.option("--device", default="cpu", show_default=True)

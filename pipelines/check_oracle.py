@@ -6,7 +6,8 @@
     python pipelines/check_oracle.py label --output-dir DIR --from-csv FILE  # from DIR/sheet-*.png
     python pipelines/check_oracle.py score --output-dir DIR
 
-RUN is an output folder of `dreamfleet benchmark worldbench` or of check_embedded_base.py.
+RUN is an output folder of `dreamfleet benchmark worldbench`, of check_embedded_base.py, or of a
+study (runs/studies/a; --arm chosen --arm official: these arms only).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dreamfleet.errors import DreamfleetError
 @click.argument("step", type=click.Choice(["draw", "label", "score"]))
 @click.option("--output-dir", required=True, type=click.Path(file_okay=False))
 @click.option("--from", "folders", multiple=True, type=click.Path(file_okay=False), help="RUN")
+@click.option("--arm", "arms", multiple=True, help="of studies: only these arms")
 @click.option("--pictures", default=300, show_default=True, type=click.IntRange(1, 100_000))
 @click.option(
     "--from-csv",
@@ -35,6 +37,7 @@ def main(
     step: str,
     output_dir: str,
     folders: tuple[str, ...],
+    arms: tuple[str, ...],
     pictures: int,
     from_csv: str | None,
     seed: int,
@@ -48,7 +51,8 @@ def main(
     try:
         if step == "draw":
             runs = [Path(folder) for folder in folders]
-            click.echo(f"{oracle_check.draw_sample(runs, place, pictures, seed)} pictures: {place}")
+            drawn = oracle_check.draw_sample(runs, place, pictures, seed, arms)
+            click.echo(f"{drawn} pictures: {place}")
         elif step == "label" and from_csv is not None:
             taken, left = oracle_check.import_labels(place, Path(from_csv))
             click.echo(f"{taken} labels taken, {left} pictures left: {place}")

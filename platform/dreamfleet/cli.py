@@ -757,11 +757,7 @@ def launch(
     from dreamfleet.runtime.progress import ConsoleProgress
 
     settings = LaunchSettings(prompt, host, port, resume, overwrite, show, once)
-    try:
-        made = run(config, settings, say=click.echo, progress=ConsoleProgress())
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; go on with: {_resume_command()}", err=True)
-        raise
+    made = run(config, settings, say=click.echo, progress=ConsoleProgress())
     if made.failures:
         raise DreamfleetError(f"{made.failures} subjects failed, see above")
 

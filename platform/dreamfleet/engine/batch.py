@@ -109,6 +109,12 @@ def make_batch(
     )
 
 
+def sample_timestep(seed: int, n: int, num_train_timesteps: int, stream: str = "") -> int:
+    """t of global sample n, uniform in [0, num_train_timesteps)."""
+    generator = torch_generator(seed, f"{stream}t", n)
+    return int(torch.randint(0, num_train_timesteps, (), generator=generator))
+
+
 def _draw(
     seed: int,
     stream: str,
@@ -124,8 +130,7 @@ def _draw(
         latents.append(_latent(seed, stream, n, picture, pictures))
         shape = pictures.mean.shape[1:]
         noise.append(torch.randn(shape, generator=torch_generator(seed, f"{stream}noise", n)))
-        generator = torch_generator(seed, f"{stream}t", n)
-        timesteps.append(int(torch.randint(0, num_train_timesteps, (), generator=generator)))
+        timesteps.append(sample_timestep(seed, n, num_train_timesteps, stream))
     return chosen, NoisedLatents(
         torch.stack(latents).to(device),
         torch.stack(noise).to(device),

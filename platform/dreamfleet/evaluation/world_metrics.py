@@ -33,7 +33,8 @@ from dreamfleet.world.render import render
 from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import Subject, identity_seed
 
-Kind = Literal["subject", "state", "scene", "class"]
+Kind = Literal["subject", "state", "scene", "combined", "application", "class"]
+ASKING = ("state", "scene", "combined", "application")  # kinds that something may be asked in
 
 NUM_REFERENCES = 6  # true renders that a picture is compared with
 NUM_HELD_OUT = 6  # other true renders: what 1 means
@@ -65,15 +66,28 @@ class Request:
 
     Attributes:
         prompt: the text.
-        kind: "state" or "scene" (scored for alignment), "subject" (neither named), or "class"
-            (without identifier: what happened to the class).
-        state, scene: what is asked, or None.
+        kind: "state" or "scene" (scored for alignment), "combined" (both), "application" (a view or
+            style, too), "subject" (none named), or "class" (without identifier: what happened to
+            the class).
+        state, scene, view, style: what is asked, or None.
+        name: a word for the prompt.
     """
 
     prompt: str
     kind: Kind
     state: str | None = None
     scene: str | None = None
+    view: str | None = None
+    style: str | None = None
+    name: str = ""
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the oracle should see beside the class."""
+        if self.kind not in ASKING:
+            return {}
+        named = ("state", "scene", "view", "style")
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class PictureScore:
     """One picture's results; `aligned`, `copied` and `joint` are None where nothing was asked.
 
     Attributes:
-        seen_class, seen_state, seen_scene: what the oracle reads.
+        seen_class, seen_state, seen_scene, seen_view, seen_style, seen_prop: what the oracle reads.
         similarity, floor, ceiling: mean cosines to the true renders: of the picture, of another
             identity rendered alike, of held-out true renders.
     """
@@ -95,6 +109,9 @@ class PictureScore:
     floor: float
     ceiling: float
     joint: bool | None
+    seen_view: str = ""
+    seen_style: str = ""
+    seen_prop: str = ""
 
     @property
     def is_same_individual(self) -> bool:
@@ -184,6 +201,7 @@ class WorldScorer:
             floor=yardstick.floor,
             ceiling=yardstick.ceiling,
             joint=None,
+            **{f"seen_{name}": seen.get(name, "") for name in ("view", "style", "prop")},
         )
         if aligned is None:
             return score
@@ -228,17 +246,16 @@ class WorldScorer:
 
 
 def is_aligned(request: Request, class_name: str, seen: Mapping[str, str]) -> bool | None:
-    """Right class, and the state or scene that was asked; None where neither was."""
-    if request.kind not in ("state", "scene"):
+    """Right class, and what was asked (state, scene, view, style); None where nothing was."""
+    if not request.asked:
         return None
-    right_state = request.state is None or seen["state"] == request.state
-    right_scene = request.scene is None or seen["scene"] == request.scene
-    return seen["class"] == class_name and right_state and right_scene
+    right = all(seen.get(name) == value for name, value in request.asked.items())
+    return seen["class"] == class_name and right
 
 
 def is_copied(request: Request, photo: ImageSpec, seen: Mapping[str, str]) -> bool | None:
-    """The photo's state or scene, where another was asked; None where none was."""
-    if request.kind not in ("state", "scene"):
+    """The photo's state or scene, where another was asked; None where neither was."""
+    if not {"state", "scene"} & set(request.asked):
         return None
     state = (
         request.state not in (None, photo.state)

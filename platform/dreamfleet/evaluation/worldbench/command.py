@@ -89,6 +89,34 @@ def write_evidence(output_dir: Path, options: Mapping[str, Any], report: Report)
     page = Path(options["docs"])
     fill_page(page, Path(options["base_report"]), output_dir)
     report(f"{page}: measured block written")
+    if options.get("settings"):
+        settle(Path(options["settings"]), Path(options["base_report"]), output_dir, options)
+        report(f"{options['settings']}: guidance, scored states, hosts and hashes settled")
+
+
+def settle(
+    path: Path, base_report: Path, ladder: Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write what steps 1 to 3 found for the studies: guidance, scored states, each host's N and
+    whether it is diseased, and the hashes that are frozen from here on.
+    """
+    from dreamfleet.evaluation.results import SUMMARY, read_summary
+    from dreamfleet.evaluation.studies.command import current_hashes
+    from dreamfleet.evaluation.studies.settings import write_settings
+
+    gate, ladders = read_gate(base_report), read_summary(ladder / SUMMARY)["ladders"]
+    hosts = {
+        name: {"diseased": bool(own["diseased"]), "n": own["at"] or own["learnt_at"]}
+        for name, own in ladders.items()
+    }
+    settled = {
+        "guidance": gate["guidance"],
+        "scored_states": gate["scored_states"],
+        "hosts": hosts,
+        "frozen": current_hashes(str(options["base_model"])),
+    }
+    write_settings(path, **settled)
+    return settled
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -1,10 +1,14 @@
-"""Training one subject on one host, read at several steps of one run: the plain engine, no Ray."""
+"""Training one subject, read at several steps of one run: alone, or several arms on one engine. The
+plain engine, no Ray.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +18,12 @@ from safetensors.torch import load_file, save_file
 from dreamfleet.bases import Base, resolved_config
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.batch import LatentSet
-from dreamfleet.engine.job import TrainJob, TrainJobSpec
+from dreamfleet.engine.engine import Engine
+from dreamfleet.engine.job import StepMetrics, TrainJob, TrainJobSpec
+from dreamfleet.engine.packed_job import AnyJob
 from dreamfleet.engine.sampling import sample_images
+from dreamfleet.engine.settings import EngineSettings
+from dreamfleet.errors import TrainingError
 from dreamfleet.evaluation.worldbench.plan import SEED_LIMIT, BenchSettings, Host, Job
 from dreamfleet.seeding import key_to_int
 from dreamfleet.world.captions import prompt
@@ -24,6 +32,93 @@ from dreamfleet.world.spec import ImageSpec
 from dreamfleet.world.splits import Subject
 
 PICTURES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A run that is read at several steps.
+
+    Attributes:
+        name: tells it from others that train together.
+        spec: data and settings.
+        steps: where it is read, rising.
+        on_step: gets the figures of each step, and the run.
+        state: `state_dict()` to go on from.
+    """
+
+    name: str
+    spec: TrainJobSpec
+    steps: Sequence[int]
+    on_step: Callable[[StepMetrics, AnyJob], None] = lambda metrics, job: None
+    state: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RungReached:
+    """A run at one of its steps: the base to draw with, for as long as the iterator stands still.
+
+    `error` instead, where training broke down; nothing further comes of that run.
+    """
+
+    name: str
+    step: int
+    base: Base | None = None
+    job: AnyJob | None = None
+    error: Exception | None = None
+
+
+def train_together(base: Base, ladders: Sequence[Ladder]) -> Iterator[RungReached]:
+    """Train LoRA runs in the slots of one engine, so that they share each step's passes and the
+    frozen teacher; `base` is bare again afterwards.
+
+    A run's weights are those that it would have alone, and one that breaks down ends alone.
+    """
+    engine = Engine(base, EngineSettings(max_slots=len(ladders)))
+    try:
+        for ladder in ladders:
+            _join(engine, ladder)
+        alive = list(ladders)
+        for target in sorted({step for ladder in ladders for step in ladder.steps}):
+            going = [ladder for ladder in alive if ladder.steps[-1] >= target]
+            ends = {own.name: engine.run_until(own.name, target) for own in going}
+            while engine.step():
+                pass
+            for ladder in going:
+                error = ends[ladder.name].exception()
+                if isinstance(error, Exception):
+                    alive.remove(ladder)
+                    yield RungReached(ladder.name, target, error=error)
+                elif target in ladder.steps:
+                    job = engine.job(ladder.name)
+                    with job.final_weights() as ready:
+                        yield RungReached(ladder.name, target, ready, job)
+                if ladder in alive and target == ladder.steps[-1]:
+                    engine.release(ladder.name)
+    finally:
+        engine.close()
+
+
+def _join(engine: Engine, ladder: Ladder) -> None:
+    def on_step(metrics: StepMetrics) -> None:
+        ladder.on_step(metrics, engine.job(ladder.name))
+
+    engine.add_job(ladder.name, ladder.spec, state=ladder.state, on_step=on_step)
+
+
+def train_alone(base: Base, ladder: Ladder) -> Iterator[RungReached]:
+    """Train a run of either kind on a base of its own, which it changes."""
+    job = TrainJob(ladder.spec, base)
+    if ladder.state is not None:
+        job.load_state_dict(ladder.state)
+    for target in ladder.steps:
+        try:
+            while job.step_index < target:
+                ladder.on_step(job.step(), job)
+        except TrainingError as error:
+            yield RungReached(ladder.name, target, error=error)
+            return
+        with job.final_weights() as ready:
+            yield RungReached(ladder.name, target, ready, job)
 
 
 def host_config(host: Host, base: Base, subject: Subject, settings: BenchSettings) -> RunConfig:
@@ -50,12 +145,11 @@ def train_ladder(
         prior=prior,
         subject_id=subject.subject_id,
     )
-    job = TrainJob(spec, base)
-    for target in steps:
-        while job.step_index < target:
-            job.step()
-        with job.final_weights() as ready:
-            yield target, ready
+    for reached in train_alone(base, Ladder(subject.subject_id, spec, steps)):
+        if reached.error is not None:
+            raise reached.error
+        assert reached.base is not None
+        yield reached.step, reached.base
 
 
 def draw_jobs(base: Base, jobs: Sequence[Job], settings: BenchSettings) -> list[Image.Image]:

@@ -42,15 +42,22 @@ CELL_PX, NUMBER_PX = 256, 24  # four times a picture of the drawn world: its det
 MAX_BODY_BYTES = 4096
 
 
-def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, seed: int = 0) -> int:
+def draw_sample(
+    folders: Sequence[Path],
+    output_dir: Path,
+    count: int = 300,
+    seed: int = 0,
+    arms: Sequence[str] = (),
+) -> int:
     """Draw `count` pictures of state and scene prompts, as many of each arm as can be. An arm is a
-    host, whatever its training steps.
+    host (of studies: one of its arms), whatever its training steps.
 
     Args:
-        folders: outputs of `benchmark worldbench` or check_embedded_base.py.
+        folders: outputs of `benchmark worldbench`, check_embedded_base.py or of a study.
         output_dir: must not hold labels yet.
         count: pictures; fewer where there are not so many.
         seed: of the drawing of lots.
+        arms: of studies, only these arms; empty: all.
 
     Returns:
         How many were drawn.
@@ -63,8 +70,12 @@ def draw_sample(folders: Sequence[Path], output_dir: Path, count: int = 300, see
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
         for row in read_rows(folder / RESULTS):
+            if arms and row.get("arm") not in arms:
+                continue
             if row["kind"] in ("state", "scene") and row.get("seen_class"):
-                by_arm.setdefault(str(row["host"]), []).append({**row, "folder": str(folder)})
+                name = _arm_name(row)
+                own = {**row, "folder": str(folder), "host": name}
+                by_arm.setdefault(name, []).append(own)
     chosen = _in_equal_parts(by_arm, count, seed)
     if not chosen:
         raise BadInputError(f"{', '.join(map(str, folders))}: no pictures of states or scenes")
@@ -219,6 +230,12 @@ def label_app(output_dir: Path) -> FastAPI:
         return RedirectResponse("/", status_code=303)
 
     return app
+
+
+def _arm_name(row: Mapping[str, Any]) -> str:
+    """Host, and of studies the arm on it."""
+    arm, host = row.get("arm"), str(row["host"])
+    return host if not arm or arm == host else f"{host}: {arm}"
 
 
 def _in_equal_parts(

@@ -57,7 +57,7 @@ def summarise(
     subjects = sorted({str(row["subject"]) for row in rows if row["host"] == BASE_HOST})
     if not subjects:
         raise BadInputError("no rows of the bare base; run the benchmark first")
-    counted = [row for row in rows if _counts(row, scored_states)]
+    counted = [row for row in rows if is_scored(row, scored_states)]
     table = []
     for host, steps in sorted({(str(row["host"]), int(row["steps"])) for row in rows}):
         mine = [row for row in counted if row["host"] == host and row["steps"] == steps]
@@ -150,8 +150,9 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counts(row: Row, scored_states: ScoredStates | None) -> bool:
-    if scored_states is None or row["kind"] != "state":
+def is_scored(row: Row, scored_states: ScoredStates | None) -> bool:
+    """Whether a picture counts: of the states that are asked for, those that the base reaches."""
+    if scored_states is None or row["kind"] not in ("state", "combined"):
         return True
     return row["asked_state"] in scored_states.get(str(row["class"]), ())
 
@@ -159,25 +160,27 @@ def _counts(row: Row, scored_states: ScoredStates | None) -> bool:
 def _by_subject(rows: Sequence[Row], rungs: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Each figure by subject."""
     figures = {
-        "alignment": _shares(rows, "aligned", "state"),
-        "scene_alignment": _shares(rows, "aligned", "scene"),
-        "copy_rate": _shares(rows, "copied", "state", "scene"),
-        "joint": _shares(rows, "joint", "state", "scene"),
-        "identity": _identities(rows, "state", "scene"),
-        "identity_scenes": _identities(rows, "scene"),
-        "identity_subject": _identities(rows, "subject"),
+        "alignment": shares(rows, "aligned", "state"),
+        "scene_alignment": shares(rows, "aligned", "scene"),
+        "copy_rate": shares(rows, "copied", "state", "scene"),
+        "joint": shares(rows, "joint", "state", "scene"),
+        "identity": identities(rows, "state", "scene"),
+        "identity_scenes": identities(rows, "scene"),
+        "identity_subject": identities(rows, "subject"),
     }
     for name in (SELECTION, DIVERSITY, DRIFT):
         figures[name] = {str(rung["subject"]): rung[name] for rung in rungs if name in rung}
     return figures
 
 
-def _shares(rows: Sequence[Row], score: str, *kinds: str) -> dict[str, float]:
+def shares(rows: Sequence[Row], score: str, *kinds: str) -> dict[str, float]:
+    """By subject the mean of a score over prompts of some kinds; empty where there is none."""
     chosen = [row for row in rows if row["kind"] in kinds and row[score] is not None]
     return subject_means(chosen, score) if chosen else {}
 
 
-def _identities(rows: Sequence[Row], *kinds: str) -> dict[str, float]:
+def identities(rows: Sequence[Row], *kinds: str) -> dict[str, float]:
+    """By subject the identity fidelity of the pictures of some kinds of prompts."""
     by_subject: dict[str, list[Row]] = {}
     for row in rows:
         if row["kind"] in kinds:

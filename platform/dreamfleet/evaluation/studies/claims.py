@@ -1,0 +1,198 @@
+"""What holds: claims tested over subjects, and the primary claim by section 6 of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dreamfleet.evaluation.statistics import (
+    PairedComparison,
+    both_hold,
+    compare_paired,
+    holm,
+)
+from dreamfleet.evaluation.studies.recipe import Claim, Study
+from dreamfleet.evaluation.studies.tables import paired, values
+
+LEVEL = 0.05
+FIDELITY_MARGIN = 0.03
+PRIMARY = ("chosen", "official")
+Verdict = Literal["holds", "refuted", "undecided", "too few subjects", "not run yet"]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim on one host.
+
+    Attributes:
+        comparison: arm minus the other; None: not run.
+        p_holm: one-sided paired t, adjusted over the study's claims; None below 8 subjects.
+    """
+
+    claim: Claim
+    host: str
+    comparison: PairedComparison | None
+    p_holm: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class PrimaryResult:
+    """The primary claim for one host and one setting of SuDe.
+
+    Attributes:
+        alignment, identity: SuDe minus host; the second against -0.03.
+        p: the larger of the two parts' one-sided p values; `p_holm` adjusted over all hosts and
+            settings. None below 8 subjects.
+        dropped: subjects without a figure in one arm.
+        is_papers: teacher and weight are the paper's; else it is a variant of SuDe.
+    """
+
+    host: str
+    setting: str
+    alignment: PairedComparison | None
+    identity: PairedComparison | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict
+    dropped: int = 0
+    is_papers: bool = True
+
+
+def primary_results(
+    table: Sequence[Row],
+    hosts: Sequence[str],
+    *,
+    settings: Sequence[str] = PRIMARY,
+    host_arm: str = "host",
+    rung: float = 1.0,
+    papers: Mapping[tuple[str, str], bool] | None = None,
+) -> list[PrimaryResult]:
+    """Section 6 of the protocol: alignment rises, and identity is not lower by 0.03 or more; both,
+    at 95 %, after Holm over all hosts and settings.
+
+    Args:
+        table: per subject, of oracle B on the confirmation subjects.
+        settings: arms with SuDe.
+        host_arm: the arm without.
+        papers: by host and setting whether teacher and weight are the paper's.
+    """
+    parts = {
+        (host, setting): _parts(table, host, setting, host_arm, rung)
+        for host in hosts
+        for setting in settings
+    }
+    p_values = {
+        f"{host} {setting}": both_hold(*[p for part in own[:2] if (p := part.p_t) is not None])
+        for (host, setting), own in parts.items()
+        if own is not None and own[0].p_t is not None and own[1].p_t is not None
+    }
+    adjusted = holm(p_values)
+    found = []
+    for (host, setting), own in parts.items():
+        name = f"{host} {setting}"
+        if own is None:
+            found.append(PrimaryResult(host, setting, None, None, None, None, "not run yet"))
+            continue
+        alignment, identity, dropped = own
+        p, p_holm = p_values.get(name), adjusted.get(name)
+        verdict: Verdict = "too few subjects"
+        if p_holm is not None:
+            refuted = _refutes(alignment) or _refutes(identity)
+            verdict = "holds" if p_holm < LEVEL else "refuted" if refuted else "undecided"
+        is_papers = True if papers is None else papers.get((host, setting), False)
+        found.append(PrimaryResult(host, setting, alignment, identity, p, p_holm, verdict,
+                                   dropped, is_papers))  # fmt: skip
+    return found
+
+
+def _parts(
+    table: Sequence[Row], host: str, setting: str, host_arm: str, rung: float
+) -> tuple[PairedComparison, PairedComparison, int] | None:
+    """Both parts over the subjects that have both figures in both arms."""
+    figures = [
+        values(table, host, arm, rung, figure)
+        for figure in ("alignment", "identity")
+        for arm in (setting, host_arm)
+    ]
+    common = sorted(set.intersection(*(set(own) for own in figures)))
+    if not common:
+        return None
+    with_sude, without, like, like_host = (
+        {subject: own[subject] for subject in common} for own in figures
+    )
+    known = set().union(*figures)
+    return (
+        compare_paired(with_sude, without, null=0.0, alternative="greater"),
+        compare_paired(like, like_host, null=-FIDELITY_MARGIN, alternative="greater"),
+        len(known) - len(common),
+    )
+
+
+def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> list[Judged]:
+    """Every claim of a study on every host; Holm over all of them, exploratory ones apart."""
+    found: list[tuple[Claim, str, PairedComparison | None]] = []
+    for host in hosts:
+        for claim in study.claims:
+            rung = study.rungs[-1] if claim.rung is None else claim.rung
+            one, other = paired(table, claim, host, rung)
+            comparison = None
+            if one:
+                greater = claim.expect == "above"
+                comparison = compare_paired(
+                    one, other, null=claim.threshold, alternative="greater" if greater else "less"
+                )
+            found.append((claim, host, comparison))
+    adjusted: dict[str, float] = {}
+    for exploratory in (False, True):
+        adjusted |= holm(
+            {
+                str(place): comparison.p_t
+                for place, (claim, _, comparison) in enumerate(found)
+                if claim.exploratory is exploratory
+                and comparison is not None
+                and comparison.p_t is not None
+            }
+        )
+    return [
+        Judged(claim, host, comparison, (p := adjusted.get(str(place))), _verdict(comparison, p))
+        for place, (claim, host, comparison) in enumerate(found)
+    ]
+
+
+def _verdict(comparison: PairedComparison | None, p_holm: float | None) -> Verdict:
+    if comparison is None:
+        return "not run yet"
+    if p_holm is None:
+        return "too few subjects"
+    if p_holm < LEVEL:
+        return "holds"
+    return "refuted" if _refutes(comparison) else "undecided"
+
+
+def _refutes(comparison: PairedComparison) -> bool:
+    """The whole interval lies on the other side of what was claimed."""
+    if comparison.interval is None:
+        return False
+    low, high = comparison.interval
+    if comparison.alternative == "greater":
+        return high < comparison.null
+    return low > comparison.null
+
+
+def choose_setting(
+    table: Sequence[Row], host: str, arms: Sequence[str], host_arm: str = "host", rung: float = 1.0
+) -> str | None:
+    """Section 5 of the protocol: the arm with the best alignment among those whose mean identity
+    is at most 0.03 below the host's; None where there is none.
+    """
+
+    def mean(arm: str, figure: str) -> float:
+        own = values(table, host, arm, rung, figure)
+        return sum(own.values()) / len(own) if own else float("nan")
+
+    floor = mean(host_arm, "identity") - FIDELITY_MARGIN
+    kept = [arm for arm in arms if mean(arm, "identity") >= floor - 1e-9]
+    return max(kept, key=lambda arm: mean(arm, "alignment"), default=None)

@@ -1,0 +1,339 @@
+"""The measured parts of docs/evidence.md that studies fill: a summary on top, a section for each.
+
+All of it is made from the committed tables and recipes; nothing between the marks is written by
+hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.statistics import PairedComparison
+from dreamfleet.evaluation.studies.claims import (
+    FIDELITY_MARGIN,
+    Judged,
+    PrimaryResult,
+    judged_claims,
+    primary_results,
+)
+from dreamfleet.evaluation.studies.figures import draw_chart
+from dreamfleet.evaluation.studies.recipe import BASE, Claim, Loaded, Study, studies_in
+from dreamfleet.evaluation.studies.report import CHART, RHO, SHEET, TABLE, read_about
+from dreamfleet.evaluation.studies.tables import TITLES, means, read_csv
+
+SUMMARY = "SUMMARY"
+WRITER = "(written by report_studies.py)"
+PAPERS_WEIGHT, PAPERS_TEACHER = 0.4, "current"
+SYNTHETIC = (
+    "All of this is a synthetic world: drawn pictures of 64 pixels, a base of 7 M parameters, an "
+    "oracle that reads them. What carries over is the method's own behaviour: the loss, its "
+    "hinge, what the weight and the teacher do, which term costs what. What does not: sizes of "
+    "effects, the best weight, and anything about photographs. Below 8 subjects no interval is "
+    "given."
+)
+PAPER_PRIMARY = "BLIP-T +1.2 and +1.5 points on SD 1.4 and 1.5, DINO-I about equal"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study and what is committed of it; `table` is empty where it has not been run."""
+
+    study: Study
+    recipe: Path
+    folder: Path
+    table: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any]
+    rho: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def ran(self) -> bool:
+        return bool(self.table)
+
+    @property
+    def hosts(self) -> list[str]:
+        return list(self.about.get("hosts", []))
+
+
+def fill_page(page: Path, recipes: Path, evidence: Path) -> list[Evidence]:
+    """Write summary and sections of all studies of a folder into the page.
+
+    Args:
+        page: marks of sections that it lacks are put at its end.
+        recipes: folder of the studies' recipes.
+        evidence: folder of committed tables; charts are drawn into it.
+
+    Raises:
+        BadInputError: the page is not there or lacks the summary's marks.
+    """
+    if not page.is_file():
+        raise BadInputError(f"{page}: not there; expected docs/evidence.md")
+    known = [_load(loaded, evidence) for loaded in studies_in(recipes)]
+    text = _filled(page.read_text(encoding="utf-8"), SUMMARY, summary_lines(known), page)
+    for own in known:
+        mark = f"STUDY {own.study.study}"
+        if begin(mark) not in text:
+            section = f"## {heading(own.study)}\n\n{begin(mark)}\n{end(mark)}\n"
+            text = f"{text.rstrip()}\n\n{section}"
+        text = _filled(text, mark, section_lines(own, page.parent), page)
+    page.write_text(text, encoding="utf-8")
+    return known
+
+
+def begin(mark: str) -> str:
+    """The line before a measured part."""
+    return f"<!-- BEGIN {mark} {WRITER} -->"
+
+
+def end(mark: str) -> str:
+    """The line after it."""
+    return f"<!-- END {mark} -->"
+
+
+def heading(study: Study) -> str:
+    """Of the study's section."""
+    name = study.study
+    return f"{'Study ' + name if len(name) == 1 else name.capitalize()}: {study.title}"
+
+
+def _load(loaded: Loaded, evidence: Path) -> Evidence:
+    folder = evidence / loaded.study.study
+    ran = (folder / TABLE).is_file()
+    table = read_csv(folder / TABLE) if ran else []
+    about = read_about(folder) if ran else {}
+    rho = read_csv(folder / RHO) if (folder / RHO).is_file() else []
+    if ran:
+        draw_chart(loaded.study, table, rho, folder / CHART)
+    return Evidence(loaded.study, loaded.path, folder, table, about, rho)
+
+
+def _filled(text: str, mark: str, lines: Sequence[str], page: Path) -> str:
+    before, first, rest = text.partition(begin(mark))
+    _, last, after = rest.partition(end(mark))
+    if not first or not last:
+        raise BadInputError(f"{page}: expected the lines {begin(mark)} and {end(mark)}")
+    return f"{before}{first}\n{chr(10).join(lines)}\n{last}{after}"
+
+
+# The summary
+
+
+def summary_lines(known: Sequence[Evidence]) -> list[str]:
+    """One page: every claim with the paper's number, ours, interval and verdict."""
+    lines = [
+        SYNTHETIC,
+        "",
+        "| study | claim | paper | ours | 95 % interval | verdict |",
+        "|---|---|---|---:|---|---|",
+    ]
+    for own in known:
+        for result in primary_of(own) if own.study.primary else []:
+            lines.append(_primary_summary(own, result))
+        if own.study.primary and not own.ran:
+            lines.append(
+                f"| {own.study.study} | SuDe raises alignment, at most {FIDELITY_MARGIN} of "
+                f"identity lost | {PAPER_PRIMARY} | | | not run yet |"
+            )
+        lines += [_claim_summary(own, judged) for judged in claims_of(own)]
+    ran = sum(own.ran for own in known)
+    return [*lines, "", f"{ran} of {len(known)} studies have been run."]
+
+
+def primary_of(own: Evidence) -> list[PrimaryResult]:
+    """The primary claim's results, where the study has been run."""
+    if not own.ran:
+        return []
+    papers = {
+        (host, name): _is_papers(own.about["arms"].get(f"{host}: {name}", {}))
+        for host in own.hosts
+        for name in ("chosen", "official")
+    }
+    settings = [
+        name for name in ("chosen", "official") if any(row["arm"] == name for row in own.table)
+    ]
+    return primary_results(own.table, own.hosts, settings=settings, papers=papers)
+
+
+def claims_of(own: Evidence) -> list[Judged]:
+    """The study's claims; those that were not run have no comparison."""
+    return judged_claims(own.study, own.table, own.hosts or [""])
+
+
+def _is_papers(setting: Mapping[str, Any]) -> bool:
+    weight = setting.get("sude.weight") == PAPERS_WEIGHT
+    return weight and setting.get("sude.teacher") == PAPERS_TEACHER
+
+
+def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
+    alignment, identity = result.alignment, result.identity
+    what = "SuDe" if result.is_papers else "a variant of SuDe"
+    return (
+        f"| {own.study.study} | {what} ({result.setting}) on {result.host} raises alignment, at "
+        f"most {FIDELITY_MARGIN} of identity lost | {PAPER_PRIMARY} | "
+        f"{_signed(alignment)}; identity {_signed(identity)} | "
+        f"{_interval(alignment)}; {_interval(identity)} | {result.verdict} |"
+    )
+
+
+def _claim_summary(own: Evidence, judged: Judged) -> str:
+    where = f" ({judged.host})" if len(own.hosts) > 1 else ""
+    return (
+        f"| {own.study.study} | {_named(judged.claim)}{where} | {judged.claim.paper} | "
+        f"{_signed(judged.comparison)} | {_interval(judged.comparison)} | {judged.verdict} |"
+    )
+
+
+# A section
+
+
+def section_lines(own: Evidence, docs: Path) -> list[str]:
+    """Question, command, what ran, table, claims, chart, pictures, what it shows."""
+    study = own.study
+    command = (
+        f"python pipelines/run_study.py --config pipelines/recipes/studies/{own.recipe.name} "
+        "\\\n    --output-dir runs/studies"
+    )
+    lines = [study.question, "", "```bash", command, "```", ""]
+    if not own.ran:
+        return [*lines, "Not run yet."]
+    lines += [_what_ran(own), "", *_means_table(own), ""]
+    if study.primary:
+        lines += [*_primary_table(own), ""]
+    if study.claims:
+        lines += [*_claims_table(own), ""]
+    if own.rho:
+        lines += [*_hinge_table(own), ""]
+    lines += [_shows(own), ""]
+    for failure in own.about.get("failures", []):
+        lines += [f"{failure['subject']}, {failure['host']}: {failure['arm']} broke down before "
+                  f"{failure['steps']} steps: {failure['error']}", ""]  # fmt: skip
+    place = own.folder.relative_to(docs) if own.folder.is_relative_to(docs) else own.folder
+    titles = " and ".join(TITLES.get(name, name) for name in study.chart.figures)
+    lines += [f"![Study {study.study}: {titles}]({place.as_posix()}/{CHART})", ""]
+    if (own.folder / SHEET).is_file():
+        lines += [f"![Study {study.study}: the first pictures of one subject, the same noise in "
+                  f"all arms]({place.as_posix()}/{SHEET})", ""]  # fmt: skip
+    return [*lines, *study.notes]
+
+
+def _what_ran(own: Evidence) -> str:
+    about, study = own.about, own.about["study"]
+    rungs = "; ".join(
+        f"{host} at {', '.join(map(str, steps))} steps" for host, steps in about["rungs"].items()
+    )
+    seconds = sum(cost["train_s"] + cost["draw_s"] + cost["score_s"] for cost in about["cpu_s"])
+    kind = "confirmation" if own.study.primary else "exploratory"
+    return (
+        f"{study['subjects']} subjects of split {study['split']}, {study['seeds']} training "
+        f"seed{'s' if study['seeds'] > 1 else ''}, oracle {study['oracle']}, {kind}; {rungs}. "
+        f"{about['hardware']}, {about['date']}: {seconds / 60:.1f} CPU minutes a subject and seed."
+    )
+
+
+def _means_table(own: Evidence) -> list[str]:
+    names = [name for name in own.study.figures if any(name in row for row in own.table)]
+    rows = means(own.table, names)
+    several = len({row["steps"] for row in rows if row["host"] != BASE}) > 1
+    heads = ["arm", *(["steps"] if several else []), *(TITLES.get(name, name) for name in names)]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in rows:
+        many = len(own.hosts) > 1 and row["host"] != BASE
+        name = "bare base" if row["host"] == BASE else row["arm"]
+        cells = [f"{row['host']}: {name}" if many else str(name)]
+        cells += [str(row["steps"] or "")] if several else []
+        lines.append(f"| {' | '.join([*cells, *(_number(row[n]) for n in names)])} |")
+    return lines
+
+
+def _primary_table(own: Evidence) -> list[str]:
+    lines = [
+        "| host | setting | alignment | 95 % interval | identity | 95 % interval | "
+        "p (Holm) | sign flip | verdict |",
+        "|---|---|---:|---|---:|---|---:|---|---|",
+    ]
+    for result in primary_of(own):
+        flips = "; ".join(_number(part.p_sign_flip) for part in (result.alignment, result.identity)
+                          if part is not None and part.p_sign_flip is not None)  # fmt: skip
+        lines.append(
+            f"| {result.host} | {result.setting}{'' if result.is_papers else ' (variant)'} | "
+            f"{_signed(result.alignment)} | {_interval(result.alignment)} | "
+            f"{_signed(result.identity)} | {_interval(result.identity)} | "
+            f"{_number(result.p_holm)} | {flips} | {result.verdict} |"
+        )
+    return lines
+
+
+def _claims_table(own: Evidence) -> list[str]:
+    lines = [
+        "| claim | arm against | difference | 95 % interval | p (Holm) | sign flip | verdict |",
+        "|---|---|---:|---|---:|---:|---|",
+    ]
+    for judged in claims_of(own):
+        claim, found = judged.claim, judged.comparison
+        where = f"{judged.host}: " if len(own.hosts) > 1 else ""
+        flip = None if found is None else found.p_sign_flip
+        lines.append(
+            f"| {_named(claim)} | {where}{claim.arm} − {claim.against}, "
+            f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)} | {_interval(found)} | "
+            f"{_number(judged.p_holm)} | {_number(flip)} | {judged.verdict} |"
+        )
+    return lines
+
+
+def _hinge_table(own: Evidence) -> list[str]:
+    """Where in the diffusion SuDe acts: ρ and the share of samples at which it was on, by t."""
+    starts = sorted({int(row["t_from"]) for row in own.rho})
+    lines = [
+        f"| ρ, and share of samples with SuDe on | {' | '.join(f't ≥ {t}' for t in starts)} |",
+        "|---|" + "---:|" * len(starts),
+    ]
+    for host, arm in dict.fromkeys((row["host"], row["arm"]) for row in own.rho):
+        cells = []
+        for start in starts:
+            rows = [r for r in own.rho if (r["host"], r["arm"], r["t_from"]) == (host, arm, start)]
+            weight = sum(row["samples"] for row in rows)
+            rho, share = (
+                sum(row[name] * row["samples"] for row in rows if name in row) / max(weight, 1)
+                for name in ("rho", "hinge_share")
+            )
+            cells.append(f"{rho:.2f}, {share:.0%}")
+        name = f"{host}: {arm}" if len(own.hosts) > 1 else str(arm)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _shows(own: Evidence) -> str:
+    """One plain sentence of what came out."""
+    verdicts: dict[str, list[str]] = {}
+    for result in primary_of(own) if own.study.primary else []:
+        text = f"the {result.setting} setting on {result.host}"
+        verdicts.setdefault(result.verdict, []).append(text)
+    for judged in claims_of(own):
+        where = f" ({judged.host})" if len(own.hosts) > 1 else ""
+        verdicts.setdefault(judged.verdict, []).append(f"“{judged.claim.claim}”{where}")
+    if not verdicts:
+        return "Shown without a claim."
+    parts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
+    text = "; ".join(parts)
+    return f"**What it shows.** {text[0].upper()}{text[1:]}."
+
+
+def _named(claim: Claim) -> str:
+    return f"{claim.claim} (exploratory)" if claim.exploratory else claim.claim
+
+
+def _signed(found: PairedComparison | None) -> str:
+    return "" if found is None else f"{found.mean_difference:+.3f}"
+
+
+def _interval(found: PairedComparison | None) -> str:
+    if found is None or found.interval is None:
+        return ""
+    return f"{found.interval[0]:+.3f} to {found.interval[1]:+.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"

@@ -1,0 +1,150 @@
+"""What a study leaves in its folder, and what of it is committed beside docs/evidence.md."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.results import RESULTS, json_ready, write_rows
+from dreamfleet.evaluation.studies.claims import choose_setting
+from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
+from dreamfleet.evaluation.studies.recipe import Study
+from dreamfleet.evaluation.studies.run import StudyRun
+from dreamfleet.evaluation.studies.settings import Settings, write_settings
+from dreamfleet.evaluation.studies.tables import subject_table, write_csv
+
+TABLE, RHO, ABOUT, SHEET, CHART = (
+    "table.csv", "rho.csv", "about.json", "sheet.webp", "chart.webp",
+)  # fmt: skip
+KEPT = (TABLE, RHO, ABOUT, SHEET)  # committed; charts are made from them
+MOST_BYTES = 3 * 2**20
+
+
+def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
+    """Rows, table, chart and pictures of what is finished, below `<output>/<study>/`.
+
+    Returns:
+        The folder, and the units that are not done.
+    """
+    folder = run.output_dir / run.study.study
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, left = run.rows()
+    if not rows:
+        return folder, left
+    # Pictures are named from the folder that the file is in, as other benchmarks' are.
+    write_rows(folder / RESULTS, [{**row, "picture": f"../{row['picture']}"} for row in rows])
+    table = subject_table(rows, settings.scored_states)
+    write_csv(folder / TABLE, table)
+    rho = rho_table(run.logs()) if run.study.log else []
+    if rho:
+        write_csv(folder / RHO, rho)
+    draw_chart(run.study, table, rho, folder / CHART)
+    draw_sheet(run, folder / SHEET)
+    about = {
+        "study": run.study.model_dump(mode="json", by_alias=True),
+        "trial": settings.trial,
+        "complete": not left,
+        "hosts": list(dict.fromkeys(arm.host for arm in run.arms)),
+        "arms": {f"{arm.host}: {arm.name}": _sude_of(arm.config) for arm in run.arms},
+        "rungs": {arm.host: list(arm.rungs) for arm in run.arms},
+        "photographs": any(member.individual is None for member in run.members()),
+        "base": run.base.hash,
+        "judges": run.field.judges_key,
+        "guidance": run.guidance,
+        "hardware": _hardware(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu_s": run.costs(),
+        "failures": run.failures(),
+    }
+    part = folder / f"{ABOUT}.{os.getpid()}.part"
+    part.write_text(json.dumps(json_ready(about), indent=1, default=str), encoding="utf-8")
+    os.replace(part, folder / ABOUT)
+    return folder, left
+
+
+def publish(folder: Path, evidence: Path, recipe: Study) -> None:
+    """Copy a finished study's small files below the docs.
+
+    Raises:
+        BadInputError: it is a trial, not finished, shorter than its recipe, or too large.
+    """
+    about = read_about(folder)
+    name = recipe.study
+    problems = []
+    if about["trial"]:
+        problems.append("was run with trial settings")
+    if about["photographs"]:
+        problems.append("is of photographs, and the page is WorldBench's")
+    if not about["complete"]:
+        problems.append("is not finished")
+    for field in ("subjects", "seeds"):
+        ran, wanted = about["study"][field], getattr(recipe, field)
+        if ran < wanted:
+            problems.append(f"has {ran} {field} of {wanted}")
+    if problems:
+        raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
+    target = evidence / name
+    target.mkdir(parents=True, exist_ok=True)
+    for kept in KEPT:
+        if (folder / kept).is_file():
+            shutil.copyfile(folder / kept, target / kept)
+    total = sum(path.stat().st_size for path in evidence.rglob("*") if path.is_file())
+    if total > MOST_BYTES:
+        raise BadInputError(
+            f"{evidence}: {total / 2**20:.1f} MiB of evidence; at most {MOST_BYTES // 2**20} are "
+            "committed: show fewer pictures"
+        )
+
+
+def settle(table: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path) -> dict[
+    str, str | None
+]:  # fmt: skip
+    """Write the chosen setting of every host into the settings file (protocol, section 5).
+
+    Returns the chosen arm by host.
+    """
+    chosen, sude = {}, {}
+    for host in about["hosts"]:
+        names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != "host"]
+        chosen[host] = choose_setting(table, host, names)
+        own = None if chosen[host] is None else about["arms"][f"{host}: {chosen[host]}"]
+        sude[host] = own
+    write_settings(path, sude=sude)
+    return chosen
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a study wrote about itself.
+
+    Raises:
+        BadInputError: there is no finished study.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return about
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{folder}: no results of a study ({error})") from error
+
+
+def _sude_of(config: Any) -> dict[str, Any]:
+    sude = config.sude
+    if not sude.weight:
+        return {}
+    names = ("weight", "teacher", "weighting", "truncation_point")
+    return {f"sude.{name}": getattr(sude, name) for name in names}
+
+
+def _hardware() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{os.cpu_count()} CPU cores ({name})"

@@ -1,0 +1,110 @@
+"""The page of the confirmation, made from a made-up table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.studies.page import fill_page
+from dreamfleet.evaluation.studies.recipe import load_study
+from dreamfleet.evaluation.studies.report import publish
+from dreamfleet.evaluation.studies.tables import write_csv
+from tests.unit.studies.helpers import RECIPES, ROOT, made_up_table
+
+EFFECTS = {
+    ("lora-prior", "chosen"): (0.10, 0.0),
+    ("lora-prior", "official"): (0.10, -0.2),
+    ("full-prior", "chosen"): (0.0, 0.0),
+    ("full-prior", "official"): (-0.1, 0.0),
+}
+PAPERS = {"sude.weight": 0.4, "sude.teacher": "current", "sude.weighting": "official"}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """Study a as if it had been run."""
+    folder = tmp_path / "runs" / "a"
+    hosts = ["lora-prior", "full-prior"]
+    write_csv(folder / "table.csv", made_up_table(EFFECTS, spread=0.02, seed=1))
+    write_csv(
+        folder / "rho.csv",
+        [{"host": "lora-prior", "arm": "chosen", "steps": step, "t_from": t, "rho": rho,
+          "hinge_share": share, "samples": count}
+         for step, t, rho, share, count in [(50, 0, 0.5, 1.0, 3), (100, 0, 0.9, 0.6, 1),
+                                            (50, 250, 1.5, 0.0, 2)]],
+    )  # fmt: skip
+    study = load_study(RECIPES / "a_primary_claim.yaml")
+    arms = {f"{host}: official": PAPERS for host in hosts}
+    arms |= {f"{host}: chosen": {**PAPERS, "sude.teacher": "pretrained"} for host in hosts}
+    about: dict[str, Any] = {
+        "study": study.model_dump(mode="json", by_alias=True), "trial": False, "complete": True,
+        "photographs": False, "hosts": hosts, "arms": arms,
+        "rungs": {host: [400] for host in hosts}, "hardware": "2 CPU cores", "date": "2026-12-01",
+        "cpu_s": [{"train_s": 60.0, "draw_s": 30.0, "score_s": 30.0}] * 6,
+        "failures": [{"subject": "C03", "host": "lora", "arm": "x", "steps": 4, "error": "NaN"}],
+    }  # fmt: skip
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    return folder
+
+
+def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(ROOT / "docs" / "evidence.md", docs / "evidence.md")
+    publish(finished, docs / "evidence", load_study(RECIPES / "a_primary_claim.yaml"))
+    fill_page(docs / "evidence.md", RECIPES, docs / "evidence")
+    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    summary = text.partition("<!-- BEGIN SUMMARY")[2].partition("<!-- END SUMMARY")[0]
+    lines = [line for line in summary.splitlines() if line.startswith("| a |")]
+    verdicts = {line.split("|")[2].split(" raises")[0].strip(): line.split("|")[6].strip()
+                for line in lines if "raises alignment, at" in line}  # fmt: skip
+    assert verdicts == {
+        "a variant of SuDe (chosen) on lora-prior": "holds",
+        "SuDe (official) on lora-prior": "refuted",
+        "a variant of SuDe (chosen) on full-prior": "undecided",
+        "SuDe (official) on full-prior": "refuted",
+    }
+    section = text.partition("## Study a: ")[2].partition("## Study b")[0]
+    assert "24 subjects of split C, 2 training seeds, oracle B, confirmation" in section
+    assert "| lora-prior | chosen (variant) | +0.1" in section
+    assert "12.0 CPU minutes a subject and seed" in section
+    assert "| lora-prior: chosen | 0.60, 90% | 1.50, 0% |" in section
+    assert "C03, lora: x broke down before 4 steps: NaN" in section
+    assert (docs / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trial": True}, "trial settings"),
+        ({"complete": False}, "not finished"),
+        ({"photographs": True}, "photographs"),
+        ({"study": {"subjects": 3, "seeds": 2}}, "3 subjects of 24"),
+    ],
+)
+def test_what_may_not_be_published(
+    finished: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    about = json.loads((finished / "about.json").read_text()) | change
+    (finished / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(BadInputError, match=said):
+        publish(finished, tmp_path, load_study(RECIPES / "a_primary_claim.yaml"))
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# Evidence\n", encoding="utf-8")
+    with pytest.raises(BadInputError, match="BEGIN SUMMARY"):
+        fill_page(tmp_path / "page.md", RECIPES, tmp_path)
+
+
+def test_the_shipped_page_is_what_its_tables_make(tmp_path: Path) -> None:
+    """Nothing between the marks is written by hand."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    fill_page(tmp_path / "docs" / "evidence.md", RECIPES, tmp_path / "docs" / "evidence")
+    made = (tmp_path / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert made == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")

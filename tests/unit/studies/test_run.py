@@ -1,0 +1,348 @@
+"""Studies on a tiny random base with judges of known answers: short, and all of it real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.results import read_rows
+from dreamfleet.evaluation.studies import command
+from dreamfleet.evaluation.studies import run as run_module
+from dreamfleet.evaluation.studies.fields import PhotographField
+from dreamfleet.evaluation.studies.page import fill_page
+from dreamfleet.evaluation.studies.plan import PlannedArm
+from dreamfleet.evaluation.studies.recipe import Loaded, studies_in
+from dreamfleet.evaluation.studies.report import (
+    publish,
+    read_about,
+    settle,
+    write_results,
+)
+from dreamfleet.evaluation.studies.run import StudyRun
+from dreamfleet.evaluation.studies.settings import read_settings
+from dreamfleet.evaluation.studies.tables import read_csv
+from dreamfleet.evaluation.worldbench.oracle_check import draw_sample
+from tests.tiny_evaluators import TOWER, write_tiny_blip, write_tiny_clip, write_tiny_dino
+from tests.unit.data.helpers import write_photos
+from tests.unit.studies.helpers import (
+    RECIPES,
+    fixed_field,
+    quick,
+    write_trial_settings,
+)
+
+pytestmark = pytest.mark.heavy
+
+Make = Callable[..., StudyRun]
+SHARED = [own for own in studies_in(RECIPES) if not own.study.searches]
+SLOW = {"a", "c", "step4"}  # many arms, or hosts that train alone
+
+
+@pytest.fixture(scope="module")
+def make(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes a short run of a recipe; all in one folder unless another is given."""
+    common = tmp_path_factory.mktemp("studies")
+    settings = write_trial_settings(common / "settings.yaml")
+
+    def made(name: str, folder: Path | None = None, **changes: Any) -> StudyRun:
+        said: list[str] = []
+        (path,) = RECIPES.glob(f"{name}*.yaml")
+        order = command.StudyOrder(
+            str(path), str(folder or common / "runs"), str(settings), subjects=1, seeds=1,
+            split="D", base_model=str(tiny_base_folder),
+        )  # fmt: skip
+        study = quick(order.study(), **changes)
+        run = command.study_run(order, said.append, fixed_field(study))
+        run.study = study
+        run.said = said  # type: ignore[attr-defined]
+        return run
+
+    return made
+
+
+def settings_of(run: StudyRun) -> Any:
+    return read_settings(run.output_dir.parent / "settings.yaml")
+
+
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Names of what is trained from here on, by training."""
+    seen: list[list[str]] = []
+    for name in ("train_together", "train_alone"):
+        whole = getattr(run_module, name)
+
+        def spied(base: Any, ladders: Any, whole: Any = whole) -> Any:
+            many = ladders if isinstance(ladders, list | tuple) else [ladders]
+            seen.append([ladder.name for ladder in many])
+            return whole(base, ladders)
+
+        monkeypatch.setattr(run_module, name, spied)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "loaded",
+    [pytest.param(own, marks=[pytest.mark.slow] if own.study.study in SLOW else [])
+     for own in SHARED],
+    ids=lambda own: own.study.study,
+)  # fmt: skip
+def test_a_short_run_of_every_recipe(make: Make, loaded: Loaded) -> None:
+    run = make(loaded.path.stem)
+    run.arms = _few(run.arms)
+    run.run()
+    folder, left = write_results(run, settings_of(run))
+    assert left == [] and run.failures() == []
+    rows = read_rows(folder / "results.parquet")
+    assert {row["arm"] for row in rows} == {"base", *(arm.name for arm in run.arms)}
+    assert all((folder / row["picture"]).is_file() for row in rows)
+    noise: dict[Any, set[str]] = {}
+    for row in rows:
+        noise.setdefault((row["host"], row["arm"], row["steps"]), set()).add(row["noise_seed"])
+    assert {frozenset(seeds) for seeds in noise.values()} == {frozenset(noise["base", "base", 0])} \
+        or loaded.study.study == "h"  # fmt: skip
+    table = read_csv(folder / "table.csv")
+    assert len(table) == 1 + len(run.arms) * len(run.study.rungs)
+    shown = [name for name in loaded.study.figures if any(name in row for row in table)]
+    assert set(loaded.study.chart.figures) <= set(shown)
+    for name in ("chart.webp", "sheet.webp"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 100
+    assert run.costs()[1]["train_s"] > 0
+
+
+def _few(arms: Sequence[PlannedArm]) -> list[PlannedArm]:
+    """All arms of the first LoRA host; of a host that trains alone, two."""
+    hosts = list(dict.fromkeys(arm.host for arm in arms))
+    most = {host: 2 if host == "full" else 99 if host == hosts[0] else 0 for host in hosts}
+    return [arm for host in hosts for arm in [a for a in arms if a.host == host][: most[host]]]
+
+
+class TestRun:
+    def test_lora_arms_share_an_engine_and_nothing_is_done_twice(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = trainings(monkeypatch)
+        run = make("f_", tmp_path)
+        run.run()
+        assert [len(names) for names in seen] == [3]
+        rows, left = run.rows()
+        assert left == [] and len(run.said) == 5  # type: ignore[attr-defined]
+        again = make("f_", tmp_path)
+        again.run()
+        assert len(seen) == 1 and len(again.said) == 1  # type: ignore[attr-defined]
+        assert again.rows()[0] == rows
+
+    def test_another_study_draws_with_the_weights_that_are_there(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = make("f_", tmp_path)
+        first.run()
+        seen = trainings(monkeypatch)
+        other = make("k_", tmp_path)
+        other.run()
+        assert seen == [] and other.rows()[1] == []
+        kinds = {row["kind"] for row in other.rows()[0]}
+        assert kinds == {"subject", "application"}
+        pixels = _pictures(first, "chosen"), _pictures(other, "chosen")
+        common = set(pixels[0]) & set(pixels[1])
+        assert common and all((pixels[0][n] == pixels[1][n]).all() for n in common)
+
+    def test_together_is_alone_up_to_rounding(self, make: Make, tmp_path: Path) -> None:
+        together = make("f_", tmp_path / "one")
+        together.run()
+        alone = make("f_", tmp_path / "two")
+        alone.arms = alone.arms[1:2]
+        alone.run()
+        one, two = _weights(together, "chosen"), _weights(alone, "chosen")
+        assert one.keys() == two.keys()
+        grown = [name for name in one if "lora_B" in name]  # zero before training
+        size = sum(float(one[name].norm() ** 2) for name in grown)
+        apart = sum(float((one[name] - two[name]).norm() ** 2) for name in grown)
+        assert size > 0 and apart <= 1e-6 * size
+
+    def test_a_stop_loses_only_what_was_under_way(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = make("f_", tmp_path)
+
+        def stop(text: str) -> None:
+            if "chosen" in text:
+                raise KeyboardInterrupt
+
+        run.report = stop
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        folder, left = write_results(run, settings_of(make("f_")))
+        assert len(left) == 1 and not read_about(folder)["complete"]
+        seen = trainings(monkeypatch)
+        again = make("f_", tmp_path)
+        again.run()
+        assert [len(names) for names in seen] == [1] and again.rows()[1] == []
+
+    def test_a_kill_in_training_costs_a_minute_and_changes_nothing(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "SAVE_EVERY_S", 0.0)
+        monkeypatch.setattr(run_module, "TELL_EVERY_S", 0.0)
+        whole, broken = make("f_", tmp_path / "one"), make("f_", tmp_path / "two")
+        whole.run()
+
+        def stop(text: str) -> None:
+            if "step 1 of 2" in text:
+                raise SystemExit
+
+        broken.report = stop
+        with pytest.raises(SystemExit):
+            broken.run()
+        again = make("f_", tmp_path / "two")
+        again.run()
+        told = [text for text in again.said if "step" in text]  # type: ignore[attr-defined]
+        assert not any("step 1 of 2" in text for text in told)
+        one, two = _weights(whole, "chosen"), _weights(again, "chosen")
+        assert all((one[name] == two[name]).all() for name in one)
+        assert len(again.logs()) == len(whole.logs()) == 6
+        assert not list(tmp_path.rglob("state.pt"))
+
+    def test_parts_are_other_subjects(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_", tmp_path, subjects=3)
+        run.arms = run.arms[:1]
+        run.part = (1, 2)
+        run.run()
+        rows, left = run.rows()
+        assert {row["subject"] for row in rows} == {"D01-teapot"}
+        assert len(left) == 4  # two subjects, bare base and one arm
+
+    def test_a_training_that_breaks_down_ends_alone(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_", tmp_path)
+        broken = run.arms[2].config
+        assert broken is not None
+        broken.train.learning_rate = 10.0
+        broken.train.max_grad_norm = 1e30
+        broken.train.adam_epsilon = 1e-30
+        run.run()
+        _, left = run.rows()
+        assert left == []
+        assert {own["arm"] for own in run.failures()} <= {"official"}
+        assert {row["arm"] for row in run.rows()[0]} >= {"host", "chosen"}
+
+    def test_every_step_is_logged_with_its_t(self, make: Make, tmp_path: Path) -> None:
+        run = make("c_", tmp_path, rungs=[1.0])
+        run.arms = [arm for arm in run.arms if arm.name in ("host", "none")]
+        run.arms = [_shortened(arm) for arm in run.arms]
+        run.run()
+        logs = run.logs()
+        assert len(logs) == 4 and all(0 <= row["t"] < 1000 for row in logs)
+        assert len({row["t"] for row in logs}) == 2  # both arms see the same samples
+        assert all(row["rho"] is not None for row in logs)
+
+
+def _shortened(arm: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(arm, rungs=arm.rungs[1:2], factors=(1.0,))
+
+
+def _weights(run: StudyRun, arm: str) -> dict[str, Any]:
+    unit = next(unit for unit in run.units() if unit.arm.name == arm)
+    return load_file(unit.folder.weights(2) / "pytorch_lora_weights.safetensors")
+
+
+def _pictures(run: StudyRun, arm: str) -> dict[str, np.ndarray]:
+    rows = [row for row in run.rows()[0] if row["arm"] == arm]
+    return {
+        row["name"]: np.asarray(Image.open(run.output_dir / row["picture"]), int) for row in rows
+    }
+
+
+class TestPublishing:
+    def test_the_oracle_is_checked_on_a_study_s_arms(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_")
+        run.run()
+        folder, _ = write_results(run, settings_of(run))
+        assert draw_sample([folder], tmp_path, 6, arms=["chosen", "official"]) == 6
+        key = (tmp_path / "key.csv").read_text(encoding="utf-8")
+        assert key.count("lora-prior: chosen") == key.count("lora-prior: official") == 3
+
+    def test_a_trial_is_not_published(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_")
+        run.run()
+        folder, _ = write_results(run, settings_of(run))
+        with pytest.raises(BadInputError, match="trial settings, has 1 subjects of 8"):
+            publish(folder, tmp_path, next(o.study for o in SHARED if o.study.study == "f"))
+
+    def test_a_page_is_made_from_committed_tables_again_and_again(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        run = make("f_")
+        run.run()
+        folder, _ = write_results(run, settings_of(run))
+        about = {**read_about(folder), "trial": False}
+        (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        evidence, page = tmp_path / "docs" / "evidence", tmp_path / "docs" / "evidence.md"
+        publish(folder, evidence, run.study)
+        mark = "SUMMARY (written by report_studies.py)"
+        page.write_text(f"# Evidence\n\n<!-- BEGIN {mark} -->\n<!-- END SUMMARY -->\n\nBy hand.\n",
+                        encoding="utf-8")  # fmt: skip
+        fill_page(page, RECIPES, evidence)
+        text = page.read_text(encoding="utf-8")
+        assert "By hand." in text and "1 of 13 studies have been run." in text
+        assert "| f | SuDe raises alignment with both | shown in pictures |" in text
+        assert text.count("not run yet |") > 20 and "too few subjects |" in text
+        section = text.partition("## Study f: ")[2].partition("## Study g")[0]
+        assert "1 subjects of split D" in section and "| bare base |" in section
+        assert "![Study f" in section and (evidence / "f" / "chart.webp").is_file()
+        assert "Not run yet." in text.partition("## Study g: ")[2]
+        fill_page(page, RECIPES, evidence)
+        assert page.read_text(encoding="utf-8") == text
+
+    def test_step_4_settles_the_settings(self, tmp_path: Path) -> None:
+        from tests.unit.studies.helpers import made_up_table
+
+        table = made_up_table(
+            {("lora", "weak"): (0.1, 0.0), ("lora", "strong"): (0.3, -0.2)}, spread=0.001
+        )
+        about = {
+            "hosts": ["lora"],
+            "study": {"arms": [{"name": "host"}, {"name": "weak"}, {"name": "strong"}]},
+            "arms": {"lora: weak": {"sude.weight": 1.5}, "lora: strong": {"sude.weight": 6.0}},
+        }
+        path = tmp_path / "settings.yaml"
+        assert settle(table, about, path) == {"lora": "weak"}
+        assert read_settings(path).chosen("lora") == {"sude.weight": 1.5}
+
+
+def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """DreamBench and published judges, all tiny: study b as it would run on Stable Diffusion."""
+    data = tmp_path / "dataset"
+    for name in ("dog", "vase"):
+        write_photos(data / name, 2)
+    write_tiny_clip(tmp_path / "clip", TOWER, image_size=64, projection_dim=12)
+    judges = {
+        "clip": str(tmp_path / "clip"),
+        "dino": str(write_tiny_dino(tmp_path / "dino")),
+        "blip": str(write_tiny_blip(tmp_path / "blip")),
+    }
+    (path,) = RECIPES.glob("b_*.yaml")
+    order = command.StudyOrder(
+        str(path), str(tmp_path / "runs"), str(write_trial_settings(tmp_path / "settings.yaml")),
+        subjects=2, base_model=str(tiny_base_folder), data_dir=str(data), judges=judges,
+    )  # fmt: skip
+    study = quick(order.study())
+    field = PhotographField(study, data, command.published_judges(order))
+    run = command.study_run(order, lambda text: None, field)
+    run.study = study
+    run.run()
+    folder, left = write_results(run, read_settings(order.settings))
+    table = read_csv(folder / "table.csv")
+    assert left == [] and len(table) == 2 * 6
+    for row in table:
+        assert {"alignment", "identity", "clip_t", "clip_i"} <= set(row)
+        assert -1 <= row["alignment"] <= 1 and -1 <= row["identity"] <= 1
+    assert read_about(folder)["complete"] and (folder / "sheet.webp").is_file()

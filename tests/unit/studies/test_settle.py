@@ -1,0 +1,34 @@
+"""From a measured base and a ladder to the settings that studies read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreamfleet.evaluation.results import write_summary
+from dreamfleet.evaluation.studies.command import current_hashes
+from dreamfleet.evaluation.studies.settings import check_split, read_settings, write_settings
+from dreamfleet.evaluation.worldbench import write_gate
+from dreamfleet.evaluation.worldbench.command import settle
+
+
+def test_steps_1_to_3_settle_guidance_states_hosts_and_hashes(
+    tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    gate = {"guidance": 3.0, "scored_states": {"dog": ["sitting"]}}
+    write_gate(gate, tmp_path / "base.json")
+    ladders = {
+        "lora": {"learnt_at": 200, "diseased": True, "at": 400, "losses": {}},
+        "full": {"learnt_at": 800, "diseased": False, "at": None, "losses": {}},
+        "full-prior": {"learnt_at": None, "diseased": None, "at": None, "losses": {}},
+    }
+    write_summary(tmp_path / "summary.json", {"table": [], "ladders": ladders})
+    path = tmp_path / "settings.yaml"
+    write_settings(path, sude={"lora": {"sude.weight": 1.5}})
+    base = str(tiny_base_folder)
+    settle(path, tmp_path / "base.json", tmp_path, {"base_model": base})
+    settings = read_settings(path)
+    assert settings.guidance == 3.0 and settings.scored_states == gate["scored_states"]
+    assert settings.diseased() == ["lora"]
+    assert (settings.steps("lora"), settings.steps("full")) == (400, 800)
+    assert settings.chosen("lora") == {"sude.weight": 1.5}, "what other steps settled stays"
+    check_split(settings, "C", current_hashes(base))
