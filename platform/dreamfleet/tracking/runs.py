@@ -23,6 +23,7 @@ WIDE = 110  # columns
 # Shown first where a run has them; per-step losses say little about an adapter.
 KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
 PAGE = 500
+CHAMPION = "champion."  # tags of a study
 
 
 @dataclass(frozen=True)
@@ -284,13 +285,19 @@ def _newest(client: MlflowClient, experiment_id: str, limit: int) -> list[Any]:
 
 def _row(run: Any) -> RunRow:
     start, end = run.info.start_time, run.info.end_time
+    # A study's figures are those of its champion, so its settings have to be, too.
+    champion = {
+        name.removeprefix(CHAMPION): value
+        for name, value in run.data.tags.items()
+        if name.startswith(CHAMPION)
+    }
     return RunRow(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
         status=run.info.status,
         started=datetime.fromtimestamp(start / 1000) if start else None,
         seconds=(end - start) / 1000 if start and end else None,
-        params=dict(run.data.params),
+        params={**run.data.params, **champion},
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
     )
