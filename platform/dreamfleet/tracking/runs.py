@@ -25,6 +25,7 @@ UNBOUND = 140  # columns of what is no terminal
 # Shown first where a run has them; per-step losses say little about an adapter.
 KEY_METRICS = ("identity", "clip_t", "diversity", "loss", "rho")
 PAGE = 500
+CHAMPION = "champion."  # tags of a study
 
 
 @dataclass(frozen=True)
@@ -293,13 +294,19 @@ def _newest(client: MlflowClient, experiment_id: str, limit: int) -> list[Any]:
 
 def _row(run: Any) -> RunRow:
     start, end = run.info.start_time, run.info.end_time
+    # A study's figures are those of its champion, so its settings have to be, too.
+    champion = {
+        name.removeprefix(CHAMPION): value
+        for name, value in run.data.tags.items()
+        if name.startswith(CHAMPION)
+    }
     return RunRow(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
         status=run.info.status,
         started=datetime.fromtimestamp(start / 1000) if start else None,
         seconds=(end - start) / 1000 if start and end else None,
-        params=dict(run.data.params),
+        params={**run.data.params, **champion},
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
     )

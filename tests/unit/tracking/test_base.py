@@ -6,12 +6,13 @@ import io
 import sys
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from dreamfleet.tracking import NullTracker, flatten, resolve_uri
+from dreamfleet.tracking import NullTracker, flatten, resolve_uri, runs
 from dreamfleet.tracking.base import sqlite_path, ui_command
 from dreamfleet.tracking.images import grid, png_bytes
 from dreamfleet.tracking.runs import (
@@ -161,3 +162,16 @@ def test_a_narrow_terminal_shows_fewer_figures_and_whole_names() -> None:
     assert "started" in wide and "started" not in narrow
     assert narrow.count("0.") < wide.count("0.")
     assert "[bold]biscuit" in narrow and "dreambooth lora SuDe 0.4" in wide
+
+
+def test_a_study_is_listed_with_its_champions_settings() -> None:
+    info = SimpleNamespace(
+        run_id="ab", run_name="biscuit", status="FINISHED", start_time=1000, end_time=3000
+    )
+    data = SimpleNamespace(
+        params={"sude.weight": "0.4", "train.max_train_steps": "300", "method": "dreambooth"},
+        metrics={"identity": 0.5},
+        tags={"champion.sude.weight": "1.25", "champion.train.max_train_steps": "150"},
+    )
+    row = runs._row(SimpleNamespace(info=info, data=data))
+    assert row.method == "dreambooth SuDe 1.25" and row.steps == "150" and row.seconds == 2
