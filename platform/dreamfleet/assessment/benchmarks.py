@@ -24,6 +24,7 @@ from dreamfleet.assessment.common import (
     units_of,
 )
 from dreamfleet.config import RunConfig
+from dreamfleet.data.names import safe_id
 from dreamfleet.errors import BadInputError, TrainingError
 from dreamfleet.evaluation.drawing import Arm, Unit
 from dreamfleet.evaluation.judges import JudgeSpec, Question
@@ -37,6 +38,7 @@ from dreamfleet.evaluation.protocols import (
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
 from dreamfleet.personalization import SubjectResult, personalize
+from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
@@ -148,7 +150,7 @@ class _Benchmark:
         from dreamfleet.runtime.session import ray_session
 
         self.output.mkdir(parents=True, exist_ok=True)
-        with exclusive_run(self.output):
+        with sigterm_as_interrupt(), exclusive_run(self.output):
             members = self._members()
             with ray_session(self.plan.config.cluster) as session:
                 trained = [self._train(members, k, session) for k in range(self.plan.num_seeds)]
@@ -214,7 +216,10 @@ class _Benchmark:
         config.subject.images = [str(listed)]
         config.train.seed += index
         seed = f"seed-{config.train.seed}"
-        config.output_dir = str(self.output / "adapters" / seed)
+        place = self.output / "adapters" / seed
+        if len(members) == 1:  # it lies where it would lie among several
+            place /= safe_id(members[0].subject_id)
+        config.output_dir = str(place)
         if config.cluster.storage_path:  # subjects have the same names in every benchmark and seed
             storage = Folder(config.cluster.storage_path)
             config.cluster.storage_path = storage.child(self.output.name).child(seed).location

@@ -25,6 +25,7 @@ from dreamfleet.evaluation.drawing import Arm
 from dreamfleet.evaluation.protocols import Ask, asks_for, images_per_prompt, prompts_hash
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores
+from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
@@ -100,7 +101,11 @@ def evaluate(
     from dreamfleet.runtime.session import ray_session
 
     output.mkdir(parents=True, exist_ok=True)
-    with exclusive_run(output), ray_session(config.cluster, dashboard=False) as session:
+    with (
+        sigterm_as_interrupt(),
+        exclusive_run(output),
+        ray_session(config.cluster, dashboard=False) as session,
+    ):
         units = [
             unit
             for one in (Arm(), arm)

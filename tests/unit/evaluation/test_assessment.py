@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +46,9 @@ def test_runs_of_a_benchmark_share_no_checkpoints(
     assert first.cluster.storage_path == "s3://bucket/runs/bench/seed-0?scheme=http"
     assert second.cluster.storage_path == "s3://bucket/runs/bench/seed-1?scheme=http"
     assert config.cluster.storage_path == "s3://bucket/runs?scheme=http"
+    # One subject lies where it would lie among several: the benchmark may go on with more.
+    two = bench._training_config([*members, replace(members[0], subject_id="Tom")], 0, session)
+    assert first.output_dir == f"{two.output_dir}/rex"
 
 
 def test_an_adapter_that_was_trained_for_longer_is_refused(tmp_path: Path) -> None:
@@ -85,6 +92,26 @@ def test_a_gpu_that_is_not_there_is_refused_before_ray(
     config = config_for(tmp_path, device="cuda", output_dir=str(tmp_path / "out"))
     with pytest.raises(BadInputError, match="torch sees no GPU on this machine"):
         local_output(config)
+
+
+def test_sigterm_ends_a_benchmark_like_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals arrive in the main thread")
+
+    def killed(self: _Benchmark) -> list[_Member]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(_Benchmark, "_members", killed)
+    config = config_for(
+        tmp_path, base_model=str(make_tiny_sd1(tmp_path / "tiny")), output_dir=str(tmp_path / "out")
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        _Benchmark(BenchmarkPlan("dreambench", config), SilentProgress()).run()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class TestCompareAdapters:
