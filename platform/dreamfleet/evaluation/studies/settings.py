@@ -4,12 +4,9 @@ settings, and the hashes that are frozen. A committed file; trials on D may use 
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import yaml
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.protocols import prompts_hash
+from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.evaluation.worldbench.plan import HOST_OVERRIDES
 
 SETTINGS = "docs/evidence/settings.yaml"
@@ -143,23 +141,6 @@ def hashes(base_hash: str, judges: str) -> dict[str, str]:
         "prompts": prompts_hash("worldbench"),
         "world": world_hash(),
     }
-
-
-@functools.cache
-def world_hash() -> str:
-    """SHA-256 of the code that draws the world and its subjects."""
-    digest = hashlib.sha256()
-    folder = resources.files("dreamfleet.world")
-    places = [(name, folder / name) for name in _modules(folder)]
-    inner = folder / "classes"
-    places += [(f"classes/{name}", inner / name) for name in _modules(inner)]
-    for name, place in places:
-        digest.update(f"{name}\n".encode() + place.read_bytes())
-    return digest.hexdigest()
-
-
-def _modules(folder: Any) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py"))
 
 
 def check_split(settings: Settings, split: str, now: Mapping[str, str]) -> None:
