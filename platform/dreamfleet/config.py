@@ -131,9 +131,7 @@ class PriorConfig(_Section):
     form: Literal["images", "teacher"] = Field(
         "images", description="images of the prior set, or the frozen teacher's prediction"
     )
-    weight: Finite | None = Field(
-        None, ge=0, le=1000, description="lambda of Eq. 10; default: the base's own", alias="weight"
-    )
+    weight: Finite = Field(1.0, ge=0, le=1000, description="lambda of Eq. 10", alias="weight")
     num_class_images: int = Field(50, ge=1, le=100_000, description="size of the prior set")
     class_data_dir: str | None = Field(
         None, description="your own class images instead of a generated prior set"
@@ -145,13 +143,6 @@ class PriorConfig(_Section):
         None, ge=0, le=100, description="guidance for the prior set; default: the base's own"
     )
     sample_batch_size: int = Field(8, ge=1, le=256, description="class images made at once")
-
-    @property
-    def used_weight(self) -> float:
-        """Lambda as it acts: 0 without prior preservation, else Eq. 10's 1 where none was given."""
-        if not self.with_prior_preservation:
-            return 0.0
-        return 1.0 if self.weight is None else self.weight
 
 
 class TrainConfig(_Section):

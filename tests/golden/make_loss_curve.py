@@ -20,7 +20,6 @@ STEPS = 20
 NAMES = ("loss", "loss_subject", "loss_sude", "rho", "loss_prior", "grad_norm")
 OPTIONS = {
     "prior__with_prior_preservation": True,
-    "prior__weight": 1.0,
     "sude__weight": 0.4,
     "sude__truncation_point": 3.0,
     "train__snr_gamma": 5.0,

@@ -132,7 +132,7 @@ def adapter_info(
         lora=lora if train.mode == "lora" else None,
         steps=data.steps,
         sude_weight=config.sude.weight,
-        prior_weight=config.prior.used_weight,
+        prior_weight=config.prior.weight if config.prior.with_prior_preservation else 0.0,
         photos=len(data.photos),
         metrics=as_figures(data.metrics),
         judges={metric.key: metric.backbone for metric in data.metrics},

@@ -270,7 +270,7 @@ def _prior_text(config: RunConfig) -> str:
     if not prior.with_prior_preservation:
         return "off"
     images = f", {prior.num_class_images} class images" if prior.form == "images" else ""
-    return f"weight {prior.used_weight:g}, {prior.form}{images}"
+    return f"weight {prior.weight:g}, {prior.form}{images}"
 
 
 def _sampling_text(config: RunConfig) -> str:

@@ -127,10 +127,11 @@ def suggest(
 
 def recipe_params(config: RunConfig) -> dict[str, Any]:
     """The recipe as a setting; lambda is 0 without prior preservation."""
+    prior = config.prior
     params: dict[str, Any] = {
         METHOD: config.method,
         WEIGHT: config.sude.weight,
-        PRIOR: config.prior.used_weight,
+        PRIOR: prior.weight if prior.with_prior_preservation else 0.0,
         RATE: config.train.learning_rate,
         POINT: config.sude.truncation_point,
         TEACHER: config.sude.teacher,

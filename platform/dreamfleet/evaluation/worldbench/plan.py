@@ -24,8 +24,6 @@ SEED_LIMIT = 2**31
 _PRIOR = {"prior.with_prior_preservation": True, "prior.weight": 1.0}
 _FULL = {"train.mode": "full", "train.train_text_encoder": True}
 HOST_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
-    # No host of the protocol: the base's own settings, as `personalize` has them.
-    "default-prior": {"prior.with_prior_preservation": True},
     "lora": {"train.mode": "lora"},
     "lora-prior": {"train.mode": "lora", **_PRIOR},
     "full": _FULL,

@@ -44,7 +44,7 @@ class DreamBoothSettings:
             sude_weighting=sude.weighting,
             truncation_point=sude.truncation_point,
             prior_form=prior.form if prior.with_prior_preservation else None,
-            prior_weight=prior.used_weight,
+            prior_weight=prior.weight,
         )
 
     @property
