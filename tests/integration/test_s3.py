@@ -81,7 +81,7 @@ def test_storage_keeps_its_promises_in_a_bucket(s3_bucket: Bucket, tmp_path: Pat
     assert cache.get("photos", "k1") == [{"a": 1, "b": bytes(100)}]
     assert cache.has("photos", "k0") and cache.get("photos", "no") is None
     entries = {use.kind: use.entries for use in cache.info()}
-    assert entries == {"photos": 2, "prior_sets": 0}
+    assert entries == {"photos": 2, "prior_sets": 0, "teacher": 0}
     assert cache.prune() >= 1 and cache.clear() >= 0
 
     lists = Folder(s3_bucket("lists"))

@@ -184,11 +184,14 @@ def test_gaps_are_filled(base: Base) -> None:
     filled = resolved_config(config, base)
     train = filled.train
     assert (train.max_train_steps, train.learning_rate, train.rank, train.lora_alpha) == (
-        400,
+        100,
         1e-3,
         16,
         16.0,
     )
+    beside_a_prior = {**config.model_dump(), "prior": {"with_prior_preservation": True}}
+    with_prior = resolved_config(type(config).model_validate(beside_a_prior), base)
+    assert with_prior.train.max_train_steps == 400
     assert train.lora_layers == "all" and filled.data.resolution == 64
     assert filled.prior.guidance_scale == filled.sampling.guidance_scale == 3.0
     assert filled.subject.token == "ktn", "a rare single token"

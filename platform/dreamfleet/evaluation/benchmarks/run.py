@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dreamfleet.evaluation.benchmarks.record import Figure, record
@@ -48,6 +50,25 @@ def run_benchmarks(
             say(f"{key:<30} {figure.value:8.3f} {figure.unit}")
         figures.update(own)
     return figures
+
+
+def run_gpu_benchmarks(
+    settings: BenchSettings,
+    folder: Path,
+    shape: str,
+    *,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, Figure]:
+    """The table on a base of random weights of Stable Diffusion 1.5's (or a tiny) shape, into
+    benchmarks_gpu.json and .md.
+    """
+    from dreamfleet.evaluation.benchmarks.random_base import SHAPES, write_random_base
+
+    with tempfile.TemporaryDirectory() as place:
+        base = write_random_base(Path(place) / f"random-{shape}", SHAPES[shape])
+        settings = replace(settings, base_model=str(base))
+        return run_benchmarks(settings, folder, quick=False, gpu=True, only=only, say=say)
 
 
 def _pin(cores: int) -> set[int]:

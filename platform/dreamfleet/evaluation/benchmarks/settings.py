@@ -48,3 +48,6 @@ class BenchSettings:
             f"{self.rounds} rounds of {self.steps} steps, "
             f"{self.inference_steps} denoising steps, {threads}, {self.dtype} on {self.device}"
         )
+
+
+ON_A_GPU = BenchSettings(jobs=16, packed_batch=1, device="cuda", dtype="bfloat16", num_threads=4)
