@@ -45,16 +45,14 @@ def main(gpu: bool, gpu_device: str, gpu_shape: str, quick: bool, only: tuple[st
     """Run the benchmarks."""
     from dreamfleet.evaluation.benchmarks.run import run_benchmarks, run_gpu_benchmarks
 
+    given = {name: value for name, value in options.items() if value is not None}
     if gpu:
-        for name in ("base_model", "num_threads"):
-            del options[name]
-        given = {name: value for name, value in options.items() if value is not None}
+        del given["base_model"], given["num_threads"]  # a base of its own, and its own threads
         settings = replace(ON_A_GPU, **given, device=gpu_device)
         run_gpu_benchmarks(settings, output_dir, gpu_shape, only=only, say=click.echo)
         return
     from dreamfleet.tuning.benchmark import sweep
 
-    given = {name: value for name, value in options.items() if value is not None}
     settings = replace(DEFAULTS, **given)
     run_benchmarks(settings, output_dir, quick=quick, only=only, further=[sweep], say=click.echo)
 

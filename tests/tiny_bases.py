@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from dreamfleet.bases.quiet import quiet_libraries
+from dreamfleet.evaluation.benchmarks.random_base import scheduler_of
 
 CONTEXT_TOKENS = 24
 TEXT_WIDTH = 16
@@ -49,7 +49,9 @@ def make_tiny_sd1(
             text_encoder=_text_encoder(make_tiny_tokenizer()),
             tokenizer=make_tiny_tokenizer(),
             unet=_unet(latent_channels, **unet),
-            scheduler=_scheduler(prediction_type, rescale_betas_zero_snr),
+            scheduler=scheduler_of(
+                prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
+            ),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -90,7 +92,7 @@ def make_tiny_sdxl(folder: str | Path, *, seed: int = 0) -> Path:
                 addition_time_embed_dim=4,
                 projection_class_embeddings_input_dim=SECOND_TEXT_WIDTH + 6 * 4,
             ),
-            scheduler=_scheduler("epsilon", False),
+            scheduler=scheduler_of(),
             add_watermarker=False,
         )
     with quiet_libraries():
@@ -130,19 +132,6 @@ def _byte_symbol(value: int) -> str:
     if value in kept:
         return chr(value)
     return chr(256 + [byte for byte in range(256) if byte not in kept].index(value))
-
-
-def _scheduler(prediction_type: str, rescale_betas_zero_snr: bool) -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-        rescale_betas_zero_snr=rescale_betas_zero_snr,
-    )
 
 
 def _unet(latent_channels: int, **options: Any) -> UNet2DConditionModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write JSON; NaN is none and becomes null."""
+    write_json(path, json_ready(summary), default=str)
+
+
+def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write JSON in one piece; what JSON has no word for goes through `default`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(json_ready(summary), indent=1, default=str), encoding="utf-8")
+    part.write_text(json.dumps(value, indent=1, default=default), encoding="utf-8")
     os.replace(part, path)
 
 

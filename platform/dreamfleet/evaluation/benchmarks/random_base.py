@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -54,20 +55,26 @@ def write_random_base(folder: Path, shape: BaseShape, seed: int = 0) -> Path:
             text_encoder=_text_encoder(shape),
             tokenizer=_tokenizer(shape),
             unet=unet_of(shape),
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-            ),
+            scheduler=scheduler_of(),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def scheduler_of(**options: Any) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; `options` are diffusers' own."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        **options,
+    )
 
 
 def unet_of(shape: BaseShape) -> UNet2DConditionModel:

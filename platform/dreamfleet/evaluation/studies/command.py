@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from dreamfleet.evaluation.studies.run import Report, StudyRun
 from dreamfleet.evaluation.studies.settings import SETTINGS, check_split, hashes, read_settings
 from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.runtime.jobs import durable_folder
-from dreamfleet.world.evaluators import weights_path
+from dreamfleet.world.evaluators import weights_hash
 
 EVALUATORS = ("oracle_a", "oracle_b", "identity", "segmenter")
 
@@ -181,10 +180,7 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
 
 def current_hashes(base_model: str = "embedded") -> dict[str, str]:
     """What the protocol freezes, as it is now."""
-    digest = hashlib.sha256()
-    for name in EVALUATORS:
-        digest.update((weights_path(name) / "model.safetensors").read_bytes())
-    return hashes(inspect_base(base_model).hash, digest.hexdigest())
+    return hashes(inspect_base(base_model).hash, weights_hash(*EVALUATORS))
 
 
 def _field(order: StudyOrder, study: Study, scored: Mapping[str, Sequence[str]] | None) -> Field:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.results import RESULTS, json_ready, write_rows
+from dreamfleet.evaluation.results import RESULTS, write_rows, write_summary
 from dreamfleet.evaluation.studies.claims import choose_setting
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
 from dreamfleet.evaluation.studies.recipe import Study
@@ -63,9 +63,7 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
         "cpu_s": run.costs(),
         "failures": run.failures(),
     }
-    part = folder / f"{ABOUT}.{os.getpid()}.part"
-    part.write_text(json.dumps(json_ready(about), indent=1, default=str), encoding="utf-8")
-    os.replace(part, folder / ABOUT)
+    write_summary(folder / ABOUT, about)
     return folder, left
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.protocols import prompts_hash
-from dreamfleet.world.evaluators import weights_path
+from dreamfleet.world.evaluators import weights_hash
 
 SHOWN = 16  # characters of a hash, for people
 
@@ -32,11 +32,10 @@ def frozen_now(
         evaluators: folder of other evaluators of the world than the shipped ones.
     """
     root = Path(evaluators) if evaluators else None
-    weights = weights_path("oracle_a", root) / "model.safetensors"
     return {
         "base": base_hash,
         "world": world_hash(),
-        "oracle A": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "oracle A": weights_hash("oracle_a", root=root),
         "prompts": prompts_hash("worldbench"),
         "sampler": f"{scheduler}, {num_inference_steps} steps",
     }

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from dreamfleet.bases import Base
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.world_metrics import ReadsPictures
 from dreamfleet.evaluation.worldbench.ladder import PICTURES_AT_ONCE
 from dreamfleet.evaluation.worldbench.plan import SEED_LIMIT
@@ -48,12 +48,13 @@ def measure_base(
     shares: dict[float, Shares] = {}
     for guidance in guidances:
         what = [base.hash, judged_by, guidance, images_per_state, num_inference_steps, names]
-        found = None if kept is None else _read_shares(_shares_path(kept, guidance), what)
+        place = None if kept is None else kept / f"guidance-{guidance:g}.json"
+        found = None if place is None else _read_shares(place, what)
         shares[guidance] = found or _measure_scale(
             base, oracle, guidance, names, images_per_state, num_inference_steps
         )
-        if kept is not None and found is None:
-            _write_json(_shares_file(what, shares[guidance]), _shares_path(kept, guidance))
+        if place is not None and found is None:
+            write_json(place, _shares_file(what, shares[guidance]))
         means = list(shares[guidance].values())
         report(f"guidance {guidance:g}: alignment {sum(means) / len(means):.3f}")
     return _choices(shares, images_per_state)
@@ -94,10 +95,6 @@ def _measure_scale(
     return shares
 
 
-def _shares_path(kept: Path, guidance: float) -> Path:
-    return kept / f"guidance-{guidance:g}.json"
-
-
 def _shares_file(what: Sequence[Any], shares: Shares) -> dict[str, Any]:
     return {"of": what, "shares": [[*key, share] for key, share in shares.items()]}
 
@@ -132,14 +129,7 @@ def _choices(
 
 def write_gate(gate: Mapping[str, Any], path: Path) -> None:
     """Keep what `measure_base` returned."""
-    _write_json(gate, path)
-
-
-def _write_json(values: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, gate)
 
 
 def read_gate(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from dreamfleet.evaluation.worldbench.summary import (
     markdown_table,
     summarise,
 )
-from dreamfleet.world.evaluators import load_identity_encoder, load_oracle, weights_path
+from dreamfleet.world.evaluators import load_identity_encoder, load_oracle, weights_hash
 from dreamfleet.world.splits import Subject, benchmark_photo
 
 PHOTO_PX = 64
@@ -30,10 +29,8 @@ VARIED_SHARE = 0.7  # of the bare base's variety: "photo of a dog" stayed varied
 def shipped_scorer(oracle: str) -> tuple[WorldScorer, str]:
     """Scorer with oracle "A" or "B", and the name and weights hash of its evaluators."""
     scorer = WorldScorer(load_oracle(oracle), load_identity_encoder())
-    digest = hashlib.sha256()
-    for name in (f"oracle_{oracle.lower()}", "identity", "segmenter"):
-        digest.update((weights_path(name) / "model.safetensors").read_bytes())
-    return scorer, f"oracle-{oracle} {digest.hexdigest()}"
+    digest = weights_hash(f"oracle_{oracle.lower()}", "identity", "segmenter")
+    return scorer, f"oracle-{oracle} {digest}"
 
 
 def publish(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance, div
 from dreamfleet.evaluation.metrics.pres import pres
 from dreamfleet.evaluation.metrics.score import Score
+from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.world_metrics import WorldScorer, selection_fidelity
 from dreamfleet.evaluation.worldbench.ladder import (
     draw_jobs,
@@ -97,7 +97,7 @@ class WorldBench:
             rows += self._rows(subject, photo, name, steps, jobs, images)
             rungs.append({"steps": steps, **self._class_figures(subject, photo, jobs, images)})
             self.report(f"{subject.subject_id} {name}: {steps} steps scored")
-        _write_json(path, {"fingerprint": fingerprint, "rows": rows, "rungs": rungs})
+        write_json(path, {"fingerprint": fingerprint, "rows": rows, "rungs": rungs})
 
     def _ladder(self, subject: Subject, photo: ImageSpec, host: Host | None, bare: Base) -> Any:
         if host is None:
@@ -218,10 +218,3 @@ def _check_fingerprint(path: Path, fingerprint: str) -> None:
             f"{path}: made with other settings, weights or evaluators; go on with those, or give "
             "another output folder"
         )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(part, path)

@@ -17,6 +17,7 @@ from dreamfleet.world.evaluators.load import (
     load_identity_encoder,
     load_oracle,
     load_segmenter,
+    weights_hash,
     weights_path,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "load_identity_encoder",
     "load_oracle",
     "load_segmenter",
+    "weights_hash",
     "weights_path",
 ]

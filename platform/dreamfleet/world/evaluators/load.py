@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,18 @@ def weights_path(name: str, root: Path | None = None) -> Path:
             "train it with pipelines/pretrain_base.py --export"
         )
     return folder
+
+
+def weights_hash(*names: str, root: Path | None = None) -> str:
+    """SHA-256 of the weights of these evaluators, one after the other.
+
+    Raises:
+        BadInputError: one is not there.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((weights_path(name, root) / "model.safetensors").read_bytes())
+    return digest.hexdigest()
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
