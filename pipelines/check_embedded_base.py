@@ -25,7 +25,7 @@ MODES: dict[str, dict[str, Any]] = {
     "evidence": {},
     "ladder": {"subjects": 4, "first": 0, "hosts": "lora,lora-prior,full,full-prior",
                "steps": "200,400,800,1600"},
-    "adapter": {"subjects": 6, "first": 8, "hosts": "lora", "steps": "100"},
+    "adapter": {"subjects": 6, "first": 8, "hosts": "lora-teacher", "steps": "200"},
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
 @click.option("--split", type=click.Choice(["D"]), default="D", show_default=True)
 @click.option("--subjects", type=int, help="how many")
 @click.option("--first-subject", type=int, help="number of the first one in the split")
-@click.option("--hosts", help="commas between; lora, lora-prior, full, full-prior")
+@click.option("--hosts", help="commas between; lora, lora-prior, lora-teacher, full, …")
 @click.option("--steps", help="rising training steps, commas between")
 @click.option("--images-per-prompt", type=int, default=4, show_default=True)
 @click.option("--class-images", type=int, default=12, show_default=True)

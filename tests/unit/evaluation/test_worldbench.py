@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dreamfleet.config import load_config
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.evaluation.scores import title
 from dreamfleet.evaluation.world_metrics import WorldScorer
@@ -129,6 +130,14 @@ class TestPlan:
     def test_unknown_hosts_are_named(self) -> None:
         with pytest.raises(BadInputError, match="lora-prior"):
             named_hosts(["dora"])
+
+    def test_the_measured_host_is_the_shipped_recipe(self) -> None:
+        (host,) = named_hosts(["lora-teacher"])
+        path = Path(__file__).parents[3] / "pipelines/recipes/lora_teacher_prior.yaml"
+        recipe = load_config(path)
+        assert recipe.prior == host.config.prior
+        steps = recipe.train.max_train_steps  # the benchmark's own, as rungs
+        assert recipe.train == host.config.train.model_copy(update={"max_train_steps": steps})
 
     def test_steps_are_read_from_text(self) -> None:
         assert parse_steps("200,400") == (200, 400)

@@ -22,10 +22,20 @@ BASE_HOST = "base"  # the bare base under the same prompts and noise
 SEED_LIMIT = 2**31
 
 _PRIOR = {"prior.with_prior_preservation": True, "prior.weight": 1.0}
+_TEACHER_PRIOR = {
+    **_PRIOR,
+    "prior.form": "teacher",
+    "prior.weight": 3.0,
+    "train.train_batch_size": 2,
+    "train.learning_rate": 5e-4,
+}
 _FULL = {"train.mode": "full", "train.train_text_encoder": True}
 HOST_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "lora": {"train.mode": "lora"},
     "lora-prior": {"train.mode": "lora", **_PRIOR},
+    # What personalising the embedded base wants (pipelines/recipes/lora_teacher_prior.yaml); the
+    # protocol's hosts are the other four.
+    "lora-teacher": {"train.mode": "lora", **_TEACHER_PRIOR},
     "full": _FULL,
     "full-prior": {**_FULL, **_PRIOR},
 }
@@ -101,7 +111,7 @@ class Job:
 
 
 def named_hosts(names: Sequence[str]) -> list[Host]:
-    """The protocol's hosts by name.
+    """Hosts by name.
 
     Raises:
         BadInputError: no such host.
