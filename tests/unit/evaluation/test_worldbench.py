@@ -362,9 +362,7 @@ class TestFrozen:
         from dreamfleet.config import RunConfig
         from dreamfleet.evaluation.worldbench import frozen
 
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(b"oracle")
-        monkeypatch.setattr(frozen, "weights_path", lambda name, root: tmp_path)
+        monkeypatch.setattr(frozen, "weights_hash", lambda name, root: "a" * 64)
         own = frozen.frozen_now(inspect_base(tiny_base).hash, 25)
         gate = {"guidance": 3.0, "scored_states": {"dog": ["running"]}, "frozen": own}
         write_gate(gate, tmp_path / "base.json")
@@ -372,6 +370,6 @@ class TestFrozen:
         measured = plan.with_base_report(str(tmp_path / "base.json"))
         assert measured.scored_states == {"dog": ["running"]}
         assert measured.config.sampling.guidance_scale == 3.0
-        weights.write_bytes(b"another oracle")
+        monkeypatch.setattr(frozen, "weights_hash", lambda name, root: "b" * 64)
         with pytest.raises(BadInputError, match="oracle A .*measure the base again"):
             plan.with_base_report(str(tmp_path / "base.json"))

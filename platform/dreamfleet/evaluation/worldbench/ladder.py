@@ -133,11 +133,11 @@ def host_config(host: Host, base: Base, subject: Subject, settings: BenchSetting
     return resolved_config(config, base)
 
 
-def train_ladder(
-    base: Base, config: RunConfig, subject: Subject, photo: ImageSpec, prior: LatentSet | None,
-    steps: Sequence[int],
-) -> Iterator[tuple[int, Base]]:  # fmt: skip
-    """Train `base` (which it changes) on one photo; at each of `steps`, the base to draw with."""
+def ladder_of(
+    name: str, base: Base, config: RunConfig, subject: Subject, photo: ImageSpec,
+    prior: LatentSet | None, steps: Sequence[int],
+) -> Ladder:  # fmt: skip
+    """The run `name`: one photo of a subject, read at each of `steps`; `base` encodes the photo."""
     text = prompt(subject.class_name, token=config.subject.token)
     spec = TrainJobSpec(
         config=config,
@@ -145,11 +145,7 @@ def train_ladder(
         prior=prior,
         subject_id=subject.subject_id,
     )
-    for reached in train_alone(base, Ladder(subject.subject_id, spec, steps)):
-        if reached.error is not None:
-            raise reached.error
-        assert reached.base is not None
-        yield reached.step, reached.base
+    return Ladder(name, spec, steps)
 
 
 def draw_jobs(base: Base, jobs: Sequence[Job], settings: BenchSettings) -> list[Image.Image]:

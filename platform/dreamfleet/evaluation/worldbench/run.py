@@ -1,4 +1,5 @@
 """Run WorldBench: draw each subject with the bare base, then train each host, drawing at each rung.
+LoRA hosts train together on one engine, with the weights that each would have alone.
 
 Resumable per (subject, host): a finished pair is one JSON file below `rows/`, written last; its
 pictures lie below `pictures/`. The same output folder refuses other settings.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from dreamfleet.evaluation.metrics.score import Score
 from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.world_metrics import WorldScorer, selection_fidelity
 from dreamfleet.evaluation.worldbench.ladder import (
+    Ladder,
     draw_jobs,
     host_config,
+    ladder_of,
     photo_image,
     prior_latents,
-    train_ladder,
+    train_alone,
+    train_together,
 )
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings, Host, Job, jobs_for
 from dreamfleet.evaluation.worldbench.summary import DIVERSITY, SELECTION, VARIETY
@@ -37,6 +41,28 @@ from dreamfleet.world.splits import Subject, benchmark_photo
 
 Report = Callable[[str], None]
 ROWS, PICTURES, PRIORS = "rows", "pictures", "priors"
+PAIRS_AT_ONCE = 8  # LoRA hosts that share each step's passes
+
+
+@dataclass(eq=False)
+class _Pair:
+    """A subject and a host, and what its rungs have shown so far."""
+
+    subject: Subject
+    photo: ImageSpec
+    host: Host | None  # None: the bare base
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The host's."""
+        return BASE_HOST if self.host is None else self.host.name
+
+    @property
+    def label(self) -> str:
+        """Both names."""
+        return f"{self.subject.subject_id} {self.name}"
 
 
 @dataclass
@@ -70,43 +96,78 @@ class WorldBench:
             ResumeError: the folder holds results of other settings.
         """
         bare = load_base(self.base_name, device=self.device)
-        for subject in self.settings.subjects():
-            photo = benchmark_photo(subject)
-            self._run_pair(subject, photo, None, bare)
-            for host in self.hosts:
-                self._run_pair(subject, photo, host, bare)
+        pairs = [
+            _Pair(subject, benchmark_photo(subject), host)
+            for subject in self.settings.subjects()
+            for host in (None, *self.hosts)
+        ]
+        todo = [pair for pair in pairs if not self._is_done(pair, bare)]
+        together = [pair for pair in todo if pair.host and pair.host.config.train.mode == "lora"]
+        for pair in todo:
+            if pair.host is None:
+                self._read(pair, 0, bare)
+                self._finish(pair, bare)
+        for start in range(0, len(together), PAIRS_AT_ONCE):
+            self._run_pairs(together[start : start + PAIRS_AT_ONCE], bare)
+        for pair in todo:
+            if pair.host is not None and pair not in together:
+                self._run_pairs([pair], bare)
 
     def rows_path(self, subject: Subject, host_name: str) -> Path:
         """Where a finished pair's results are."""
         return self.output_dir / ROWS / subject.subject_id / f"{host_name}.json"
 
-    def _run_pair(self, subject: Subject, photo: ImageSpec, host: Host | None, bare: Base) -> None:
-        name = BASE_HOST if host is None else host.name
-        path = self.rows_path(subject, name)
-        fingerprint = self._fingerprint(subject, host, bare)
-        if path.is_file():
-            _check_fingerprint(path, fingerprint)
-            self.report(f"{subject.subject_id} {name}: done before")
-            return
-        jobs = jobs_for(subject, photo, self.settings)
-        rows: list[dict[str, Any]] = []
-        rungs: list[dict[str, Any]] = []
-        for steps, base in self._ladder(subject, photo, host, bare):
-            images = draw_jobs(base, jobs, self.settings)
-            self._save_pictures(subject, name, steps, images)
-            rows += self._rows(subject, photo, name, steps, jobs, images)
-            rungs.append({"steps": steps, **self._class_figures(subject, photo, jobs, images)})
-            self.report(f"{subject.subject_id} {name}: {steps} steps scored")
-        write_json(path, {"fingerprint": fingerprint, "rows": rows, "rungs": rungs})
+    def _is_done(self, pair: _Pair, bare: Base) -> bool:
+        path = self.rows_path(pair.subject, pair.name)
+        if not path.is_file():
+            return False
+        _check_fingerprint(path, self._fingerprint(pair.subject, pair.host, bare))
+        self.report(f"{pair.label}: done before")
+        return True
 
-    def _ladder(self, subject: Subject, photo: ImageSpec, host: Host | None, bare: Base) -> Any:
-        if host is None:
-            return iter([(0, bare)])
-        config = host_config(host, bare, subject, self.settings)
+    def _run_pairs(self, pairs: Sequence[_Pair], bare: Base) -> None:
+        """Train and read these: LoRA hosts of any subjects in one batch on the bare base, or a
+        single fully fine-tuned one on a base of its own.
+        """
+        ladders = {pair.label: self._ladder(pair, bare) for pair in pairs}
+        by_label = {pair.label: pair for pair in pairs}
+        if ladders[pairs[0].label].spec.config.train.mode == "lora":
+            reached_rungs = train_together(bare, list(ladders.values()))
+        else:
+            fresh = load_base(self.base_name, device=self.device)
+            reached_rungs = train_alone(fresh, ladders[pairs[0].label])
+        for reached in reached_rungs:
+            if reached.error is not None:
+                raise reached.error
+            assert reached.base is not None
+            pair = by_label[reached.name]
+            self._read(pair, reached.step, reached.base)
+            if reached.step == self.settings.steps[-1]:
+                self._finish(pair, bare)
+
+    def _read(self, pair: _Pair, steps: int, base: Base) -> None:
+        """Draw and score one rung."""
+        subject, photo = pair.subject, pair.photo
+        jobs = jobs_for(subject, photo, self.settings)
+        images = draw_jobs(base, jobs, self.settings)
+        self._save_pictures(subject, pair.name, steps, images)
+        pair.rows += self._rows(subject, photo, pair.name, steps, jobs, images)
+        pair.rungs.append({"steps": steps, **self._class_figures(subject, photo, jobs, images)})
+        self.report(f"{pair.label}: {steps} steps scored")
+
+    def _finish(self, pair: _Pair, bare: Base) -> None:
+        """The pair's file, which says that it is done."""
+        fingerprint = self._fingerprint(pair.subject, pair.host, bare)
+        content = {"fingerprint": fingerprint, "rows": pair.rows, "rungs": pair.rungs}
+        write_json(self.rows_path(pair.subject, pair.name), content)
+
+    def _ladder(self, pair: _Pair, bare: Base) -> Ladder:
+        assert pair.host is not None
+        config = host_config(pair.host, bare, pair.subject, self.settings)
         priors = self.output_dir / PRIORS
-        prior = prior_latents(bare, subject.class_name, config, self.settings, priors)
-        fresh = load_base(self.base_name, device=self.device)
-        return train_ladder(fresh, config, subject, photo, prior, self.settings.steps)
+        prior = prior_latents(bare, pair.subject.class_name, config, self.settings, priors)
+        steps = self.settings.steps
+        return ladder_of(pair.label, bare, config, pair.subject, pair.photo, prior, steps)
 
     def _rows(
         self,
