@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageChops
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.world_metrics import (
@@ -157,6 +158,20 @@ class TestShippedKinds:
         scores = WorldScorer(oracle, judge).score(TEAPOT, PHOTO, [SNOW, PLAIN_PROMPT], images)
         assert [s.aligned is None for s in scores] == [False, True]
         assert all(-1 <= s.similarity <= 1.0001 for s in scores)
+
+    def test_an_oracle_averages_its_readings_of_moved_pictures(self) -> None:
+        torch.manual_seed(0)
+        model = OracleA().eval()
+        images = [render(TEAPOT.spec("plain", "snow", layout_seed=0)).image]
+        moved = [ImageChops.offset(images[0], 1, 0)]  # the border, which wraps around, is replaced
+        moved[0].paste(images[0].crop((0, 0, 1, 64)), (0, 0))
+        alone, right = Oracle("A", model), Oracle("A", model, ((1, 0),))
+        both = Oracle("A", model, ((0, 0), (1, 0)))
+        for head, own in right.probabilities(images).items():
+            torch.testing.assert_close(own, alone.probabilities(moved)[head])
+            product = own * alone.probabilities(images)[head]
+            expected = product.sqrt() / product.sqrt().sum(dim=1, keepdim=True)
+            torch.testing.assert_close(both.probabilities(images)[head], expected)
 
     def test_selection_fidelity_sees_photos_only(self) -> None:
         photo = render(PHOTO).image

@@ -31,6 +31,11 @@ from dreamfleet.world.styles import STYLES
 
 SIZE_PX = 64
 BATCH = 64
+PLAIN = ((0, 0),)
+# Oracle B cuts pictures into patches of 4x4 pixels, so one pixel to the side it sees another
+# picture: the mean of nine readings names the state of 94.3 % of 1,200 held-out renders, one
+# reading 92.5 %. Oracle A, whose windows overlap, gains nothing.
+NEIGHBOURS = tuple((x, y) for y in (-1, 0, 1) for x in (-1, 0, 1))
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -86,25 +91,40 @@ def _load(model: nn.Module, name: str, root: Path | None) -> nn.Module:
 
 @dataclass
 class Oracle:
-    """Reads a picture: what it shows, by name."""
+    """Reads a picture: what it shows, by name.
+
+    `shifts` are pixels (right, down) by which each picture is moved, its border repeated; the
+    readings' log-probabilities are averaged.
+    """
 
     name: str
     model: nn.Module
+    shifts: Sequence[tuple[int, int]] = PLAIN
 
     @torch.no_grad()
     def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """Per picture: class (or "unreadable"), state (of that class), scene, view, style, prop."""
         out: list[dict[str, str]] = []
         for batch in _batches(to_pixels(images)):
-            answers = {head: logits.float() for head, logits in self.model(batch).items()}
+            answers = self._answers(batch)
             out += [self._row(answers, i) for i in range(len(batch))]
         return out
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Softmax per head, [N, answers]; state is over class * 8 + state."""
-        parts = [self.model(batch) for batch in _batches(to_pixels(images))]
+        parts = [self._answers(batch) for batch in _batches(to_pixels(images))]
         return {h: torch.cat([p[h] for p in parts]).softmax(dim=1) for h in parts[0]}
+
+    def _answers(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Mean log-probabilities per head, [N, answers], of pictures [N, 3, 64, 64]."""
+        readings = [self.model(_moved(pixels, *shift)) for shift in self.shifts]
+        return {
+            head: torch.stack([reading[head].float().log_softmax(1) for reading in readings]).mean(
+                0
+            )
+            for head in readings[0]
+        }
 
     def _row(self, answers: dict[str, Tensor], i: int) -> dict[str, str]:
         classes = [*CLASSES, UNREADABLE]
@@ -122,6 +142,16 @@ class Oracle:
             states = CLASSES[name].states
             row["state"] = states[int(answers["state"][i, first : first + 8].argmax())].name
         return row
+
+
+def _moved(pixels: Tensor, right: int, down: int) -> Tensor:
+    """Pictures [N, 3, H, W] moved by whole pixels, their border repeated."""
+    if not (right or down):
+        return pixels
+    reach, (height, width) = max(abs(right), abs(down)), pixels.shape[-2:]
+    padded = F.pad(pixels, (reach,) * 4, mode="replicate")
+    top, left = reach - down, reach - right
+    return padded[:, :, top : top + height, left : left + width]
 
 
 @dataclass
@@ -187,7 +217,8 @@ def load_oracle(which: str, root: Path | None = None) -> Oracle:
     models = {"A": OracleA, "B": OracleB}
     if which not in models:
         raise BadInputError(f"oracle {which!r} is neither A nor B")
-    return Oracle(which, _load(models[which](), f"oracle_{which.lower()}", root))
+    shifts = {"A": PLAIN, "B": NEIGHBOURS}
+    return Oracle(which, _load(models[which](), f"oracle_{which.lower()}", root), shifts[which])
 
 
 def load_segmenter(root: Path | None = None) -> SegmenterJudge:
