@@ -249,17 +249,19 @@ def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[by
         path = tmp_path / f"recipe-{len(started)}.yaml"
         path.write_text(dump_config(config), encoding="utf-8")
         command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path)]
-        started.append(
-            subprocess.Popen(command, env=environment, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )  # fmt: skip
+        with path.with_suffix(".log").open("wb") as log:
+            started.append(
+                subprocess.Popen(command, env=environment, start_new_session=True,
+                                 stdout=log, stderr=subprocess.STDOUT)
+            )  # fmt: skip
         return started[-1]
 
     yield start
-    for process in started:
+    for number, process in enumerate(started):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        print((tmp_path / f"recipe-{number}.log").read_text(encoding="utf-8"))  # when it failed
 
 
 def finished(config: RunConfig) -> dict[int, Any]:

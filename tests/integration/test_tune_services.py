@@ -13,13 +13,17 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from dreamfleet.config import RunConfig
+from dreamfleet.tuning.study import open_storage
 from tests.integration.test_jobs import (
     JOB_LINE,
     TOKEN_LINE,
@@ -67,9 +71,14 @@ def test_a_sweep_as_a_job(shells: Callable[[str], Shell], embedded_base: Path) -
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[int]:
     """The port of a PostgreSQL on loopback, with databases mlflow and studies."""
-    initdb = shutil.which("initdb")
+    on_debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # not on its PATH
+    initdb = shutil.which("initdb") or next(
+        (found for place in on_debian if (found := shutil.which("initdb", path=place))), None
+    )
     if initdb is None or importlib.util.find_spec("psycopg") is None:
-        pytest.skip("needs PostgreSQL's programs and psycopg (pip install dreamfleet[cluster])")
+        pytest.skip(
+            "needs PostgreSQL's programs (initdb) and psycopg (pip install dreamfleet[dev])"
+        )
     (port,) = free_ports(1)
     folder = Path(initdb).resolve().parent
     data, user = tmp_path / "pg", []
@@ -94,6 +103,18 @@ def postgres(tmp_path: Path) -> Iterator[int]:
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
+
+
+def test_a_new_database_is_filled_once(postgres: int) -> None:
+    """Sweeps that begin at the same time find it empty, all of them."""
+    url, at_once = f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/studies", Barrier(4)
+
+    def opened(number: int) -> str:
+        at_once.wait(60)
+        return str(open_storage(url).create_new_study([StudyDirection.MAXIMIZE], f"s{number}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(opened, range(4)))) == 4
 
 
 @pytest.fixture
@@ -127,7 +148,7 @@ def test_two_sweeps_at_once_on_postgres(
     for name in ("Rex", "Bello"):
         photos = {"images": [str(write_photos(tmp_path / name))], "class_word": "dog"}
         tune = {"num_samples": 3, "storage": storage}
-        processes.append(driver(sweep(name, subject=photos, tune=tune, tracking=tracking)))
+        processes.append(driver(sweep(f"out-{name}", subject=photos, tune=tune, tracking=tracking)))
     assert [process.wait(timeout=580) for process in processes] == [0, 0]
     for name in ("rex", "bello"):
         study = optuna.load_study(study_name=name, storage=storage)
