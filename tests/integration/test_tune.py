@@ -41,6 +41,7 @@ from tests.unit.data.helpers import write_photos
 pytestmark = pytest.mark.usefixtures("ray_running")
 WAIT_S = 240.0
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+Driver = Callable[..., "subprocess.Popen[bytes]"]  # a recipe, flags
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_judges_that_hang_fail_their_own_trial_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[bytes]]]:
+def driver(tmp_path: Path) -> Iterator[Driver]:
     """Starts `dreamfleet tune` as a program, on the session's Ray."""
     import ray
 
@@ -245,10 +246,10 @@ def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[by
     started: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
-    def start(config: RunConfig) -> subprocess.Popen[bytes]:
+    def start(config: RunConfig, *flags: str) -> subprocess.Popen[bytes]:
         path = tmp_path / f"recipe-{len(started)}.yaml"
         path.write_text(dump_config(config), encoding="utf-8")
-        command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path)]
+        command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path), *flags]
         with path.with_suffix(".log").open("wb") as log:
             started.append(
                 subprocess.Popen(command, env=environment, start_new_session=True,
@@ -297,7 +298,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.slow
 def test_a_killed_driver_and_a_killed_engine_lose_nothing(
-    sweep: Callable[..., RunConfig], driver: Callable[[RunConfig], subprocess.Popen[bytes]]
+    sweep: Callable[..., RunConfig], driver: Driver
 ) -> None:
     config = sweep(steps=24, tune={"num_samples": 6, "max_concurrent_trials": 2, "pruner": "none"})
     process = driver(config)
