@@ -82,7 +82,7 @@ class Recorder:
         """A rung: figures and pictures."""
         run = self.started(study, asked.number, asked.params, asked.is_host)
         scores = {"alignment": reading.alignment, "fidelity": reading.fidelity}
-        run.log_metrics({**reading.figures, **scores}, reading.step)
+        run.log_metrics({**scores, **reading.figures}, reading.step)  # MLflow shows the first one
         png = sheet(self.folder(study, asked.root), reading.step)
         if png is not None:
             run.log_image(png, "pictures", reading.step)
@@ -123,8 +123,10 @@ class Recorder:
 
 
 def _name(study: SubjectStudy, number: int, what: str) -> str:
-    """A child run's; lists of runs show little else."""
-    return f"{study.name} trial {number}" + (f" ({what})" if what else "")
+    """A child run's. MLflow's list shows its beginning, below the subject's run; comparisons show
+    all of it.
+    """
+    return f"trial {number} {what}".strip() + f" ({study.name})"
 
 
 @dataclass
