@@ -41,6 +41,7 @@ from tests.unit.data.helpers import write_photos
 pytestmark = pytest.mark.usefixtures("ray_running")
 WAIT_S = 240.0
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+Driver = Callable[..., "subprocess.Popen[bytes]"]  # a recipe, flags
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,11 @@ def _check_runs(uri: str) -> None:
     assert {run.data.params["sude.weight"] for run in children} == {"0.0", "0.2", "0.4", "0.8"}
     assert all(len(run.data.params) < 12 for run in children), "what tells them apart, no more"
     assert parent.data.params["tune.num_samples"] == "4"
+    names = {run.info.run_name: run.data for run in children}
+    assert "trial 0 host (rex)" in names and parent.data.tags["champion.trial"] in "0123"
+    pruned = {name for name, data in names.items() if data.tags["trial.state"] == "PRUNED"}
+    assert all("pruned" in name for name in pruned)
+    assert pruned == {name for name, data in names.items() if "trial.alignment" not in data.metrics}
     kept = {file.path for file in client.list_artifacts(parent.info.run_id, "plots")}
     assert "plots/history.png" in kept
     assert client.list_artifacts(children[0].info.run_id, "images")
@@ -236,7 +242,7 @@ def test_judges_that_hang_fail_their_own_trial_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[bytes]]]:
+def driver(tmp_path: Path) -> Iterator[Driver]:
     """Starts `dreamfleet tune` as a program, on the session's Ray."""
     import ray
 
@@ -245,21 +251,23 @@ def driver(tmp_path: Path) -> Iterator[Callable[[RunConfig], subprocess.Popen[by
     started: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
-    def start(config: RunConfig) -> subprocess.Popen[bytes]:
+    def start(config: RunConfig, *flags: str) -> subprocess.Popen[bytes]:
         path = tmp_path / f"recipe-{len(started)}.yaml"
         path.write_text(dump_config(config), encoding="utf-8")
-        command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path)]
-        started.append(
-            subprocess.Popen(command, env=environment, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )  # fmt: skip
+        command = [sys.executable, "-m", "dreamfleet", "tune", "--config", str(path), *flags]
+        with path.with_suffix(".log").open("wb") as log:
+            started.append(
+                subprocess.Popen(command, env=environment, start_new_session=True,
+                                 stdout=log, stderr=subprocess.STDOUT)
+            )  # fmt: skip
         return started[-1]
 
     yield start
-    for process in started:
+    for number, process in enumerate(started):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        print((tmp_path / f"recipe-{number}.log").read_text(encoding="utf-8"))  # when it failed
 
 
 def finished(config: RunConfig) -> dict[int, Any]:
@@ -295,7 +303,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.slow
 def test_a_killed_driver_and_a_killed_engine_lose_nothing(
-    sweep: Callable[..., RunConfig], driver: Callable[[RunConfig], subprocess.Popen[bytes]]
+    sweep: Callable[..., RunConfig], driver: Driver
 ) -> None:
     config = sweep(steps=24, tune={"num_samples": 6, "max_concurrent_trials": 2, "pruner": "none"})
     process = driver(config)

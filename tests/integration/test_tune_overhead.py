@@ -1,4 +1,4 @@
-"""Tune and Optuna themselves: many trials that compute nothing."""
+"""Tune and Optuna themselves: many trials that compute nothing, and two that fail."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import psutil
 import pytest
 
 from dreamfleet.tuning.engine import Sampling, Work
-from dreamfleet.tuning.search import TRIAL_MEMORY_BYTES, Slots, Sweep, fit
+from dreamfleet.tuning.search import LOST, TRIAL_MEMORY_BYTES, Slots, Sweep, fit
 from dreamfleet.tuning.study import Asked, Owner, SubjectStudy, open_storage
 from dreamfleet.tuning.trial import Order, Reading
 from tests.unit.tuning.test_space import recipe
 
-NUM_TRIALS = 200
-SETTLED = 60  # trials after which memory may not grow much
+BROKEN, RAISING = 3, 5  # trials: one says what is wrong, one dies
 GROWTH_BYTES = 60 * 2**20
 
 
@@ -37,10 +36,10 @@ class Scales:
     def tick(self) -> None: ...
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_running")
-def test_two_hundred_thin_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = recipe(tune__num_samples=NUM_TRIALS)
+@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
+def test_thin_trials(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipe(tune__num_samples=count)
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
     study = SubjectStudy(storage, "rex", config, {}, resume=False, owner=Owner("", ""))
     reading = asdict(Reading(0, 0.0, 0.6, {}, {f"p{i}": 0.6 for i in range(6)}, {}))
@@ -49,23 +48,37 @@ def test_two_hundred_thin_trials(tmp_path: Path, capsys: pytest.CaptureFixture[s
         work = Work(job, "rex", asked.params, 0, study.steps, str(tmp_path))
         return Order(work, {}, Sampling(1, 1.0, "ddim"), "", None)
 
+    broken, raising = BROKEN, RAISING
+
     def thin(settings: Any) -> None:  # sent by value: workers know nothing of the tests
         import json
 
         from ray import tune
 
         work = settings["order"].work
+        number = int(work.job_id.partition("#")[2])
+        if number == broken:
+            tune.report({"step": 0, "error": "its loss is not a number"})
+            return
+        if number == raising:
+            raise RuntimeError("lost")
         for step in work.steps:
             score = 1 / (1 + abs(work.params["sude.weight"] - 1)) + 0.001 * step
             own = {**reading, "step": step, "alignment": score}
             tune.report({"step": step, "reading": json.dumps(own)})
 
-    scales, began = Scales(), time.perf_counter()
+    scales, began, computed = Scales(), time.perf_counter(), time.process_time()
     sweep = Sweep([study], Slots(4, ["none"]), order, lambda engine, job: None, scales)
     fit(sweep, thin, {"memory": float(TRIAL_MEMORY_BYTES)}, str(tmp_path / "tune"))
-    took = time.perf_counter() - began
-    assert study.done == NUM_TRIALS and study.finished
-    growth = scales.bytes[-1] - scales.bytes[SETTLED]
+    took, computed = time.perf_counter() - began, time.process_time() - computed
+    assert study.done == count and study.finished
+    errors = {trial.number: trial.user_attrs["error"] for trial in study.failures}
+    assert errors == {BROKEN: "its loss is not a number", RAISING: LOST}
+    settled = count // 3  # trials after which memory may not grow much
+    growth = scales.bytes[-1] - scales.bytes[settled]
     with capsys.disabled():
-        print(f"\n{took / NUM_TRIALS:.2f} s a trial; {growth / 2**20:.0f} MiB more after {SETTLED}")
+        print(
+            f"\n{count} trials: {took / count:.2f} s each, of which the driver computes "
+            f"{computed / count:.2f} s; {growth / 2**20:.0f} MiB more after {settled}"
+        )
     assert growth < GROWTH_BYTES

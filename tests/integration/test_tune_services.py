@@ -9,17 +9,23 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from dreamfleet.config import RunConfig
+from dreamfleet.tuning.study import open_storage
 from tests.integration.test_jobs import (
     JOB_LINE,
     TOKEN_LINE,
@@ -30,7 +36,7 @@ from tests.integration.test_jobs import (
     shells,
     wait_for,
 )
-from tests.integration.test_tune import driver, judges, sweep
+from tests.integration.test_tune import Driver, driver, judges, sweep
 from tests.unit.data.helpers import write_photos
 
 __all__ = ["driver", "judges", "shells", "sweep"]  # fixtures
@@ -67,9 +73,14 @@ def test_a_sweep_as_a_job(shells: Callable[[str], Shell], embedded_base: Path) -
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[int]:
     """The port of a PostgreSQL on loopback, with databases mlflow and studies."""
-    initdb = shutil.which("initdb")
+    on_debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # not on its PATH
+    initdb = shutil.which("initdb") or next(
+        (found for place in on_debian if (found := shutil.which("initdb", path=place))), None
+    )
     if initdb is None or importlib.util.find_spec("psycopg") is None:
-        pytest.skip("needs PostgreSQL's programs and psycopg (pip install dreamfleet[cluster])")
+        pytest.skip(
+            "needs PostgreSQL's programs (initdb) and psycopg (pip install dreamfleet[dev])"
+        )
     (port,) = free_ports(1)
     folder = Path(initdb).resolve().parent
     data, user = tmp_path / "pg", []
@@ -96,6 +107,18 @@ def postgres(tmp_path: Path) -> Iterator[int]:
             subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
 
 
+def test_a_new_database_is_filled_once(postgres: int) -> None:
+    """Sweeps that begin at the same time find it empty, all of them."""
+    url, at_once = f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/studies", Barrier(4)
+
+    def opened(number: int) -> str:
+        at_once.wait(60)
+        return str(open_storage(url).create_new_study([StudyDirection.MAXIMIZE], f"s{number}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(opened, range(4)))) == 4
+
+
 @pytest.fixture
 def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on it."""
@@ -115,24 +138,34 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.usefixtures("ray_running")
 def test_two_sweeps_at_once_on_postgres(
-    postgres: int,
-    server: str,
-    sweep: Callable[..., RunConfig],
-    driver: Callable[[RunConfig], subprocess.Popen[bytes]],
-    tmp_path: Path,
+    postgres: int, server: str, sweep: Callable[..., RunConfig], driver: Driver, tmp_path: Path
 ) -> None:
+    """One of them is killed and goes on from the database."""
     storage = f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/studies"
     tracking = {"enabled": True, "uri": server}
-    processes = []
+    configs = []
     for name in ("Rex", "Bello"):
         photos = {"images": [str(write_photos(tmp_path / name))], "class_word": "dog"}
         tune = {"num_samples": 3, "storage": storage}
-        processes.append(driver(sweep(name, subject=photos, tune=tune, tracking=tracking)))
-    assert [process.wait(timeout=580) for process in processes] == [0, 0]
+        configs.append(sweep(f"out-{name}", subject=photos, tune=tune, tracking=tracking))
+
+    def ended(name: str) -> dict[int, Any]:
+        with contextlib.suppress(KeyError):  # it has not begun
+            study = optuna.load_study(study_name=name, storage=storage)
+            return {trial.number: trial.datetime_complete for trial in study.trials
+                    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)}  # fmt: skip
+        return {}
+
+    rex, bello = [driver(config) for config in configs]
+    wait_for(lambda: bool(ended("rex")), "the first trial")
+    os.killpg(rex.pid, signal.SIGKILL)
+    rex.wait()
+    before = ended("rex")
+    rex = driver(configs[0], "--resume")
+    assert [process.wait(timeout=580) for process in (rex, bello)] == [0, 0]
+    assert before.items() <= ended("rex").items(), "nothing that ended is repeated"
     for name in ("rex", "bello"):
-        study = optuna.load_study(study_name=name, storage=storage)
-        done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-        assert len(done) == 3
+        assert len(ended(name)) == 3
         found = f"{server}/api/2.0/mlflow/registered-models/alias?name={name}&alias=champion"
         with urllib.request.urlopen(found, timeout=30) as reply:
             assert json.load(reply)["model_version"]["version"] == "1"

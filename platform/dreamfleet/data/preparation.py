@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from dreamfleet.config import RunConfig
 from dreamfleet.data.cache import Cache
-from dreamfleet.data.prior_set import PriorSet, generated_prior_set, own_prior_set, prior_request
+from dreamfleet.data.prior_set import (
+    PriorRequest,
+    PriorSet,
+    generated_prior_set,
+    own_prior_set,
+    prior_request,
+)
 from dreamfleet.data.subject_set import PhotoSettings, PhotoStore, SubjectSet
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import DreamfleetError, SubjectSetError
@@ -98,11 +104,23 @@ class Preparation:
             return None
         if own.prior.class_data_dir:
             return own_prior_set(own, self._store, self.session, self.progress)
-        resolution = own.data.resolution or self.base.resolution
-        wanted = prior_request(own, self.base_model, self.base.hash, resolution, self.device)
+        wanted = self._prior_request(own)
         if self._last_prior is None or self._last_prior.key != wanted.key:
             self._last_prior = generated_prior_set(wanted, self.cache, self.session, self.progress)
         return self._last_prior
+
+    def prior_key(self, request: SubjectRequest) -> str:
+        """Of that prior set, which is not made for it; empty where none is asked for."""
+        own = request.config
+        if own.prior.with_prior_preservation and own.prior.form == "images":
+            if not own.prior.class_data_dir:
+                return self._prior_request(own).key
+        found = self.prior_set(request)
+        return found.key if found else ""
+
+    def _prior_request(self, config: RunConfig) -> PriorRequest:
+        resolution = config.data.resolution or self.base.resolution
+        return prior_request(config, self.base_model, self.base.hash, resolution, self.device)
 
     def prepare_priors(self, requests: Sequence[SubjectRequest]) -> list[SubjectRequest]:
         """Make every prior set that is asked for; returns the requests whose prior set exists."""

@@ -160,9 +160,12 @@ def _unit(vectors: Any) -> np.ndarray:
 
 def _loaded(name: str) -> Any | None:
     """A judge of the world, or None where it is not shipped."""
+    from dreamfleet.bases.quiet import quiet_libraries
+
     try:
         from dreamfleet.world import evaluators
 
-        return getattr(evaluators, name)()
+        with quiet_libraries():
+            return getattr(evaluators, name)()
     except (ImportError, AttributeError, BadInputError, OSError):
         return None

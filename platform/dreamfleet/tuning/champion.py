@@ -108,6 +108,7 @@ def publish_champion(
             command=f"dreamfleet tune --config {output / 'config.yaml'} --overwrite",
         )
     )
+    run.set_tags({"champion.trial": winner.contender.number})
     _record(run, result, plots, folder)
     study.study.set_user_attr(PUBLISHED, {"trials": study.done, **_plain(result)})
     return result

@@ -37,7 +37,7 @@ from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
 from dreamfleet.tuning.pictures import plain, shots
 from dreamfleet.tuning.results import SubjectTuned, TuneResult
-from dreamfleet.tuning.space import dimensions, searches_prior
+from dreamfleet.tuning.space import dimensions, endless, searches_prior
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
@@ -228,6 +228,7 @@ class Run:
     key: str
     _actors: list[Any] = field(default_factory=list)
     _tasks: dict[str, TrainTask] = field(default_factory=dict)
+    _prior_keys: dict[str, str] = field(default_factory=dict)  # of all that may be tried
     _references: dict[str, Any] = field(default_factory=dict)  # Ray's, of the tasks
 
     @property
@@ -264,6 +265,9 @@ class Run:
                     ray.kill(actor)
         preparation.cache.prune()
         shutil.rmtree(self.command.output / TUNE_FILES, ignore_errors=True)
+        for emptied in (f"{FINALS}/{self.key}", FINALS):
+            with contextlib.suppress(OSError):  # of a subject that failed, or elsewhere
+                (self.command.output / emptied).rmdir()
 
     # Before
 
@@ -285,8 +289,8 @@ class Run:
         if not requests:
             return preparation, []
         preparation.prepare_photos(requests)
-        wanted = {own.id: _with_prior(own) for own in preparation.check_subjects(requests)}
-        usable = preparation.prepare_priors(list(wanted.values()))
+        checked = preparation.check_subjects(requests)
+        usable = preparation.prepare_priors([_with_prior(own, own.config) for own in checked])
         for identity, reason in preparation.failures.items():
             command._failed(identity, reason)
         import ray
@@ -302,6 +306,9 @@ class Run:
                 device=preparation.device,
                 final_samples=plan,
                 preview_samples=plan,
+            )
+            self._prior_keys[request.id] = preparation.prior_key(
+                _with_prior(request, endless(task.config))
             )
             self._tasks[request.id] = task
             self._references[request.id] = ray.put(task)
@@ -412,12 +419,12 @@ class Run:
                 config,
                 world_size=1,
                 subject_key=task.subject.content_key,
-                prior_key=task.prior.key if task.prior else "",
+                prior_key=self._prior_keys[task.subject.id],
                 base_hash=task.base_hash,
             ),
             "max_train_steps": train.max_train_steps,
             "fidelity_margin": tune.fidelity_margin,
-            "space": {name: own.text() for name, own in dimensions(config).items()},
+            "space": {name: own.text() for name, own in dimensions(endless(config)).items()},
             "pictures": plain(shots(config, tune.images_at_end)),
             "rungs": [tune.num_rungs, tune.reduction_factor, tune.images_per_rung],
             "sampler": [tune.sampler == "nsga2", tune.rung_inference_steps],
@@ -713,10 +720,10 @@ def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) ->
     return exported(order, config, task)
 
 
-def _with_prior(request: SubjectRequest) -> SubjectRequest:
-    """The request with a prior set, where any trial may need one."""
+def _with_prior(request: SubjectRequest, sweep: RunConfig) -> SubjectRequest:
+    """The request with a prior set, where any trial of `sweep` may need one."""
     config = request.config
-    if not searches_prior(config):
+    if not searches_prior(sweep):
         return request
     prior = config.prior.model_copy(update={"with_prior_preservation": True})
     return replace(request, config=config.model_copy(update={"prior": prior}))

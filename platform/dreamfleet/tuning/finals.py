@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import FrozenTrial, TrialState
+
 from dreamfleet.config import RunConfig
 from dreamfleet.seeding import key_to_int
 from dreamfleet.tuning.engine import Sampling, Work
@@ -83,21 +85,28 @@ class Exported:
 
 
 def contenders(study: SubjectStudy) -> list[Contender]:
-    """The best two by the selection rule, and the host."""
-    trials = {str(trial.number): trial for trial in study.trials()}
-    best = [trials[own.label] for own in best_first(study.candidates())[:FINALISTS]]
+    """The host and the best two others by the selection rule. Where fewer than two came to their
+    end, those that the pruner ended last take their places, at the recipe's length: rungs are read
+    off few pictures, and at an early one hardly anything tells settings apart.
+    """
     host = study.host()
     assert host is not None
-    chosen = {trial.number: trial for trial in [*best, host]}
-    return [
-        Contender(
-            number,
-            trial.user_attrs["setting"],
-            int(trial.user_attrs["steps"]),
-            number == host.number,
-        )
-        for number, trial in chosen.items()
-    ]
+    others = [own for own in study.candidates() if own.label != str(host.number)]
+    trials = {str(trial.number): trial for trial in study.trials()}
+    whole = [trials[own.label] for own in best_first(others)]
+    pruned = sorted(study.trials(TrialState.PRUNED), key=_progress, reverse=True)
+    return [_contender(study, own, own is host) for own in [*whole, *pruned][:FINALISTS] + [host]]
+
+
+def _progress(pruned: FrozenTrial) -> tuple[int, float]:
+    """How far a trial came, and how well it did there."""
+    return max(pruned.intermediate_values.items())
+
+
+def _contender(study: SubjectStudy, trial: FrozenTrial, is_host: bool) -> Contender:
+    whole = trial.state == TrialState.COMPLETE
+    steps = int(trial.user_attrs["steps"]) if whole else study.steps[-1]
+    return Contender(trial.number, trial.user_attrs["setting"], steps, is_host)
 
 
 def final_seeds(config: RunConfig) -> list[int]:

@@ -23,6 +23,7 @@ from dreamfleet.tuning.study import Asked, SubjectStudy
 from dreamfleet.tuning.trainables import JOB, ORDER
 from dreamfleet.tuning.trial import ERROR, READING, Order, Reading
 
+LOST = "its process was lost too often"
 TRIAL_MEMORY_BYTES = 100 * 2**20  # what a trial's process takes; it computes nothing
 
 
@@ -160,7 +161,7 @@ class StudySearcher(Searcher):
         job = self._jobs.pop(trial_id, None)
         if job is not None:
             self._sweep.release(job)
-            self._sweep.end(job, "its process was lost too often" if error else "")
+            self._sweep.end(job, LOST if error else "")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the studies are on disk."""

@@ -23,6 +23,7 @@ WEIGHT, PRIOR, POINT, TEACHER = (
 )  # fmt: skip
 RATE, RANK, METHOD = "train.learning_rate", "train.rank", "method"
 RATE_FACTOR = 3.0
+MANY_TRIALS = 100_000  # the most that may be asked for
 
 
 class Suggests(Protocol):
@@ -84,10 +85,11 @@ def dimensions(config: RunConfig) -> dict[str, Dimension]:
     rates = space.learning_rate or Interval(
         low=rate / RATE_FACTOR, high=rate * RATE_FACTOR, log=True
     )
+    priors = space.prior_weight if searches_prior(config) else [own[PRIOR]]
     found = {
         METHOD: _dimension(list(space.method), config.method),
         WEIGHT: _dimension(space.sude_weight, own[WEIGHT], *first_weights(config)),
-        PRIOR: _dimension(space.prior_weight, own[PRIOR]),
+        PRIOR: _dimension(priors, own[PRIOR]),
         POINT: _dimension(space.truncation_point, config.sude.truncation_point),
         TEACHER: _dimension(list(space.teacher), config.sude.teacher),
         RATE: _dimension(rates, rate),
@@ -202,7 +204,20 @@ def applied(config: RunConfig, params: Params, *, seed: int | None = None) -> Ru
 
 
 def searches_prior(config: RunConfig) -> bool:
-    """Whether any setting of the space needs a prior set."""
+    """Whether any trial needs a prior set. The first ones, which may be all, have the recipe's,
+    unless the space fixes another.
+    """
     wanted = config.space.prior_weight
+    if config.prior.with_prior_preservation:
+        return True
+    if isinstance(wanted, list) and len(wanted) == 1:
+        return wanted[0] > 0
     largest = wanted.high if isinstance(wanted, Interval) else max(wanted)
-    return config.prior.with_prior_preservation or largest > 0
+    return largest > 0 and config.tune.num_samples > len(first_weights(config))
+
+
+def endless(config: RunConfig) -> RunConfig:
+    """The recipe of a sweep that may go on with more trials: what all of its space needs."""
+    return config.model_copy(
+        update={"tune": config.tune.model_copy(update={"num_samples": MANY_TRIALS})}
+    )

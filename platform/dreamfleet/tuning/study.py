@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -33,6 +34,7 @@ HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
 )  # fmt: skip
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DATABASE_TIMEOUT_S = 60
+OPEN_ATTEMPTS, OPEN_AGAIN_AFTER_S = 5, 1.0  # of a database that others may be filling
 MIN_FAILURES = 3  # a study may lose this many trials, or as many as it is to have
 MAX_STARTUP_TRIALS = 10  # Optuna's own number
 
@@ -47,12 +49,25 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         if url.startswith("sqlite:///"):
             return _sqlite_storage(url)
-        return optuna.storages.RDBStorage(url)
+        return _server_storage(url)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
         raise BadInputError(
             f"tune.storage = {_without_password(url)}: cannot be opened ({first_line(error)}); "
             "expected an SQLAlchemy URL, e.g. postgresql+psycopg://user@host/database"
         ) from error
+
+
+def _server_storage(url: str, attempts: int = OPEN_ATTEMPTS) -> optuna.storages.RDBStorage:
+    """Optuna makes its tables where there are none, and fails where another does meanwhile."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except (IntegrityError, ProgrammingError):
+        if attempts == 1:
+            raise
+    time.sleep(OPEN_AGAIN_AFTER_S)
+    return _server_storage(url, attempts - 1)
 
 
 def _sqlite_storage(url: str) -> optuna.storages.RDBStorage:

@@ -16,13 +16,14 @@ from dreamfleet.runtime.progress import Board
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.rule import Candidate, best_first
 from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
-from dreamfleet.tuning.study import Asked, SubjectStudy
+from dreamfleet.tuning.study import ERROR, HOST, Asked, SubjectStudy, candidate_of
 from dreamfleet.tuning.trial import Reading, sheet
 
 if TYPE_CHECKING:
     from dreamfleet.tracking import Run, Tracker
 
 BOARD_EVERY_S = 0.5
+RUN_NAME = "mlflow.runName"
 COLUMNS = ("trial", "step", "alignment", "fidelity", "w_s", "setting")
 SHORT = {PRIOR: "λ", POINT: "ρ*", TEACHER: "", RATE: "lr", RANK: "rank"}
 OUTCOMES = {
@@ -60,14 +61,16 @@ class Recorder:
             )
         return self._parents[study.name]
 
-    def started(self, study: SubjectStudy, number: int, params: Mapping[str, Any]) -> Run:
+    def started(
+        self, study: SubjectStudy, number: int, params: Mapping[str, Any], is_host: bool
+    ) -> Run:
         """A trial's run, begun or gone on with; what all trials share is told of its parent."""
         key = (study.name, number)
         if key not in self._children:
             own = {**params, "train.max_train_steps": study.steps[-1], "trial": number}
             tags = {"dreamfleet.kind": "trial", "dreamfleet.subject": study.name}
             self._children[key] = self.tracker.start_run(
-                f"{study.name} trial {number}",
+                _name(study, number, "host" if is_host else ""),
                 own,
                 tags,
                 parent=self.parent(study),
@@ -77,9 +80,9 @@ class Recorder:
 
     def read(self, study: SubjectStudy, asked: Asked, reading: Reading) -> None:
         """A rung: figures and pictures."""
-        run = self.started(study, asked.number, asked.params)
+        run = self.started(study, asked.number, asked.params, asked.is_host)
         scores = {"alignment": reading.alignment, "fidelity": reading.fidelity}
-        run.log_metrics({**reading.figures, **scores}, reading.step)
+        run.log_metrics({**scores, **reading.figures}, reading.step)  # MLflow shows the first one
         png = sheet(self.folder(study, asked.root), reading.step)
         if png is not None:
             run.log_image(png, "pictures", reading.step)
@@ -99,13 +102,17 @@ class Recorder:
         attrs, setting = trial.user_attrs, study.setting_of(trial)
         run = self._children.pop((study.name, trial.number), None)
         if run is None and setting is not None:
-            run = self.started(study, trial.number, setting)
+            run = self.started(study, trial.number, setting, bool(attrs.get(HOST)))
             del self._children[study.name, trial.number]
         if run is None:
             return  # it was ended before it had begun
-        names = ("steps", "alignment", "fidelity")
-        run.log_metrics({f"trial.{n}": float(attrs[n]) for n in names if n in attrs}, 0)
-        tags = {"trial.state": trial.state.name, "trial.error": attrs.get("error", "")}
+        if trial.state == TrialState.COMPLETE:  # a pruned one is at another step than the others
+            about = {name: float(attrs[name]) for name in ("steps", "alignment", "fidelity")}
+            about["fidelity_excess"] = candidate_of(trial).excess
+            run.log_metrics({f"trial.{name}": value for name, value in about.items()}, 0)
+        tags = {"trial.state": trial.state.name, "trial.error": attrs.get(ERROR, "")}
+        if trial.state == TrialState.PRUNED:
+            tags[RUN_NAME] = _name(study, trial.number, "pruned")
         run.set_tags({name: value for name, value in tags.items() if value})
         run.finish(OUTCOMES[trial.state], timeout_s=0.0)  # type: ignore[arg-type]
 
@@ -113,6 +120,13 @@ class Recorder:
         """The sweep was interrupted; its runs go on with `--resume`."""
         for run in [*self._children.values(), *self._parents.values()]:
             run.finish("KILLED", timeout_s=1.0)
+
+
+def _name(study: SubjectStudy, number: int, what: str) -> str:
+    """A child run's. MLflow's list shows its beginning, below the subject's run; comparisons show
+    all of it.
+    """
+    return f"trial {number} {what}".strip() + f" ({study.name})"
 
 
 @dataclass
@@ -128,7 +142,7 @@ class Watcher:
     _done_before: int | None = None
 
     def started(self, study: SubjectStudy, asked: Asked) -> None:
-        self.recorder.started(study, asked.number, asked.params)
+        self.recorder.started(study, asked.number, asked.params, asked.is_host)
 
     def read(self, study: SubjectStudy, asked: Asked, reading: Reading) -> None:
         self.recorder.read(study, asked, reading)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import pytest
 from dreamfleet.data import prior_set, subject_set
 from dreamfleet.data.cache import Cache
 from dreamfleet.data.photos import to_png
+from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.prior_set import PriorRequest, generated_prior_set, own_prior_set
 from dreamfleet.data.subject_set import PhotoSettings, PhotoStore
+from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.progress import SilentProgress
 from tests.unit.data.helpers import StubBase, config_for, encoded, picture, write_photos
@@ -53,6 +56,28 @@ class Lines(SilentProgress):
 def stub_maker(monkeypatch: pytest.MonkeyPatch) -> None:
     StubMaker.made = []
     monkeypatch.setattr(prior_set, "PriorMaker", StubMaker)
+
+
+def test_a_set_is_known_by_its_key_before_it_is_made(tmp_path: Path) -> None:
+    prior = {"with_prior_preservation": True, "num_class_images": 2, "num_inference_steps": 2}
+    config = config_for(tmp_path, prior=prior)
+    base = SimpleNamespace(hash="hash", vae_hash="vae", resolution=64)
+    preparation = Preparation(
+        base=cast(Any, base),
+        base_model="embedded",
+        config=config,
+        cache=Cache(tmp_path, 2**30),
+        device="cpu",
+        session=None,
+        progress=SilentProgress(),
+    )
+    request = SubjectRequest("rex", "Rex", config, None)
+    key = preparation.prior_key(request)
+    assert not StubMaker.made
+    found = preparation.prior_set(request)
+    assert found and found.key == key and StubMaker.made
+    without = SubjectRequest("rex", "Rex", config_for(tmp_path), None)
+    assert preparation.prior_key(without) == ""
 
 
 def test_made_once_then_read(tmp_path: Path) -> None:

@@ -50,6 +50,22 @@ def test_a_finalist_that_fails_leaves_the_others() -> None:
     assert "out of memory" in said.pop()
 
 
+def test_a_study_goes_on_with_more_trials() -> None:
+    """Its first four need no prior set, the others may: the settings are the same."""
+
+    def settings(num_samples: int) -> dict[str, Any]:
+        run = Run(cast(Any, None), cast(Any, None), cast(Any, None), "")
+        run._prior_keys["rex"] = "prior"
+        subject = SimpleNamespace(id="rex", content_key="photos")
+        config = recipe(base_model="embedded", tune__num_samples=num_samples)
+        task = SimpleNamespace(config=config, subject=subject, base_hash="base")
+        return run._fingerprint(cast(Any, task))
+
+    four = settings(4)
+    assert four == settings(16) and four["prior set"] == "prior"
+    assert four["space"]["prior.weight"] == "0 to 2"
+
+
 def test_sweeps_on_one_storage_have_folders_of_their_own(tmp_path: Path) -> None:
     config = recipe(cluster__storage_path=str(tmp_path / "storage"))
     output = tmp_path / "out"

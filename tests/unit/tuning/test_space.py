@@ -16,6 +16,7 @@ from dreamfleet.tuning.space import (
     WEIGHT,
     applied,
     dimensions,
+    endless,
     first_settings,
     searches_prior,
     suggest,
@@ -103,4 +104,15 @@ def test_untouched_search_sections_stay_out_of_files() -> None:
     searching = recipe(tune__num_samples=3)
     assert "num_samples: 3" in dump_config(searching)
     assert searches_prior(plain) and isinstance(plain.space.sude_weight, Interval)
+
+
+def test_the_first_trials_need_no_prior_set() -> None:
+    """They have the recipe's own; with them alone a sweep makes none."""
+    few = recipe(tune__num_samples=4)
+    assert not searches_prior(few) and dimensions(few)[PRIOR].choices == (0.0,)
+    assert searches_prior(endless(few)) and not dimensions(endless(few))[PRIOR].fixed
+    assert searches_prior(recipe(tune__num_samples=5))
+    assert searches_prior(recipe(tune__num_samples=4, prior__with_prior_preservation=True))
+    wished = recipe(tune__num_samples=4, space__prior_weight=[0.5])
+    assert searches_prior(wished) and dimensions(wished)[PRIOR].choices == (0.5,)
     assert not searches_prior(recipe(space__prior_weight=[0.0]))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.tuning.finals import contenders
 from dreamfleet.tuning.rule import best_first
 from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_study, open_storage
 from dreamfleet.tuning.trial import Reading
@@ -48,6 +50,30 @@ def run(study: SubjectStudy, number: int, *alignments: float, fidelity: float = 
         if study.read(number, reading(step, alignment, fidelity)):
             break
     study.end(number)
+
+
+def test_a_database_that_others_are_filling_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempts: list[str] = []
+
+    def storage(url: str) -> Any:
+        attempts.append(url)
+        if len(attempts) < 3:
+            raise IntegrityError("CREATE TABLE studies", None, ValueError("exists already"))
+        return "storage"
+
+    monkeypatch.setattr("dreamfleet.tuning.study.OPEN_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr("optuna.storages.RDBStorage", storage)
+    assert cast(Any, open_storage("postgresql+psycopg://host/studies")) == "storage"
+    assert len(attempts) == 3
+    monkeypatch.setattr("optuna.storages.RDBStorage", _refuses)
+    with pytest.raises(BadInputError, match="no such host"):
+        open_storage("postgresql+psycopg://host/studies")
+
+
+def _refuses(url: str) -> Any:
+    raise OperationalError("connect", None, ValueError("no such host"))
 
 
 def test_a_study_from_first_to_last(url: str) -> None:
@@ -102,6 +128,29 @@ def test_rungs_are_compared_by_the_pictures_that_they_share(url: str) -> None:
     told = study.trials()[other.number]
     assert told.user_attrs["steps"] == 40, "an easy picture alone is no better rung"
     assert told.value == 0.6
+
+
+def test_the_best_two_and_the_host_are_in_the_finals(url: str) -> None:
+    study = opened(url, halved(tune__num_samples=4, tune__pruner="none"))
+    for value in (0.9, 0.4, 0.5, 0.6):  # the host is the best of all
+        asked = study.ask()
+        assert asked
+        run(study, asked.number, value, value, value)
+    found = contenders(study)
+    assert [(own.number, own.is_host) for own in found] == [(3, False), (2, False), (0, True)]
+
+
+def test_pruned_trials_fill_the_finals(url: str) -> None:
+    study = opened(url, halved(tune__num_samples=4))
+    asked = [study.ask() for _ in range(4)]
+    host, *others = (own.number for own in asked if own)
+    run(study, host, 0.5, 0.9, 0.9)
+    for number, values in zip(others, [(0.4,), (0.6, 0.8), (0.3,)], strict=True):
+        run(study, number, *values)
+    assert len(study.trials(TrialState.PRUNED)) == 3
+    found = contenders(study)
+    assert [own.number for own in found] == [others[1], others[0], host], "the furthest, the better"
+    assert {own.steps for own in found} == {40}, "at the recipe's length"
 
 
 def test_pruning_spares_the_host(url: str) -> None:
