@@ -218,8 +218,11 @@ class ImageService:
                             self.backend.draw_events(job.order)
                         ) as events:
                             async for event in events:
-                                if not _is_old(event, finished):
-                                    yield event
+                                if _is_old(event, finished):
+                                    continue
+                                if isinstance(event, PictureDone):
+                                    self.sampled.offer(job.order.prompt, event.picture)
+                                yield event
                     except ReplicaLost as error:
                         await self._again(attempt, error)
                         attempt += 1
