@@ -156,7 +156,8 @@ def _models(service: ImageService) -> APIRouter:
         """The adapter's report, one HTML page."""
         from dreamfleet.serving.thumbnails import report_of
 
-        page = report_of(service.catalogue.resolve(model_id).location)
+        entry = service.catalogue.resolve(model_id)
+        page = report_of(entry.location, entry.origin)
         if page is None:
             raise ApiProblem(404, f"model {model_id[:200]!r} has no report", "no_report")
         return HTMLResponse(page, headers={**NO_STORE, "Content-Security-Policy": "sandbox"})
@@ -335,7 +336,7 @@ def _model(entry: Entry, aliases: Mapping[str, str]) -> Model:
         rank=entry.rank,
         metrics={str(k): float(v) for k, v in numbers if isinstance(v, int | float) and v == v},
         has_thumbnail=has_thumbnail(entry.location, photos=entry.origin is None),
-        has_report=has_report(entry.location),
+        has_report=has_report(entry.location, entry.origin),
     )
 
 

@@ -15,6 +15,7 @@ MAX_STEPS = 150
 MAX_GUIDANCE = 50.0
 MAX_STRENGTH = 10.0
 MAX_SIDE = 2048
+PIXELS_FACTOR = 4  # pictures of at most so many times the base's own pixels
 MAX_ADAPTERS = 4
 MAX_PREVIEWS = 10
 MAX_SEED = 2**53 - 1  # what a JSON number holds exactly, everywhere
@@ -59,7 +60,8 @@ class ImageGenerationRequest(_Body):
         "auto",
         max_length=16,
         description="`WIDTHxHEIGHT` in pixels, each a multiple of the base's step and at most "
-        f"{MAX_SIDE}; `auto`: the base's own size",
+        f"{MAX_SIDE}, with up to {PIXELS_FACTOR} times the pixels of the base's own size; `auto`: "
+        "that size",
         examples=["auto", "512x512"],
     )
     response_format: Literal["b64_json", "url"] = Field(

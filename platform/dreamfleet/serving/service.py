@@ -15,7 +15,7 @@ from typing import Protocol
 from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, first_line
 from dreamfleet.serving.admission import FairQueue
 from dreamfleet.serving.catalogue import Catalogue, Entry
-from dreamfleet.serving.figures import Figures
+from dreamfleet.serving.figures import Figures, resident_bytes
 from dreamfleet.serving.orders import BaseAbout, DrawOrder, Event, PictureDone, StepDone
 from dreamfleet.serving.problems import (
     ApiProblem,
@@ -24,7 +24,7 @@ from dreamfleet.serving.problems import (
     wrong_field,
 )
 from dreamfleet.serving.sampled import Sampled
-from dreamfleet.serving.schemas import BASE_MODEL, ImageGenerationRequest
+from dreamfleet.serving.schemas import BASE_MODEL, PIXELS_FACTOR, ImageGenerationRequest
 
 log = logging.getLogger("dreamfleet.serving")
 
@@ -32,7 +32,6 @@ TRIES = 3  # of an order whose replica is lost
 RETRY_PAUSE_S = 0.5
 POLL_S = 2.0
 ANSWER_S = 5.0  # of all engines
-PIXELS_FACTOR = 4  # pictures of at most so many times the base's own pixels
 
 
 class ReplicaLost(Exception):
@@ -236,6 +235,7 @@ class ImageService:
             "queue_refused": float(self.queue.refused),
             "requests_under_way": float(self.under_way),
             "adapters": float(len(self.catalogue)),
+            "ingress_resident_bytes": resident_bytes(),
         }
         if self.about is not None:
             with contextlib.suppress(Exception):
