@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dreamfleet.serving.catalogue import WEIGHTS_NAME, Catalogue, RegistrySource
 from dreamfleet.serving.orders import DrawOrder
 from dreamfleet.serving.problems import ApiProblem
 from dreamfleet.serving.replica import EngineReplica
+from dreamfleet.serving.thumbnails import has_report, report_of
 from dreamfleet.tracking import MlflowTracker
 from tests.tiny_adapters import write_adapters
 
@@ -39,6 +41,9 @@ def registered(
             adapters / folder, name, base_model=str(tiny_base), tags=TAGS, timeout_s=PATIENCE_S
         )
         assert version
+    report = place / "report.html"
+    report.write_text("<h1>Report</h1>", encoding="utf-8")
+    run.log_artifact(report)  # after the versions, as `personalize` does
     run.finish(timeout_s=PATIENCE_S)
     tracker.close(PATIENCE_S)
     yield uri, adapters
@@ -87,6 +92,20 @@ def test_versions_aliases_and_retirement(
     assert [entry.version for entry, _ in again.usable()] == ["1"]
     with pytest.raises(BadInputError, match="MLflow at"):
         RegistrySource(f"sqlite:///{tmp_path / 'none.db'}", tmp_path).read()
+
+
+def test_a_versions_report_is_that_of_its_run(registered: tuple[str, Path], tmp_path: Path) -> None:
+    uri, _ = registered
+    catalogue = Catalogue(RegistrySource(uri, tmp_path / "cache", ("ada",)), lambda: None)
+    catalogue.refresh()
+    ada = catalogue.resolve("ada")
+    assert ada.origin is not None and has_report(ada.location, ada.origin)
+    assert not has_report(ada.location), "it is fetched when somebody asks"
+    assert report_of(ada.location, ada.origin) == "<h1>Report</h1>" == report_of(ada.location)
+    gone = replace(ada.origin, run_id="0" * 32)
+    assert report_of(str(tmp_path), gone) is None
+    with pytest.raises(BadInputError, match="MLflow at"):
+        report_of(str(tmp_path), replace(gone, uri=f"sqlite:///{tmp_path / 'none.db'}"))
 
 
 def test_what_was_handed_to_a_cluster_is_recorded(registered: tuple[str, Path]) -> None:

@@ -18,6 +18,9 @@ from tests.local_service import listening, local_application
 from tests.tiny_adapters import write_adapters
 
 WITHIN_S = 90.0
+REPORT = """<title>Ada</title><style>h1 { color: rgb(1, 2, 3); }</style>
+<h1>Report of Ada</h1><script>document.title = "changed"</script>"""
+ARROW_DOWN, ESCAPE, CONTROL_ENTER = "\ue015", "\ue00c", "\ue009\ue007"
 SHOWN = "return document.body.innerText.length > 200"
 
 
@@ -30,7 +33,7 @@ def studio(
     adapters = write_adapters(tiny_base, place / "adapters", ["ada", "bo", "cy"])
     (adapters / "ada" / "samples").mkdir()
     Image.new("RGB", (64, 64), (180, 90, 40)).save(adapters / "ada" / "samples" / "image_0.png")
-    (adapters / "ada" / "report.html").write_text("<h1>Report of Ada</h1>", encoding="utf-8")
+    (adapters / "ada" / "report.html").write_text(REPORT, encoding="utf-8")
     keys = KeyFile(place / "keys.json")
     engine = EngineReplica(EngineSource(str(tiny_base), "cpu"), max_slots=4, num_threads=1)
     app, _ = local_application(engine, adapters, keys, place / "shelf")
@@ -84,7 +87,7 @@ def test_a_person_opens_draws_and_compares(
     one("#seed").send_keys("5")
     one("#steps").send_keys("4")
     one("#other").send_keys("Bo")
-    one("#prompt").send_keys("\ue009\ue007")  # Ctrl+Enter
+    one("#prompt").send_keys(CONTROL_ENTER)
     until(lambda: len(every("#pictures figure[data-done]")) == 2)
     captions = [caption.text for caption in every("figcaption")]
     assert [caption.split()[0] for caption in captions] == ["ada", "bo"]
@@ -94,6 +97,8 @@ def test_a_person_opens_draws_and_compares(
     drawn = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
     until(lambda: browser.execute_script(drawn))
     assert '"seed": 5' in one("#curl").text
+    heads = [head.text for head in every("#numbers th")]
+    assert heads == ["figure", "ada", "bo", "bare base"], "figures of both, side by side"
 
     for width, height in ((1280, 900), (390, 1400)):
         browser.set_window_size(width, height)
@@ -105,6 +110,47 @@ def test_a_person_opens_draws_and_compares(
                for name in browser.execute_script(foreign))  # fmt: skip
     severe = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert [line for line in severe if "401" not in line["message"]] == []
+
+
+def test_keys_alone_choose_draw_stop_and_read(browser: Any, studio: tuple[str, KeyFile]) -> None:  # noqa: F811
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    def press(keys: str) -> None:
+        ActionChains(browser).send_keys(keys).perform()
+
+    def script(text: str) -> Any:
+        return browser.execute_script(text)
+
+    address, keys = studio
+    browser.get(address)
+    script(f"sessionStorage.setItem('dreamfleet-key', '{keys.create()[0]}')")
+    browser.get(address)
+    until(lambda: script("return document.activeElement.id") == "prompt")
+    script("document.querySelector('#subjects input:checked').focus()")
+    press(ARROW_DOWN)
+    until(lambda: browser.find_element("css selector", "#about-name").text == "Bo")
+    script("document.getElementById('steps').value = 150")
+    script("document.getElementById('go').focus()")
+    press("\n")
+    until(lambda: script("return document.querySelector('progress')?.value > 0"))
+    assert script("return document.activeElement.id") == "stop", "where the keyboard is next"
+    press(ESCAPE)
+    until(lambda: script("return document.querySelectorAll('figure').length") == 0)
+    until(lambda: script("return document.activeElement.id") == "go")
+
+    script("document.querySelector('#subjects input[value=ada]').click()")
+    script("document.getElementById('report').focus()")
+    press("\n")
+    until(lambda: script("return document.getElementById('shown').open"))
+    browser.switch_to.frame("page")
+    until(lambda: browser.find_elements("css selector", "h1"))
+    heading = browser.find_element("css selector", "h1")
+    assert heading.text == "Report of Ada"
+    assert heading.value_of_css_property("color") in ("rgba(1, 2, 3, 1)", "rgb(1, 2, 3)")
+    assert script("return document.title") == "Ada", "a report's scripts do not run"
+    browser.switch_to.default_content()
+    press(ESCAPE)
+    until(lambda: not script("return document.getElementById('shown').open"))
 
 
 def test_wide_and_narrow(browser: Any, studio: tuple[str, KeyFile], tmp_path: Path) -> None:  # noqa: F811

@@ -18,6 +18,7 @@ from dreamfleet.errors import BaseModelError
 from dreamfleet.serving import schemas
 from dreamfleet.serving.guard import MAX_BODY_BYTES
 from dreamfleet.serving.orders import Accepted
+from dreamfleet.serving.sampled import Sampled
 from dreamfleet.serving.thumbnails import thumbnail_of
 
 pytestmark = pytest.mark.heavy
@@ -155,6 +156,16 @@ def test_a_stream_tells_steps_previews_and_pictures(client: Any) -> None:
         assert np.abs(pixels(done[index]["b64_json"]) - whole[index]).max() <= 1
         assert done[index]["seed"] == 5 + index
     assert np.abs(pixels(partial[0]["b64_json"]) - whole[partial[0]["index"]]).max() > 1
+
+
+def test_pictures_are_sampled_where_that_is_asked_for(client: Any) -> None:
+    drawn(client.post(PATH, json=ASK))
+    assert client.service.sampled.take() == []
+    for stream in (False, True):
+        client.service.sampled = Sampled(60)
+        client.post(PATH, json={**ASK, "n": 2, "stream": stream})
+        ((prompt, picture),) = client.service.sampled.take()  # one a second at most
+        assert prompt == "a photo of sks dog" and picture.startswith(b"\x89PNG")
 
 
 class TestErrors:
