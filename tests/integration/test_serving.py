@@ -226,14 +226,14 @@ def test_a_deployment_is_a_run_with_its_versions_and_figures(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dreamfleet.serving import recording
-    from dreamfleet.serving.recording import Recorder
+    from dreamfleet.serving.recording import Recorder, Remote
     from dreamfleet.tracking.store import MlflowStore
 
     monkeypatch.setattr(recording, "EVERY_S", 0.5)
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowStore.connect(uri).client
-    record = Recorder(service.handle, service.settings, uri, print)
+    record = Recorder(Remote(service.handle), service.settings, uri, print)
     run_id = record.run.wait_for_id(ANSWER_S)
     assert run_id is not None
     record.start()

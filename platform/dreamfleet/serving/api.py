@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
@@ -67,19 +68,26 @@ The endpoints are OpenAI's, so its clients work here; fields that diffusion need
 Every `/v1` endpoint wants `Authorization: Bearer KEY` (`dreamfleet keys create`)."""
 
 
-def build_api(service: ImageService, keys: KeyFile | None, shelf: Shelf) -> Guard:
+def build_api(
+    service: ImageService,
+    keys: KeyFile | None,
+    shelf: Shelf,
+    around: AbstractAsyncContextManager[None] | None = None,
+) -> Guard:
     """The ASGI application.
 
     Args:
         service: draws.
         keys: who may ask; None: everybody (on loopback only; the caller sees to that).
         shelf: for `response_format: url`.
+        around: entered when the service has begun, left before it ends.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        yield
+        async with around or contextlib.nullcontext():
+            yield
         await service.close()
 
     app = FastAPI(

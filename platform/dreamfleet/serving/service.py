@@ -14,7 +14,7 @@ from typing import Protocol
 
 from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, first_line
 from dreamfleet.serving.admission import FairQueue
-from dreamfleet.serving.catalogue import Catalogue, Entry
+from dreamfleet.serving.catalogue import Catalogue, Entry, registered_as
 from dreamfleet.serving.figures import Figures, resident_bytes
 from dreamfleet.serving.orders import BaseAbout, DrawOrder, Event, PictureDone, StepDone
 from dreamfleet.serving.problems import (
@@ -242,6 +242,17 @@ class ImageService:
                 stats = await asyncio.wait_for(self.backend.stats(), ANSWER_S)
                 found |= {f"engine_{name}": value for name, value in stats.items()}
         return found
+
+    async def snapshot(self) -> dict[str, float]:
+        """Figures so far, and what queue and engines are at."""
+        return {**self.figures.snapshot(), **await self.values()}
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """By adapter its version, and where that is registered, as far as that is known."""
+        return {
+            entry.id: {"version": entry.version, "registered": registered_as(entry)}
+            for entry, _ in self.catalogue.usable()
+        }
 
     def _entries(self, body: ImageGenerationRequest) -> list[Entry | None]:
         """The adapters of a request, that of `model` first; None stands for the base itself."""

@@ -36,7 +36,7 @@ class TestFiles:
         flags = ["--registry", "--tracking-uri", "http://mlflow:5000", "--num-replicas", "2"]
         content = read_serve_file(built(tmp_path, *flags, "--max-replicas", "4"))
         (app,) = content["applications"]
-        assert app["args"]["registry"] == "http://mlflow:5000"
+        assert app["args"]["registry"] == "http://mlflow:5000" == app["args"]["tracking_uri"]
         settings = serve_settings(app["args"])
         assert (settings.num_replicas, settings.max_replicas) == (2, 4)
         assert settings.auth
