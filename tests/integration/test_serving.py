@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -149,6 +150,15 @@ def deployed(settings: ServeSettings, port: int, key: str) -> Service:
     while found.ask("/healthz")[0] != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Its processes."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if f"ServeReplica:dreamfleet:{deployment}" in command(process)
+    ]
 
 
 def command(process: psutil.Process) -> str:
@@ -338,11 +348,7 @@ def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) ->
             for index, name in enumerate(NAMES)
         ]
         service.wait_for(lambda own: own["queue_running_pictures"] >= 4)
-        engines = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "ServeReplica:dreamfleet:Engine" in command(process)
-        ]
+        engines = replicas("Engine")
         assert len(engines) == 2
         os.kill(engines[0].pid, signal.SIGKILL)
         answers = [job.result() for job in jobs]
@@ -353,6 +359,25 @@ def test_a_replica_killed_under_load_costs_nobody_a_picture(service: Service) ->
         assert b"event: error" not in kinds and body.endswith(b"data: [DONE]\n\n")
     assert service.figures()["requests_retried"] > before
     assert np.abs(service.draw(model=NAMES[2]) - expected).max() <= 1
+
+
+def test_an_ingress_killed_under_load_costs_one_retry(service: Service) -> None:
+    """The only one: what it held is lost with it, and whoever asks once more is served."""
+
+    def insists(name: str) -> bool:
+        for _ in range(2):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if service.ask(PATH, {**LONG, "n": 1, "model": name})[0] == 200:
+                    return True
+        return False
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(insists, name) for name in NAMES[:4]]
+        service.wait_for(lambda own: own["queue_running_pictures"] == 4)
+        (ingress,) = replicas("Ingress")
+        os.kill(ingress.pid, signal.SIGKILL)
+        assert [job.result() for job in jobs] == [True] * 4
+    assert replicas("Ingress")[0].pid != ingress.pid
 
 
 @pytest.mark.slow

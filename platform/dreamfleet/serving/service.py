@@ -113,10 +113,15 @@ class ImageService:
         self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Read the catalogue; wait for the engines and look again in the background."""
+        """Read the catalogue; wait for the engines and look again in the background.
+
+        Engines that are there already answer before the first request comes: who asks an ingress
+        that took the place of a lost one is not told that it is not ready.
+        """
         await asyncio.to_thread(self.catalogue.refresh)
         for work in (self._wait_for_engines, self._look_again, self._follow_replicas):
             self._background.append(asyncio.ensure_future(_for_ever(work)))
+        await asyncio.wait(self._background[:1], timeout=ANSWER_S)
 
     async def close(self) -> None:
         """End the background work."""
