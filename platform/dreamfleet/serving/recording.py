@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamfleet.config import TrackingConfig
+from dreamfleet.errors import first_line
 from dreamfleet.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -110,10 +111,19 @@ async def recorded(service: ImageService, settings: ServeSettings) -> AsyncItera
     if settings.tracking_uri is None:
         yield
         return
+    from dreamfleet.tracking.base import without_password
+
     watched = Here(service, asyncio.get_running_loop())
-    record = await asyncio.to_thread(
-        Recorder, watched, settings, settings.tracking_uri, log.warning
-    )
+    try:
+        record = await asyncio.to_thread(
+            Recorder, watched, settings, settings.tracking_uri, log.warning
+        )
+    except Exception as error:  # pictures matter more than their record
+        place = without_password(settings.tracking_uri)
+        reason = first_line(error).replace(settings.tracking_uri, place)
+        log.warning("this service is not recorded: %s", reason)
+        yield
+        return
     record.start()
     try:
         yield
