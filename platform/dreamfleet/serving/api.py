@@ -123,9 +123,7 @@ def _images(service: ImageService, shelf: Shelf) -> APIRouter:
             return answers.whole(await service.draw(job, caller.id))
         events = service.events(job, caller.id)
         first = await anext(events)  # before any header: an error is a clean answer
-        return StreamingResponse(
-            answers.stream(first, events), media_type="text/event-stream", headers=NO_STORE
-        )
+        return _Events(answers.stream(first, events), events)
 
     return router
 
@@ -246,6 +244,20 @@ def _pages(app: FastAPI, studio: Studio) -> None:
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(studio.docs(app.openapi()), headers=studio.headers)
+
+
+class _Events(StreamingResponse):
+    """Server-sent events. `source` is closed, and its place free, also where the client has gone
+    before the first of them is sent: then `told` is never begun.
+    """
+
+    def __init__(self, told: AsyncIterator[str], source: AsyncGenerator[Event, None]) -> None:
+        super().__init__(told, media_type="text/event-stream", headers=NO_STORE)
+        self._source = source
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with contextlib.aclosing(self._source):
+            await super().__call__(scope, receive, send)
 
 
 class _Answers:
