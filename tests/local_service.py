@@ -17,17 +17,29 @@ from dreamfleet.serving.catalogue import Catalogue, FolderSource
 from dreamfleet.serving.figures import Figures
 from dreamfleet.serving.guard import Guard
 from dreamfleet.serving.keys import KeyFile
+from dreamfleet.serving.recording import recorded
 from dreamfleet.serving.replica import EngineReplica
 from dreamfleet.serving.service import ImageService
+from dreamfleet.serving.settings import ServeSettings
 from dreamfleet.serving.shelf import Shelf
 
 STARTED_WITHIN_S = 120.0
 
 
 def local_application(
-    engine: EngineReplica, adapters: Path, keys: KeyFile | None, shelf: Path, *, room: int = 4
+    engine: EngineReplica,
+    adapters: Path,
+    keys: KeyFile | None,
+    shelf: Path,
+    *,
+    room: int = 4,
+    settings: ServeSettings | None = None,
 ) -> tuple[Guard, ImageService]:
-    """The application, and the service behind it; `room` pictures at once, as many wait."""
+    """The application, and the service behind it; `room` pictures at once, as many wait.
+
+    Args:
+        settings: say where it records itself; default: nowhere.
+    """
     service = ImageService(
         LocalBackend(engine),
         lambda base_hash: Catalogue(FolderSource(adapters), base_hash),
@@ -36,7 +48,8 @@ def local_application(
         refresh_s=3600,
         pictures_per_replica=room,
     )
-    return build_api(service, keys, Shelf(shelf)), service
+    around = recorded(service, settings or ServeSettings(adapters=str(adapters)))
+    return build_api(service, keys, Shelf(shelf), around), service
 
 
 @contextlib.contextmanager

@@ -24,8 +24,6 @@ BUSY_FACTOR = 4  # on a machine with other work
 END_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.slow
-
 
 def started(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], str]:
     """The program, and the address at which it will listen."""
@@ -112,6 +110,7 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
 STUDY = ("--num-samples", "2", "--num-rungs", "1", "--images-at-end", "4", "--final-images", "4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [False, True], ids=["trained", "tuned"])
 def test_launch_once(tmp_path: Path, study: bool) -> None:
     photos = ROOT / "examples" / "subjects" / "dog-biscuit"

@@ -13,29 +13,33 @@ from PIL import Image
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.serving.keys import KeyFile
 from dreamfleet.serving.replica import EngineReplica
+from dreamfleet.serving.service import ImageService
 from tests.integration.test_preference_page import browser, pytestmark  # noqa: F401
 from tests.local_service import listening, local_application
 from tests.tiny_adapters import write_adapters
 
 WITHIN_S = 90.0
+ROOM = 4  # pictures that are drawn at once
+REPORT = """<title>Ada</title><style>h1 { color: rgb(1, 2, 3); }</style>
+<h1>Report of Ada</h1><script>document.title = "changed"</script>"""
+ARROW_DOWN, ESCAPE, ENTER, CONTROL = "\ue015", "\ue00c", "\ue007", "\ue009"
+Opened = tuple[str, KeyFile, ImageService]
 SHOWN = "return document.body.innerText.length > 200"
 
 
 @pytest.fixture(scope="module")
-def studio(
-    tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, KeyFile]]:
-    """The page's address, and the file of its keys."""
+def studio(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """The page's address, the file of its keys, and what is behind it."""
     place = tmp_path_factory.mktemp("studio")
     adapters = write_adapters(tiny_base, place / "adapters", ["ada", "bo", "cy"])
     (adapters / "ada" / "samples").mkdir()
     Image.new("RGB", (64, 64), (180, 90, 40)).save(adapters / "ada" / "samples" / "image_0.png")
-    (adapters / "ada" / "report.html").write_text("<h1>Report of Ada</h1>", encoding="utf-8")
+    (adapters / "ada" / "report.html").write_text(REPORT, encoding="utf-8")
     keys = KeyFile(place / "keys.json")
     engine = EngineReplica(EngineSource(str(tiny_base), "cpu"), max_slots=4, num_threads=1)
-    app, _ = local_application(engine, adapters, keys, place / "shelf")
+    app, service = local_application(engine, adapters, keys, place / "shelf", room=ROOM)
     with listening(app) as address:
-        yield address, keys
+        yield address, keys, service
 
 
 def until(reached: Callable[[], Any]) -> Any:
@@ -48,10 +52,10 @@ def until(reached: Callable[[], Any]) -> Any:
 
 def test_a_person_opens_draws_and_compares(
     browser: Any,  # noqa: F811
-    studio: tuple[str, KeyFile],
+    studio: Opened,
     tmp_path: Path,
 ) -> None:
-    address, keys = studio
+    address, keys, _ = studio
 
     def one(selector: str) -> Any:
         return browser.find_element("css selector", selector)
@@ -84,7 +88,7 @@ def test_a_person_opens_draws_and_compares(
     one("#seed").send_keys("5")
     one("#steps").send_keys("4")
     one("#other").send_keys("Bo")
-    one("#prompt").send_keys("\ue009\ue007")  # Ctrl+Enter
+    one("#prompt").send_keys(CONTROL + ENTER)
     until(lambda: len(every("#pictures figure[data-done]")) == 2)
     captions = [caption.text for caption in every("figcaption")]
     assert [caption.split()[0] for caption in captions] == ["ada", "bo"]
@@ -94,6 +98,8 @@ def test_a_person_opens_draws_and_compares(
     drawn = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
     until(lambda: browser.execute_script(drawn))
     assert '"seed": 5' in one("#curl").text
+    heads = [head.text for head in every("#numbers th")]
+    assert heads == ["figure", "ada", "bo", "bare base"], "figures of both, side by side"
 
     for width, height in ((1280, 900), (390, 1400)):
         browser.set_window_size(width, height)
@@ -107,9 +113,55 @@ def test_a_person_opens_draws_and_compares(
     assert [line for line in severe if "401" not in line["message"]] == []
 
 
-def test_wide_and_narrow(browser: Any, studio: tuple[str, KeyFile], tmp_path: Path) -> None:  # noqa: F811
+def test_keys_alone_choose_draw_stop_and_read(browser: Any, studio: Opened) -> None:  # noqa: F811
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    def press(keys: str) -> None:
+        ActionChains(browser).send_keys(keys).perform()
+
+    def script(text: str) -> Any:
+        return browser.execute_script(text)
+
+    address, keys, service = studio
+    browser.get(address)
+    script(f"sessionStorage.setItem('dreamfleet-key', '{keys.create()[0]}')")
+    browser.get(address)
+    until(lambda: script("return document.activeElement.id") == "prompt")
+    script("document.querySelector('#subjects input:checked').focus()")
+    press(ARROW_DOWN)
+    until(lambda: browser.find_element("css selector", "#about-name").text == "Bo")
+    service.queue.running += ROOM  # as if others were drawing: this one waits until it is stopped
+    try:
+        script("document.getElementById('go').focus()")
+        press(ENTER)
+        until(lambda: script("return document.querySelectorAll('figure').length") == 1)
+        assert script("return document.activeElement.id") == "stop", "where the keyboard is next"
+        press(ESCAPE)
+        until(lambda: script("return document.querySelectorAll('figure').length") == 0)
+        until(lambda: script("return document.activeElement.id") == "go")
+    finally:
+        service.queue.running -= ROOM
+    press(ENTER)
+    until(lambda: script("return document.querySelectorAll('figure[data-done]').length") == 1)
+
+    script("document.querySelector('#subjects input[value=ada]').click()")
+    script("document.getElementById('report').focus()")
+    press(ENTER)
+    until(lambda: script("return document.getElementById('shown').open"))
+    browser.switch_to.frame("page")
+    until(lambda: browser.find_elements("css selector", "h1"))
+    heading = browser.find_element("css selector", "h1")
+    assert heading.text == "Report of Ada"
+    assert heading.value_of_css_property("color") in ("rgba(1, 2, 3, 1)", "rgb(1, 2, 3)")
+    assert script("return document.title") == "Ada", "a report's scripts do not run"
+    browser.switch_to.default_content()
+    press(ESCAPE)
+    until(lambda: not script("return document.getElementById('shown').open"))
+
+
+def test_wide_and_narrow(browser: Any, studio: Opened, tmp_path: Path) -> None:  # noqa: F811
     """Nothing is cut off at a phone's or a desktop's width; both are photographed."""
-    address, keys = studio
+    address, keys, _ = studio
     browser.get(address)
     key = keys.create()[0]
     browser.execute_script(f"sessionStorage.setItem('dreamfleet-key', '{key}')")

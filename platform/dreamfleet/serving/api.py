@@ -8,9 +8,10 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -23,13 +24,16 @@ from dreamfleet.serving.orders import Accepted, Event, PictureDone
 from dreamfleet.serving.problems import ApiProblem, broken, no_right, not_ready
 from dreamfleet.serving.schemas import (
     BASE_MODEL,
+    Completed,
     ErrorBody,
     Health,
     ImageGenerationRequest,
     ImageGenerationResponse,
     Model,
     ModelList,
+    PartialImage,
     Picture,
+    Progress,
     Promotion,
     described,
 )
@@ -43,8 +47,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dreamfleet.serving")
 
+GENERATIONS = "/v1/images/generations"
 PICTURES = "/pictures"
 NO_STORE = {"Cache-Control": "no-store"}
+ModelId = Annotated[str, Path(description="adapter id, or `id@alias`", examples=["biscuit"])]
+AdapterId = Annotated[str, Path(description="adapter id", examples=["biscuit"])]
+PictureName = Annotated[str, Path(description="as in the address that was given")]
+STREAMED = (Progress, PartialImage, Completed)
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field, or the body, cannot be used"},
     401: {"model": ErrorBody, "description": "missing or wrong key"},
@@ -59,19 +68,26 @@ The endpoints are OpenAI's, so its clients work here; fields that diffusion need
 Every `/v1` endpoint wants `Authorization: Bearer KEY` (`dreamfleet keys create`)."""
 
 
-def build_api(service: ImageService, keys: KeyFile | None, shelf: Shelf) -> Guard:
+def build_api(
+    service: ImageService,
+    keys: KeyFile | None,
+    shelf: Shelf,
+    around: AbstractAsyncContextManager[None] | None = None,
+) -> Guard:
     """The ASGI application.
 
     Args:
         service: draws.
         keys: who may ask; None: everybody (on loopback only; the caller sees to that).
         shelf: for `response_format: url`.
+        around: entered when the service has begun, left before it ends.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        yield
+        async with around or contextlib.nullcontext():
+            yield
         await service.close()
 
     app = FastAPI(
@@ -95,11 +111,11 @@ def build_api(service: ImageService, keys: KeyFile | None, shelf: Shelf) -> Guar
 def _images(service: ImageService, shelf: Shelf) -> APIRouter:
     router = APIRouter(tags=["images"], dependencies=[Depends(HTTPBearer(auto_error=False))])
 
-    @router.post("/v1/images/generations", response_model=ImageGenerationResponse, responses=ERRORS)
+    @router.post(GENERATIONS, response_model=ImageGenerationResponse, responses=ERRORS)
     async def generate(body: ImageGenerationRequest, request: Request) -> Any:
-        """Draw pictures. With `stream` the answer is `text/event-stream`: events
-        `image_generation.progress` (`index`, `step`, `steps`), `image_generation.partial_image`
-        and `image_generation.completed`, then `[DONE]`."""
+        """Draw pictures. With `stream` the answer is `text/event-stream`: events `Progress`,
+        `PartialImage` and `Completed`, then `[DONE]`; an event `error` with an `ErrorBody` where
+        it breaks off."""
         caller = _caller(request)
         job = service.job(body)
         answers = _Answers(body, job, shelf, str(request.base_url))
@@ -107,9 +123,7 @@ def _images(service: ImageService, shelf: Shelf) -> APIRouter:
             return answers.whole(await service.draw(job, caller.id))
         events = service.events(job, caller.id)
         first = await anext(events)  # before any header: an error is a clean answer
-        return StreamingResponse(
-            answers.stream(first, events), media_type="text/event-stream", headers=NO_STORE
-        )
+        return _Events(answers.stream(first, events), events)
 
     return router
 
@@ -124,7 +138,7 @@ def _models(service: ImageService) -> APIRouter:
         return ModelList(data=[*found, _base_model(service)])
 
     @router.get("/v1/models/{model_id}", response_model=Model, responses=ERRORS)
-    def model(model_id: str) -> Model:
+    def model(model_id: ModelId) -> Model:
         """One adapter."""
         if model_id == BASE_MODEL:
             return _base_model(service)
@@ -133,7 +147,7 @@ def _models(service: ImageService) -> APIRouter:
         return _model(entry, aliases.get(entry.id, {}))
 
     @router.get("/v1/models/{model_id}/thumbnail", response_class=Response, responses=ERRORS)
-    def thumbnail(model_id: str) -> Response:
+    def thumbnail(model_id: ModelId) -> Response:
         """A small WebP picture of the subject: a photo where it is at hand, else a sample."""
         from dreamfleet.serving.thumbnails import thumbnail_of
 
@@ -144,11 +158,12 @@ def _models(service: ImageService) -> APIRouter:
         return Response(picture, media_type="image/webp", headers=NO_STORE)
 
     @router.get("/v1/models/{model_id}/report", response_class=HTMLResponse, responses=ERRORS)
-    def report(model_id: str) -> Response:
+    def report(model_id: ModelId) -> Response:
         """The adapter's report, one HTML page."""
         from dreamfleet.serving.thumbnails import report_of
 
-        page = report_of(service.catalogue.resolve(model_id).location)
+        entry = service.catalogue.resolve(model_id)
+        page = report_of(entry.location, entry.origin)
         if page is None:
             raise ApiProblem(404, f"model {model_id[:200]!r} has no report", "no_report")
         return HTMLResponse(page, headers={**NO_STORE, "Content-Security-Policy": "sandbox"})
@@ -168,7 +183,7 @@ def _admin(service: ImageService) -> APIRouter:
         return ModelList(data=found)
 
     @router.post("/v1/admin/models/{model_id}/aliases", response_model=Model, responses=ERRORS)
-    def promote(model_id: str, body: Promotion, request: Request) -> Model:
+    def promote(model_id: AdapterId, body: Promotion, request: Request) -> Model:
         """Let an alias point at a version; requests that follow use it."""
         _admin_only(request)
         service.catalogue.promote(model_id, body.alias, body.version)
@@ -176,7 +191,7 @@ def _admin(service: ImageService) -> APIRouter:
         return _model(entry, {body.alias: entry.version})
 
     @router.delete("/v1/admin/models/{model_id}", status_code=204, responses=ERRORS)
-    def retire(model_id: str, request: Request) -> None:
+    def retire(model_id: AdapterId, request: Request) -> None:
         """Offer an adapter no longer. Its files stay; pictures under way are finished."""
         _admin_only(request)
         service.catalogue.retire(model_id)
@@ -201,7 +216,7 @@ def _operation(service: ImageService, shelf: Shelf) -> APIRouter:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get(f"{PICTURES}/{{name}}", response_class=Response, responses={404: ERRORS[404]})
-    def picture(name: str) -> Response:
+    def picture(name: PictureName) -> Response:
         """A picture that was asked for with `response_format: url`; its name is the key."""
         content = shelf.get(name)
         if content is None:
@@ -229,6 +244,20 @@ def _pages(app: FastAPI, studio: Studio) -> None:
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(studio.docs(app.openapi()), headers=studio.headers)
+
+
+class _Events(StreamingResponse):
+    """Server-sent events. `source` is closed, and its place free, also where the client has gone
+    before the first of them is sent: then `told` is never begun.
+    """
+
+    def __init__(self, told: AsyncIterator[str], source: AsyncGenerator[Event, None]) -> None:
+        super().__init__(told, media_type="text/event-stream", headers=NO_STORE)
+        self._source = source
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with contextlib.aclosing(self._source):
+            await super().__call__(scope, receive, send)
 
 
 class _Answers:
@@ -273,25 +302,28 @@ class _Answers:
     def _told(self, event: Event, previews: dict[int, int]) -> list[str]:
         if isinstance(event, Accepted):
             return [": accepted\n\n"]
-        common = {
-            "created_at": self._created,
-            "output_format": self._job.order.output_format,
-            "size": f"{self._job.size[0]}x{self._job.size[1]}",
-            "index": event.index,
-            "seed": self._job.order.seeds[event.index],
-        }
         if isinstance(event, PictureDone):
-            given = {**common, **self._given(event.picture), "model": self._job.model}
-            return [_event("image_generation.completed", given)]
-        counts = {"index": event.index, "step": event.step, "steps": event.total}
-        told = [_event("image_generation.progress", counts)]
+            given = self._given(event.picture)
+            return [_event(Completed(**self._common(event.index), **given, model=self._job.model))]
+        told = [_event(Progress(index=event.index, step=event.step, steps=event.total))]
         if event.preview is not None:
             number = previews.get(event.index, 0)
             previews[event.index] = number + 1
             encoded = base64.b64encode(event.preview).decode()
-            partial = {**common, "b64_json": encoded, "partial_image_index": number}
-            told.append(_event("image_generation.partial_image", partial))
+            partial = PartialImage(
+                **self._common(event.index), b64_json=encoded, partial_image_index=number
+            )
+            told.append(_event(partial))
         return told
+
+    def _common(self, index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "seed": self._job.order.seeds[index],
+            "created_at": self._created,
+            "output_format": self._job.order.output_format,
+            "size": f"{self._job.size[0]}x{self._job.size[1]}",
+        }
 
     def _given(self, picture: bytes) -> dict[str, str]:
         if self._body.response_format == "b64_json":
@@ -300,8 +332,8 @@ class _Answers:
         return {"url": f"{self._address}{PICTURES}/{name}"}
 
 
-def _event(kind: str, content: Mapping[str, Any]) -> str:
-    return _sse(kind, {"type": kind, **content})
+def _event(content: Progress | PartialImage | Completed) -> str:
+    return _sse(content.type, content.model_dump(exclude_none=True))
 
 
 def _sse(name: str, content: Mapping[str, Any]) -> str:
@@ -324,7 +356,7 @@ def _model(entry: Entry, aliases: Mapping[str, str]) -> Model:
         rank=entry.rank,
         metrics={str(k): float(v) for k, v in numbers if isinstance(v, int | float) and v == v},
         has_thumbnail=has_thumbnail(entry.location, photos=entry.origin is None),
-        has_report=has_report(entry.location),
+        has_report=has_report(entry.location, entry.origin),
     )
 
 
@@ -380,7 +412,9 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI) -> None:
-    """The OpenAPI document without FastAPI's own 422, which never comes."""
+    """The OpenAPI document without FastAPI's own 422, which never comes, and with what is
+    streamed, which FastAPI does not know of.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -393,8 +427,15 @@ def _describe(app: FastAPI) -> None:
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            known = schema["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
+                known.pop(name, None)
+            for kind in STREAMED:
+                known[kind.__name__] = kind.model_json_schema()
+            references = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in STREAMED]
+            drawn = schema["paths"][GENERATIONS]["post"]["responses"]["200"]
+            drawn["description"] = "the pictures; with `stream` as events"
+            drawn["content"]["text/event-stream"] = {"schema": {"oneOf": references}}
             app.openapi_schema = schema
         return app.openapi_schema
 

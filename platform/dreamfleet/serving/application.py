@@ -24,11 +24,11 @@ from dreamfleet.serving.catalogue import (
     FolderSource,
     RegistrySource,
     Source,
-    registered_as,
 )
 from dreamfleet.serving.figures import Figures
 from dreamfleet.serving.guard import Guard
 from dreamfleet.serving.keys import KeyFile
+from dreamfleet.serving.recording import recorded
 from dreamfleet.serving.replica import EngineReplica
 from dreamfleet.serving.sampled import Sampled
 from dreamfleet.serving.scaling import POLICY
@@ -103,7 +103,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Guard:
         keys = KeyFile(self.settings.keys_file) if self.settings.auth else None
         shelf = Shelf(dreamfleet_home().expanduser() / "serving" / "pictures")
-        return build_api(self.service, keys, shelf)
+        return build_api(self.service, keys, shelf, recorded(self.service, self.settings))
 
     def state(self) -> dict[str, Any]:
         """For whoever started this: readiness, and what stands in its way."""
@@ -119,18 +119,15 @@ class Ingress:
 
     async def snapshot(self) -> dict[str, float]:
         """Figures so far."""
-        return {**self.service.figures.snapshot(), **await self.service.values()}
+        return await self.service.snapshot()
 
     def take_samples(self) -> list[tuple[str, bytes]]:
         """Prompts and pictures that were sampled since the last call."""
         return self.service.sampled.take()
 
     def versions(self) -> dict[str, dict[str, str]]:
-        """By adapter its version, and where that is registered, as far as that is known."""
-        found = {}
-        for entry, _ in self.service.catalogue.usable():
-            found[entry.id] = {"version": entry.version, "registered": registered_as(entry)}
-        return found
+        """As `ImageService.versions`."""
+        return self.service.versions()
 
     def drain(self) -> None:
         """Take no more requests."""

@@ -268,7 +268,9 @@ class RegistrySource:
 
         safe = re.sub(r"[^\w.-]", "_", version.name)
         place = self.cache / f"{safe}-{version.version}-{digest}"
-        origin = RegistryFiles(self.uri, version.name, version.version, version.source, str(place))
+        origin = RegistryFiles(
+            self.uri, version.name, version.version, version.source, str(place), version.run_id
+        )
         try:
             weights = fetch_version(self.uri, version, place)
             entry = inspect(version.name, version.version, weights.parent)

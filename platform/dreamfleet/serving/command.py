@@ -28,11 +28,8 @@ def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -
             "give --adapters DIR (an adapter's folder or a folder of them) or --registry, one of "
             "the two"
         )
-    if registry:
-        from dreamfleet.tracking import resolve_uri
-
-        flags["registry"] = resolve_uri(uri)
-    elif own_machine or Path(flags["adapters"]).expanduser().is_dir():
+    flags |= _mlflow(registry, uri, own_machine)
+    if not registry and (own_machine or Path(flags["adapters"]).expanduser().is_dir()):
         flags["adapters"] = str(Path(flags["adapters"]).expanduser().absolute())
         flags.setdefault("base_model", base_of_adapters(flags["adapters"]))
     if flags.get("device") == "cuda":
@@ -40,6 +37,16 @@ def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -
     if own_machine:
         flags.setdefault("num_threads", _threads(flags.get("num_replicas", 1)))
     return serve_settings(flags)
+
+
+def _mlflow(registry: bool, uri: str | None, own_machine: bool) -> dict[str, str]:
+    """MLflow's address: for the adapters, and for a service on a cluster, which records itself."""
+    if not registry and (own_machine or uri is None):
+        return {}
+    from dreamfleet.tracking import resolve_uri
+
+    names = [*(["registry"] if registry else []), *([] if own_machine else ["tracking_uri"])]
+    return dict.fromkeys(names, resolve_uri(uri))
 
 
 def _threads(replicas: int) -> int:

@@ -14,6 +14,13 @@ BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 PREFIX = "dreamfleet"
 
 
+def resident_bytes() -> float:
+    """Memory that this process has now."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss)
+
+
 class Figures:
     """Counters of one ingress replica.
 

@@ -16,6 +16,7 @@ class RegistryFiles:
         uri: of MLflow; may hold a password.
         source: where the files are, as MLflow names it.
         folder: where they are copied to, on each node.
+        run_id: of the run that made it; empty: unknown.
     """
 
     uri: str = field(repr=False)
@@ -23,6 +24,7 @@ class RegistryFiles:
     version: str
     source: str
     folder: str
+    run_id: str = ""
 
 
 @dataclass(frozen=True)

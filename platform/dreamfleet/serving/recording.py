@@ -1,21 +1,34 @@
-"""Each deployment as an MLflow run: its settings, the versions it serves, and how it goes."""
+"""Each deployment as an MLflow run: its settings, the versions it serves, and how it goes.
+
+`dreamfleet serve` records from outside, and ends the run when the service has ended; on a cluster
+each ingress records itself.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamfleet.config import TrackingConfig
+from dreamfleet.errors import first_line
 from dreamfleet.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from dreamfleet.serving.service import ImageService
+
+log = logging.getLogger("dreamfleet.serving")
 
 EVERY_S = 15.0
 ANSWER_S = 10.0
 END_S = 4.0  # in all
-PRIVATE = {"keys_file", "registry"}  # settings that are not recorded: places, passwords
+# Settings that are not recorded: places, passwords.
+PRIVATE = {"keys_file", "registry", "tracking_uri"}
 KEPT = (
     "requests_success",
     "requests_refused",
@@ -33,17 +46,89 @@ KEPT = (
 )
 
 
+class Watched(Protocol):
+    """What is recorded; methods block, and may fail while it is busy."""
+
+    def snapshot(self) -> dict[str, float]:
+        """Figures so far."""
+
+    def take_samples(self) -> list[tuple[str, bytes]]:
+        """Prompts and pictures that were sampled since the last call."""
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """As `ImageService.versions`."""
+
+
+class Remote:
+    """An ingress, through its handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def snapshot(self) -> dict[str, float]:
+        return self._handle.snapshot.remote().result(timeout_s=ANSWER_S)
+
+    def take_samples(self) -> list[tuple[str, bytes]]:
+        return self._handle.take_samples.remote().result(timeout_s=ANSWER_S)
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        return self._handle.versions.remote().result(timeout_s=ANSWER_S)
+
+
+class Here:
+    """The service in this process, from another thread than that of its event loop."""
+
+    def __init__(self, service: ImageService, loop: asyncio.AbstractEventLoop) -> None:
+        self._service, self._loop = service, loop
+
+    def snapshot(self) -> dict[str, float]:
+        asked = asyncio.run_coroutine_threadsafe(self._service.snapshot(), self._loop)
+        return asked.result(ANSWER_S)
+
+    def take_samples(self) -> list[tuple[str, bytes]]:
+        return self._service.sampled.take()
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        return self._service.versions()
+
+
 def recorder(
     settings: ServeSettings, tracking_uri: str | None, notify: Callable[[str], None]
 ) -> Callable[[Any], Callable[[], None]]:
     """For `serve_foreground`: begins the run when the service is ready, ends it with it."""
 
     def begin(handle: Any) -> Callable[[], None]:
-        record = Recorder(handle, settings, tracking_uri, notify)
+        record = Recorder(Remote(handle), settings, tracking_uri, notify)
         record.start()
         return record.end
 
     return begin
+
+
+@contextlib.asynccontextmanager
+async def recorded(service: ImageService, settings: ServeSettings) -> AsyncIterator[None]:
+    """Record the service while inside, where its settings name a place for that."""
+    if settings.tracking_uri is None:
+        yield
+        return
+    from dreamfleet.tracking.base import without_password
+
+    watched = Here(service, asyncio.get_running_loop())
+    try:
+        record = await asyncio.to_thread(
+            Recorder, watched, settings, settings.tracking_uri, log.warning
+        )
+    except Exception as error:  # pictures matter more than their record
+        place = without_password(settings.tracking_uri)
+        reason = first_line(error).replace(settings.tracking_uri, place)
+        log.warning("this service is not recorded: %s", reason)
+        yield
+        return
+    record.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(record.end)
 
 
 def record_deployment(
@@ -52,8 +137,8 @@ def record_deployment(
     place: str,
     notify: Callable[[str], None],
 ) -> None:
-    """A run for what was handed to a cluster: settings and place. How it goes there is for
-    Prometheus, which scrapes the cluster.
+    """A run for what was handed to a cluster: settings and place. How it goes there the service
+    records itself, in runs of its own.
     """
     from dreamfleet.tracking import open_tracker
 
@@ -72,7 +157,7 @@ class Recorder:
     """A thread that writes figures down now and then.
 
     Args:
-        handle: of the ingress.
+        watched: whose figures, samples and versions.
         settings: of the application; they become the run's parameters.
         tracking_uri: None: the default store.
         notify: where a line goes when MLflow is down.
@@ -80,14 +165,14 @@ class Recorder:
 
     def __init__(
         self,
-        handle: Any,
+        watched: Watched,
         settings: ServeSettings,
         tracking_uri: str | None,
         notify: Callable[[str], None],
     ) -> None:
         from dreamfleet.tracking import open_tracker
 
-        self._handle = handle
+        self._watched = watched
         self._tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
         name = f"serve {datetime.now(UTC):%Y-%m-%d %H:%M}"
         tags = {"dreamfleet.kind": "deployment", **self._versions()}
@@ -118,20 +203,18 @@ class Recorder:
 
     def _note(self) -> None:
         with contextlib.suppress(Exception):  # a busy or ending service is asked again later
-            figures = self._handle.snapshot.remote().result(timeout_s=ANSWER_S)
+            figures = self._watched.snapshot()
             self._step += 1
             known = {name: figures[name] for name in KEPT if name in figures}
             self.run.log_metrics(known, self._step)
             if self._wanted:
-                for prompt, picture in self._handle.take_samples.remote().result(
-                    timeout_s=ANSWER_S
-                ):
+                for prompt, picture in self._watched.take_samples():
                     self.run.log_grid([(prompt, picture)], "served", self._step)
 
     def _versions(self) -> dict[str, str]:
         """Versions as tags, as links where they are registered; many adapters are counted only."""
         with contextlib.suppress(Exception):
-            found = self._handle.versions.remote().result(timeout_s=ANSWER_S)
+            found = self._watched.versions()
             tags = {"dreamfleet.adapters": str(len(found))}
             for name, about in list(found.items())[:100]:
                 tags[f"dreamfleet.serves.{name}"] = about["registered"] or about["version"]

@@ -14,6 +14,7 @@ from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.storage import is_uri, local_copy
 from dreamfleet.serving.cache import AdapterCache
+from dreamfleet.serving.figures import resident_bytes
 from dreamfleet.serving.orders import (
     Accepted,
     AdapterRef,
@@ -157,6 +158,7 @@ class EngineReplica(EngineActor):
             "cache_hits_total": float(cache.hits),
             "cache_misses_total": float(cache.misses),
             "cache_evictions_total": float(cache.evictions),
+            "resident_bytes": resident_bytes(),
         }
 
     async def _submit(self, order: DrawOrder, events: asyncio.Queue[Any]) -> list[Ticket]:

@@ -55,6 +55,7 @@ def serve_foreground(
         DreamfleetError: the service did not become ready.
     """
     check_address(settings, host, port)
+    _check_machine(settings, cluster or ClusterConfig())
     from dreamfleet.runtime.session import ray_session
 
     with (
@@ -120,6 +121,21 @@ def check_address(settings: ServeSettings, host: str, port: int) -> None:
     else:
         FolderSource(settings.adapters or "")
     check_port(host, port)
+
+
+def _check_machine(settings: ServeSettings, cluster: ClusterConfig) -> None:
+    """Refuse a GPU or a base that this machine has not, where a private Ray here is to serve.
+
+    Raises:
+        BadInputError: naming it, before Ray starts.
+    """
+    from dreamfleet.bases import inspect_base
+    from dreamfleet.runtime.devices import check_local_device
+    from dreamfleet.runtime.session import ray_address
+
+    check_local_device(RunConfig(device=settings.device, cluster=cluster))
+    if ray_address(cluster) is None:
+        inspect_base(settings.base_model)
 
 
 def _check_keys_asked(settings: ServeSettings, *, local: bool) -> None:

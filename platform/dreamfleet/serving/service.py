@@ -14,8 +14,8 @@ from typing import Protocol
 
 from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, first_line
 from dreamfleet.serving.admission import FairQueue
-from dreamfleet.serving.catalogue import Catalogue, Entry
-from dreamfleet.serving.figures import Figures
+from dreamfleet.serving.catalogue import Catalogue, Entry, registered_as
+from dreamfleet.serving.figures import Figures, resident_bytes
 from dreamfleet.serving.orders import BaseAbout, DrawOrder, Event, PictureDone, StepDone
 from dreamfleet.serving.problems import (
     ApiProblem,
@@ -24,7 +24,7 @@ from dreamfleet.serving.problems import (
     wrong_field,
 )
 from dreamfleet.serving.sampled import Sampled
-from dreamfleet.serving.schemas import BASE_MODEL, ImageGenerationRequest
+from dreamfleet.serving.schemas import BASE_MODEL, PIXELS_FACTOR, ImageGenerationRequest
 
 log = logging.getLogger("dreamfleet.serving")
 
@@ -32,7 +32,6 @@ TRIES = 3  # of an order whose replica is lost
 RETRY_PAUSE_S = 0.5
 POLL_S = 2.0
 ANSWER_S = 5.0  # of all engines
-PIXELS_FACTOR = 4  # pictures of at most so many times the base's own pixels
 
 
 class ReplicaLost(Exception):
@@ -114,10 +113,15 @@ class ImageService:
         self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Read the catalogue; wait for the engines and look again in the background."""
+        """Read the catalogue; wait for the engines and look again in the background.
+
+        Engines that are there already answer before the first request comes: who asks an ingress
+        that took the place of a lost one is not told that it is not ready.
+        """
         await asyncio.to_thread(self.catalogue.refresh)
         for work in (self._wait_for_engines, self._look_again, self._follow_replicas):
             self._background.append(asyncio.ensure_future(_for_ever(work)))
+        await asyncio.wait(self._background[:1], timeout=ANSWER_S)
 
     async def close(self) -> None:
         """End the background work."""
@@ -218,8 +222,11 @@ class ImageService:
                             self.backend.draw_events(job.order)
                         ) as events:
                             async for event in events:
-                                if not _is_old(event, finished):
-                                    yield event
+                                if _is_old(event, finished):
+                                    continue
+                                if isinstance(event, PictureDone):
+                                    self.sampled.offer(job.order.prompt, event.picture)
+                                yield event
                     except ReplicaLost as error:
                         await self._again(attempt, error)
                         attempt += 1
@@ -233,12 +240,24 @@ class ImageService:
             "queue_refused": float(self.queue.refused),
             "requests_under_way": float(self.under_way),
             "adapters": float(len(self.catalogue)),
+            "ingress_resident_bytes": resident_bytes(),
         }
         if self.about is not None:
             with contextlib.suppress(Exception):
                 stats = await asyncio.wait_for(self.backend.stats(), ANSWER_S)
                 found |= {f"engine_{name}": value for name, value in stats.items()}
         return found
+
+    async def snapshot(self) -> dict[str, float]:
+        """Figures so far, and what queue and engines are at."""
+        return {**self.figures.snapshot(), **await self.values()}
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """By adapter its version, and where that is registered, as far as that is known."""
+        return {
+            entry.id: {"version": entry.version, "registered": registered_as(entry)}
+            for entry, _ in self.catalogue.usable()
+        }
 
     def _entries(self, body: ImageGenerationRequest) -> list[Entry | None]:
         """The adapters of a request, that of `model` first; None stands for the base itself."""

@@ -35,6 +35,11 @@ class ServeSettings(BaseModel):
     registry_models: list[str] = Field(
         default_factory=list, description="only these registered models; empty: all adapters"
     )
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow's address: each ingress records itself there as a run; without it "
+        "`dreamfleet serve` records from outside, and a cluster does not",
+    )
     auth: bool = Field(True, description="ask for API keys")
     keys_file: str | None = Field(None, description="default: keys.json in DREAMFLEET_HOME")
     num_replicas: int = Field(1, ge=1, le=1000, description="engines, each on a device of its own")

@@ -4,6 +4,7 @@ from elsewhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -15,9 +16,11 @@ from dreamfleet import __version__
 from dreamfleet.serving import schemas
 
 TYPES = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+# A report that is shown inherits this: it brings styles and pictures of its own, and no script.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; frame-src blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -59,29 +62,44 @@ class Studio:
         return place.read_text(encoding="utf-8"), TYPES[kind]
 
     def docs(self, openapi: Mapping[str, Any]) -> str:
-        """Every endpoint and field of an OpenAPI document."""
-        schemas = openapi["components"]["schemas"]
+        """Every endpoint and field of an OpenAPI document, each once."""
+        endpoints = _endpoints(openapi)
+        shown = {endpoint["body"] for endpoint in endpoints}
+        objects = [
+            {"name": name, "text": _plain(schema), "fields": _fields(schema)}
+            for name, schema in openapi["components"]["schemas"].items()
+            if name not in shown and "properties" in schema
+        ]
         return self._templates.get_template("docs.html.j2").render(
-            api=openapi, endpoints=_endpoints(openapi), fields=_fields, schemas=schemas
+            api=openapi, endpoints=endpoints, objects=objects
         )
 
 
 def _endpoints(openapi: Mapping[str, Any]) -> list[dict[str, Any]]:
+    schemas = openapi["components"]["schemas"]
     return [
-        {
-            "method": method.upper(),
-            "path": path,
-            "text": operation.get("description") or operation.get("summary", ""),
-            "body": _name(_schema(operation.get("requestBody"))),
-            "answers": [
-                (status, answer.get("description", ""))
-                for status, answer in operation["responses"].items()
-            ],
-            "protected": bool(operation.get("security")),
-        }
+        _endpoint(f"{method.upper()} {path}", operation, schemas)
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
+
+
+def _endpoint(
+    title: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]
+) -> dict[str, Any]:
+    body = _name(_schema(operation.get("requestBody")))
+    in_path = [
+        _field(own["name"], own["schema"], "required", own.get("description", ""))
+        for own in operation.get("parameters", [])
+    ]
+    return {
+        "title": title,
+        "text": operation.get("description") or operation.get("summary", ""),
+        "body": body,
+        "fields": [*in_path, *_fields(schemas.get(body, {}))],
+        "answers": [(status, _answer(own)) for status, own in operation["responses"].items()],
+        "protected": bool(operation.get("security")),
+    }
 
 
 def _schema(part: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -98,20 +116,43 @@ def _fields(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, type, limits, default and meaning of each field."""
     required = schema.get("required", [])
     return [
-        {
-            "name": name,
-            "type": _type(field),
-            "limits": _limits(field),
-            "default": "required" if name in required else _default(field),
-            "text": field.get("description", ""),
-        }
+        _field(
+            name,
+            field,
+            "required" if name in required else _default(field),
+            field.get("description", ""),
+        )
         for name, field in schema.get("properties", {}).items()
     ]
 
 
+def _field(name: str, field: Mapping[str, Any], default: str, text: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "type": _type(field),
+        "limits": _limits(field),
+        "default": default,
+        "text": text,
+    }
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """What an answer is, and the object that it holds."""
+    schema = _schema(answer)
+    text = str(answer.get("description", ""))
+    if text == "Successful Response":  # FastAPI's own words
+        return f"`{_name(schema)}`" if "$ref" in schema else ""
+    return text
+
+
+def _plain(schema: Mapping[str, Any]) -> str:
+    return " ".join(str(schema.get("description", "")).split())
+
+
 def _default(field: Mapping[str, Any]) -> str:
+    """As JSON has it, texts without their quotes."""
     value = field.get("default")
-    return "" if value is None else str(value)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _number(value: float) -> str:
@@ -135,12 +176,12 @@ def _kinds(field: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _type(field: Mapping[str, Any]) -> str:
     found = []
     for kind in _kinds(field):
-        if "enum" in kind:
-            found.append(" | ".join(str(value) for value in kind["enum"]))
+        if "enum" in kind or "const" in kind:
+            found.append(" | ".join(str(own) for own in kind.get("enum", [kind.get("const")])))
         elif kind.get("type") == "array":
             found.append(f"list of {_type(kind.get('items', {}))}")
         else:
-            found.append(str(kind.get("type") or _name(kind) or kind.get("const", "")))
+            found.append(str(kind.get("type") or _name(kind)))
     return " or ".join(found)
 
 
@@ -148,12 +189,12 @@ def _limits(field: Mapping[str, Any]) -> str:
     """The bounds in words."""
     words = {
         "minimum": "from {}",
-        "maximum": "to {}",
-        "minLength": "at least {} characters",
-        "maxLength": "at most {} characters",
+        "maximum": "up to {}",
+        "minLength": "from {}",
+        "maxLength": "up to {} characters",
         "maxItems": "at most {} entries",
     }
-    return ", ".join(
+    return " ".join(
         text.format(_number(kind[name]))
         for kind in _kinds(field)
         for name, text in words.items()

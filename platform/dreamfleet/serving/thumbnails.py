@@ -10,8 +10,11 @@ from pathlib import Path
 
 import yaml
 
+from dreamfleet.serving.orders import RegistryFiles
+
 SIDE = 160  # pixels
 QUALITY = 85
+REPORT = "report.html"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_REPORT_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 50 * 2**20
@@ -55,14 +58,23 @@ def has_thumbnail(location: str, *, photos: bool = True) -> bool:
     return os.path.isdir(f"{location}/samples") or (photos and os.path.isfile(settings))
 
 
-def has_report(location: str) -> bool:
-    """Whether there is a report."""
-    return os.path.isfile(f"{location}/report.html")
+def has_report(location: str, origin: RegistryFiles | None = None) -> bool:
+    """Whether there is a report; of a registered version its run probably has one."""
+    return os.path.isfile(f"{location}/{REPORT}") or (origin is not None and origin.run_id != "")
 
 
-def report_of(location: str) -> str | None:
-    """The report's page."""
-    path = Path(location) / "report.html"
+def report_of(location: str, origin: RegistryFiles | None = None) -> str | None:
+    """The report's page; that of a registered version is fetched from its run when it is first
+    asked for, because it is written after the version (blocks).
+
+    Raises:
+        BadInputError: MLflow cannot be asked for it now.
+    """
+    path = Path(location) / REPORT
+    if not path.is_file() and origin is not None and origin.run_id:
+        from dreamfleet.tracking.registry import fetch_artifact
+
+        fetch_artifact(origin.uri, origin.run_id, REPORT, path.parent)
     try:
         if path.stat().st_size > MAX_REPORT_BYTES:
             return None

@@ -108,6 +108,28 @@ def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
     return found
 
 
+def fetch_artifact(uri: str, run_id: str, name: str, folder: Path) -> None:
+    """Copy a run's file to `folder`; there may be no such run or file.
+
+    Raises:
+        BadInputError: MLflow cannot be asked now.
+    """
+    from mlflow.exceptions import MlflowException
+
+    def copy(client: Any) -> None:
+        try:
+            found = any(own.path == name for own in client.list_artifacts(run_id))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return
+            raise
+        if found:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+                Path(client.download_artifacts(run_id, name, part)).replace(folder / name)
+
+    _asked(uri, copy)
+
+
 def set_alias(uri: str, name: str, alias: str, version: str) -> None:
     """Let an alias point at a version.
 

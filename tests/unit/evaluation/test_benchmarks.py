@@ -122,6 +122,21 @@ def test_a_run_replaces_only_what_it_measured(tmp_path: Path) -> None:
     assert "| 1.5 | 1.4 to 1.6 |" in page and page.count("\n- ") == 2
 
 
+def test_services_have_all_cores_and_their_engines_as_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def serve(settings: BenchSettings) -> dict[str, Figure]:
+        seen.append((os.sched_getaffinity(0), settings.num_threads))
+        return {}
+
+    cores = os.sched_getaffinity(0)
+    monkeypatch.setattr("dreamfleet.evaluation.benchmarks.measures.SERVICES", (serve,))
+    run_benchmarks(SMALLEST, tmp_path, quick=False, only=["serve"])
+    assert seen == [(cores, len(cores))]
+
+
 def test_measures_of_many_processes_have_all_cores(tmp_path: Path) -> None:
     seen = []
 

@@ -18,6 +18,7 @@ from dreamfleet.errors import BaseModelError
 from dreamfleet.serving import schemas
 from dreamfleet.serving.guard import MAX_BODY_BYTES
 from dreamfleet.serving.orders import Accepted
+from dreamfleet.serving.sampled import Sampled
 from dreamfleet.serving.thumbnails import thumbnail_of
 
 pytestmark = pytest.mark.heavy
@@ -147,11 +148,24 @@ def test_a_stream_tells_steps_previews_and_pictures(client: Any) -> None:
     partial = [e for e in found if e["type"].endswith("partial_image")]
     assert sorted(e["index"] for e in partial) == [0, 1]
     done = {e["index"]: e for e in found if e["type"].endswith("completed")}
+    kinds = client.get("/openapi.json").json()["components"]["schemas"]
+    for kind, own in (("Progress", found[0]), ("PartialImage", partial[0]), ("Completed", done[1])):
+        assert set(kinds[kind]["required"]) <= own.keys() <= kinds[kind]["properties"].keys()
     whole = drawn(client.post(PATH, json={**ASK, "num_inference_steps": 4, "n": 2}))
     for index in (0, 1):
         assert np.abs(pixels(done[index]["b64_json"]) - whole[index]).max() <= 1
         assert done[index]["seed"] == 5 + index
     assert np.abs(pixels(partial[0]["b64_json"]) - whole[partial[0]["index"]]).max() > 1
+
+
+def test_pictures_are_sampled_where_that_is_asked_for(client: Any) -> None:
+    drawn(client.post(PATH, json=ASK))
+    assert client.service.sampled.take() == []
+    for stream in (False, True):
+        client.service.sampled = Sampled(60)
+        client.post(PATH, json={**ASK, "n": 2, "stream": stream})
+        ((prompt, picture),) = client.service.sampled.take()  # one a second at most
+        assert prompt == "a photo of sks dog" and picture.startswith(b"\x89PNG")
 
 
 class TestErrors:
@@ -338,12 +352,36 @@ class TestDocuments:
 
     def test_docs_describe_every_field_and_fetch_nothing(self, client: Any) -> None:
         page = client.get("/docs", headers={"Authorization": ""}).text
-        for name, field in schemas.ImageGenerationRequest.model_fields.items():
+        for name in schemas.ImageGenerationRequest.model_fields:
             assert f"<td>{name}</td>" in page
-            assert field.description or name == "model", name
         for source in (page, client.get("/").text, client.get("/studio.js").text):
             assert not re.search(r"(src|href)=[\"']?https?://|import\(|//cdn", source)
         assert client.get("/studio.css").headers["content-type"].startswith("text/css")
+
+    def test_openapi_describes_every_field_and_bounds_what_is_asked_for(self, client: Any) -> None:
+        document = client.get("/openapi.json").json()
+        known = document["components"]["schemas"]
+        fields = {
+            f"{name}.{field}": about
+            for name, schema in known.items()
+            for field, about in schema.get("properties", {}).items()
+        }
+        operations = [own for path in document["paths"].values() for own in path.values()]
+        parameters = [given for own in operations for given in own.get("parameters", [])]
+        assert len(fields) > 50 and len(parameters) >= 5
+        assert [name for name, about in fields.items() if not about.get("description")] == []
+        assert [given["name"] for given in parameters if not given.get("description")] == []
+        bounds = {
+            "integer": {"minimum", "maximum"},
+            "number": {"minimum", "maximum"},
+            "array": {"maxItems"},
+        }
+        bodies = ("ImageGenerationRequest", "AnotherAdapter", "Promotion")
+        for name, about in fields.items():
+            for kind in about.get("anyOf", [about]) if name.partition(".")[0] in bodies else ():
+                assert bounds.get(kind.get("type"), set()) <= kind.keys(), name
+                if kind.get("type") == "string":
+                    assert kind.keys() & {"maxLength", "enum", "const", "pattern"}, name
 
     def test_openapi_has_no_answer_that_never_comes(self, client: Any) -> None:
         document = client.get("/openapi.json").json()

@@ -88,6 +88,21 @@ def test_launch_draws_the_first_picture_as_a_client(
     assert KeyFile().keys() == [], "its key ended with it"
 
 
+@pytest.mark.parametrize("screen", [True, False])
+def test_the_first_picture_is_opened_where_there_is_a_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: bool
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if screen:
+        monkeypatch.setenv("DISPLAY", ":0")
+    launching._open(tmp_path / "served.png")
+    assert opened == [(tmp_path / "served.png").as_uri()] * screen
+
+
 class TestStudies:
     """What `launch` makes of a recipe that is searched; the search has its own tests."""
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from dreamfleet.cli import cli
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
+from dreamfleet.runtime.ports import free_port
 from dreamfleet.serving import server
 from dreamfleet.serving.command import settings_from_flags
 from dreamfleet.serving.deploy import checked_serve_config, deploy, read_serve_file, serve_file
@@ -35,7 +36,7 @@ class TestFiles:
         flags = ["--registry", "--tracking-uri", "http://mlflow:5000", "--num-replicas", "2"]
         content = read_serve_file(built(tmp_path, *flags, "--max-replicas", "4"))
         (app,) = content["applications"]
-        assert app["args"]["registry"] == "http://mlflow:5000"
+        assert app["args"]["registry"] == "http://mlflow:5000" == app["args"]["tracking_uri"]
         settings = serve_settings(app["args"])
         assert (settings.num_replicas, settings.max_replicas) == (2, 4)
         assert settings.auth
@@ -125,6 +126,24 @@ class TestSettings:
                 check_address(
                     ServeSettings(adapters=str(tmp_path)), "127.0.0.1", taken.getsockname()[1]
                 )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [("--device", "cuda", "no GPU"), ("--base-model", "./gone", "gone")],
+)
+def test_what_this_machine_has_not_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, message: str
+) -> None:
+    def started(*given: Any, **more: Any) -> None:
+        raise AssertionError("Ray was to be started")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dreamfleet.runtime.session.ray_session", started)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    own = ["serve", "--adapters", str(tmp_path), "--no-tracking", "--port"]
+    ended = CliRunner().invoke(cli, [*own, str(free_port("127.0.0.1")), flag, value])
+    assert isinstance(ended.exception, BadInputError) and message in str(ended.exception)
 
 
 def test_the_end_waits_for_a_long_picture_no_longer_than_it_may(

@@ -264,10 +264,9 @@ FULL: Sequence[Measure] = (
     *QUICK,
     many_registered,
     help_time,
-    serve_mixed,
-    serve_vs_swap,
-    serve_many_adapters,
 )
+# Of a service and its clients, which are many processes: they have all cores.
+SERVICES: Sequence[Measure] = (serve_mixed, serve_vs_swap, serve_many_adapters)
 
 
 def _take_turns(

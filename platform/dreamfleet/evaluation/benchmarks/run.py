@@ -28,24 +28,27 @@ def run_benchmarks(
         folder: where benchmarks.json and benchmarks.md are.
         quick: leave out what the table does not ask for.
         gpu: the table, and how well the device is used, into benchmarks_gpu.json and .md.
-        only: names of measures (`measures.QUICK`, `measures.FULL`); empty: all.
+        only: names of measures (`measures.QUICK`, `FULL`, `SERVICES`, `further`); empty: all.
         further: measures of what stands above this package, for the full run; they have all cores.
     """
     import torch
 
     everywhere = _pin(settings.num_threads) if settings.device == "cpu" else set()
     torch.set_num_threads(settings.num_threads)
-    from dreamfleet.evaluation.benchmarks.measures import FULL, GPU, QUICK
+    from dreamfleet.evaluation.benchmarks.measures import FULL, GPU, QUICK, SERVICES
 
     figures: dict[str, Figure] = {}
     name = "benchmarks_gpu" if gpu else "benchmarks"
-    for measure in GPU if gpu else QUICK if quick else (*FULL, *further):
+    for measure in GPU if gpu else QUICK if quick else (*FULL, *SERVICES, *further):
         if only and measure.__name__ not in only:
             continue
-        if measure in further and everywhere:
+        if measure in (*SERVICES, *further) and everywhere:
             _unpin(everywhere)
-        own = measure(settings)
-        record(folder, own, settings, name)
+        given = settings
+        if measure in SERVICES:  # an engine in a service takes all cores that there are
+            given = replace(settings, num_threads=len(everywhere) or os.cpu_count() or 1)
+        own = measure(given)
+        record(folder, own, given, name)
         for key, figure in own.items():
             say(f"{key:<30} {figure.value:8.3f} {figure.unit}")
         figures.update(own)

@@ -2,7 +2,7 @@
 // The studio: plain script, one file, nothing from elsewhere. The key stays in this tab.
 
 const $ = (id) => document.getElementById(id);
-const state = { models: [], chosen: null, stop: null, curl: "" };
+const state = { models: [], chosen: null, other: null, suggested: "", stop: null };
 const KEY = "dreamfleet-key";
 const needsKey = document.body.dataset.needsKey === "yes";
 
@@ -67,6 +67,13 @@ async function open() {
 
 // Subjects
 
+// The subject's name; the id where two share a name.
+function label(model) {
+  const name = model.display_name || model.id;
+  const alike = state.models.filter((own) => (own.display_name || own.id) === name);
+  return alike.length > 1 ? model.id : name;
+}
+
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
@@ -90,9 +97,9 @@ function showSubjects() {
   box.replaceChildren();
   $("filter").hidden = state.models.length <= 12;
   for (const model of state.models) {
-    const label = document.createElement("label");
-    label.className = "subject";
-    label.dataset.text = `${model.id} ${model.display_name} ${model.class_word}`.toLowerCase();
+    const choice = document.createElement("label");
+    choice.className = "subject";
+    choice.dataset.text = `${model.id} ${model.display_name} ${model.class_word}`.toLowerCase();
     const input = document.createElement("input");
     input.type = "radio";
     input.name = "subject";
@@ -103,21 +110,21 @@ function showSubjects() {
     const blank = document.createElement("span");
     blank.className = "blank";
     blank.dataset.model = model.id;
-    blank.textContent = (model.display_name || model.id).slice(0, 1);
+    blank.textContent = label(model).slice(0, 1);
     const name = document.createElement("span");
     name.className = "name";
-    name.textContent = model.display_name || model.id;
+    name.textContent = label(model);
     name.title = model.id;
     card.append(blank, name);
-    label.append(input, card);
-    box.append(label);
+    choice.append(input, card);
+    box.append(choice);
     if (model.has_thumbnail) seen.observe(blank);
   }
 }
 
 $("filter").addEventListener("input", () => {
   const wanted = $("filter").value.toLowerCase();
-  for (const label of $("subjects").children) label.hidden = !label.dataset.text.includes(wanted);
+  for (const own of $("subjects").children) own.hidden = !own.dataset.text.includes(wanted);
 });
 
 function choose(id) {
@@ -128,6 +135,7 @@ function choose(id) {
     state.suggested = prompt.value;
   }
   state.chosen = model;
+  $("problem").textContent = "";
   for (const input of document.querySelectorAll("#subjects input")) input.checked = input.value === id;
   showOthers();
   showAbout();
@@ -140,14 +148,28 @@ function showOthers() {
     select.append(new Option(`${state.chosen.id}@${alias}`, `${state.chosen.id}@${alias}`));
   }
   for (const model of state.models) {
-    if (model.id !== state.chosen.id) select.append(new Option(model.display_name || model.id, model.id));
     if (model.id === state.chosen.id) continue;
+    select.append(new Option(label(model), model.id));
     for (const alias of Object.keys(model.aliases)) {
       select.append(new Option(`${model.id}@${alias}`, `${model.id}@${alias}`));
     }
   }
   if ([...select.options].some((option) => option.value === before)) select.value = before;
+  showOther();
 }
+
+async function showOther() {
+  const name = $("other").value;
+  state.other = null;
+  if (name) {
+    const found = await call(`/v1/models/${encodeURIComponent(name)}`).then((own) => own.json()).catch(() => null);
+    if (name !== $("other").value) return; // another one meanwhile
+    state.other = found && { name, metrics: found.metrics };
+  }
+  showNumbers();
+}
+
+$("other").addEventListener("change", showOther);
 
 // What is known of an adapter
 
@@ -156,36 +178,65 @@ const WITHOUT = ".without_adapter";
 function showAbout() {
   const model = state.chosen;
   $("about").hidden = false;
-  $("about-name").textContent = model.display_name || model.id;
+  $("about-name").textContent = label(model);
   const facts = [];
   if (model.token) facts.push(`“${model.token} ${model.class_word}”`);
   if (model.rank) facts.push(`LoRA of rank ${model.rank}`);
   if (model.version) facts.push(`version ${model.version}`);
   const aliases = Object.entries(model.aliases).map(([alias, version]) => `@${alias} is ${version}`);
   $("about-text").textContent = [...facts, ...aliases].join(" · ");
-  const body = $("numbers").tBodies[0];
-  body.replaceChildren();
-  for (const [name, value] of Object.entries(model.metrics)) {
-    if (name.endsWith(WITHOUT)) continue;
-    const bare = model.metrics[name + WITHOUT];
-    const row = body.insertRow();
-    row.insertCell().textContent = name;
-    row.insertCell().textContent = value.toFixed(3);
-    row.insertCell().textContent = bare === undefined ? "" : bare.toFixed(3);
-  }
-  $("numbers").hidden = !body.rows.length;
   $("report").hidden = !model.has_report;
+  showNumbers();
   showCurl();
+}
+
+const MEANINGS = {
+  identity: "likeness to the photos, up to 1",
+  clip_t: "likeness to the prompt, up to 1",
+  diversity: "variety between pictures of one prompt, from 0",
+};
+
+// A row for each figure: of the adapter, of the one that it is compared with, of the bare base.
+function showNumbers() {
+  const own = state.chosen.metrics;
+  const other = state.other?.metrics;
+  const names = Object.keys(own).filter((name) => !name.endsWith(WITHOUT));
+  const table = $("numbers");
+  const heads = ["figure", state.chosen.id, ...(other ? [state.other.name] : []), "bare base"];
+  table.tHead.rows[0].replaceChildren(
+    ...heads.map((text) => Object.assign(document.createElement("th"), { textContent: text, scope: "col" })),
+  );
+  table.tBodies[0].replaceChildren();
+  for (const name of names) {
+    const row = table.tBodies[0].insertRow();
+    row.insertCell().textContent = name;
+    for (const value of [own[name], ...(other ? [other[name]] : []), own[name + WITHOUT]]) {
+      row.insertCell().textContent = value === undefined ? "" : value.toFixed(3);
+    }
+    const meaning = table.tBodies[0].insertRow().insertCell();
+    meaning.colSpan = heads.length;
+    meaning.className = "soft";
+    meaning.textContent = MEANINGS[name] || "";
+  }
+  table.hidden = !names.length;
 }
 
 $("report").addEventListener("click", async () => {
   try {
     const answer = await call(`/v1/models/${encodeURIComponent(state.chosen.id)}/report`);
-    window.open(URL.createObjectURL(await answer.blob()), "_blank", "noopener");
+    $("page").src = URL.createObjectURL(await answer.blob());
+    $("report-name").textContent = label(state.chosen);
+    $("shown").showModal();
   } catch (error) {
     $("problem").textContent = error.message;
   }
 });
+
+$("shown").addEventListener("close", () => {
+  URL.revokeObjectURL($("page").src);
+  $("page").removeAttribute("src");
+});
+$("close").addEventListener("click", () => $("shown").close());
 
 // Requests
 
@@ -257,6 +308,15 @@ function show(spot, encoded, format, done) {
   spot.figure.firstChild.replaceWith(image);
 }
 
+// A link that saves a finished picture.
+function keep(spot, event) {
+  const link = document.createElement("a");
+  link.href = `data:image/${event.output_format};base64,${event.b64_json}`;
+  link.download = `${spot.model}_${event.seed}.${event.output_format}`;
+  link.textContent = "save";
+  return link;
+}
+
 async function drawOne(model, seed, signal) {
   const spot = place(model);
   const started = performance.now();
@@ -283,8 +343,8 @@ async function drawOne(model, seed, signal) {
           spot.caption.textContent = `${model} `;
           const soft = document.createElement("span");
           soft.className = "soft";
-          soft.textContent = `seed ${event.seed} · ${seconds} s`;
-          spot.caption.append(soft);
+          soft.textContent = `seed ${event.seed} · ${seconds} s · `;
+          spot.caption.append(soft, keep(spot, event));
           spot.figure.dataset.done = "yes";
         }
       }
@@ -303,17 +363,27 @@ $("draw").addEventListener("submit", async (event) => {
   const seed = $("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number($("seed").value);
   const names = [state.chosen.id, $("other").value].filter(Boolean);
   state.stop = new AbortController();
-  $("go").disabled = true;
-  $("stop").disabled = false;
+  switched($("go"), $("stop"));
+  $("told").textContent = "drawing";
   showCurl(seed);
   await Promise.all(names.map((name) => drawOne(name, seed, state.stop.signal)));
   state.stop = null;
-  $("go").disabled = false;
-  $("stop").disabled = true;
+  switched($("stop"), $("go"));
+  const done = document.querySelectorAll("#pictures figure[data-done]").length;
+  $("told").textContent = `${done} of ${names.length} drawn, seed ${seed}`;
 });
+
+// One button for another; the keyboard's place goes with it, which a disabled one would lose.
+function switched(from, to) {
+  const here = document.activeElement === from;
+  to.disabled = false;
+  if (here) to.focus();
+  from.disabled = true;
+}
 
 $("stop").addEventListener("click", () => state.stop?.abort());
 document.addEventListener("keydown", (event) => {
+  if ($("studio").hidden || $("shown").open) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("draw").requestSubmit();
   if (event.key === "Escape") state.stop?.abort();
 });
