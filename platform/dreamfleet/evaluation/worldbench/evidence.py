@@ -117,7 +117,9 @@ def _sheets(page: Path, ladder: Path, summary: Mapping[str, Any]) -> list[str]:
             target = page.parent / PICTURES / f"{path.stem}.webp"
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(path) as image:
-                image.save(target, "WEBP", quality=82, method=4)
+                # All pages' pictures may weigh 2 MB, and this size is legible.
+                small = image.convert("RGB").resize((image.width * 3 // 5, image.height * 3 // 5))
+                small.save(target, "WEBP", quality=66, method=6)
             lines += [f"![{path.stem}: prompts across, training steps down]"
                       f"({PICTURES}/{target.name})", ""]  # fmt: skip
     return lines
