@@ -139,6 +139,7 @@ def test_what_this_machine_has_not_is_refused_before_ray_starts(
         raise AssertionError("Ray was to be started")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # others' tests may have begun one
     monkeypatch.setattr("dreamfleet.runtime.session.ray_session", started)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     own = ["serve", "--adapters", str(tmp_path), "--no-tracking", "--port"]
