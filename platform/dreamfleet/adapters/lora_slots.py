@@ -6,6 +6,8 @@ Shapes: B rows in G groups, R = K x rank, N positions.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -209,14 +211,15 @@ def lora_from_file(
     """
     tensors: dict[str, Tensor] = {}
     layers: set[str] = set()
+    named = functools.cache(functools.partial(_own_name, base))
     for key, value in state.items():
         layer, _, side = key.removesuffix(".weight").rpartition(".")
         if side not in ("lora_A", "lora_B"):
             raise AdapterFileError(f"{key}: expected a LoRA factor, ...lora_A.weight or lora_B")
-        name = _own_name(base, layer)
+        name = named(layer)
         layers.add(name)
         tensors[f"{name}.{side}{IN_PARAMETERS}weight"] = value
-    own = {_own_name(base, layer): scale for layer, scale in scales.items()}
+    own = {named(layer): scale for layer, scale in scales.items()}
     return SlotState(tensors, {name: own.get(name, 1.0) for name in layers})
 
 
@@ -290,8 +293,8 @@ def _own_name(base: Base, layer: str) -> str:
     module: Any = getattr(base, prefix, None)
     if module is None:
         raise AdapterFileError(f"{layer}: expected a layer of the unet or a text encoder")
-    known = dict(module.named_modules())
     for candidate in (name, name.removeprefix("text_model."), f"text_model.{name}"):
-        if candidate in known:
+        with contextlib.suppress(AttributeError):  # asked for each tensor: no list of all layers
+            module.get_submodule(candidate)
             return f"{prefix}.{candidate}"
     raise AdapterFileError(f"{layer}: this base has no such layer; is the adapter made for it?")

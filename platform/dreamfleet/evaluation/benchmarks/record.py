@@ -73,7 +73,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     ),
     "serve_vs_swap_speedup": (
         "the same clients over a Serve deployment of diffusers with `load_lora_weights` per "
-        "request (one service after the other)",
+        "request (one service after the other, theirs with one thread or all, whichever is faster)",
         "≥ 1.7",
     ),
     "serve_1000_adapters_ratio": (
