@@ -175,9 +175,7 @@ def test_many_subjects_at_once(sweep: Callable[..., RunConfig], tmp_path: Path) 
     spoilt.mkdir()
     (spoilt / "photo.jpg").write_bytes(b"no picture")
     folders = [str(tmp_path / "Rex"), str(spoilt), str(other)]
-    config = sweep(
-        subject={"images": folders, "class_word": "dog"}, tune={"num_samples": 2}
-    )
+    config = sweep(subject={"images": folders, "class_word": "dog"}, tune={"num_samples": 2})
     result = tune(config)
     assert [own.status for own in result.subjects] == ["finished", "failed", "finished"]
     assert "photo.jpg" in result.failures[0].message
