@@ -170,14 +170,16 @@ def _by_step(rows: list[dict[str, float]]) -> dict[float, tuple[float, float]]:
 
 
 def test_many_subjects_at_once(sweep: Callable[..., RunConfig], tmp_path: Path) -> None:
-    other = write_photos(tmp_path / "Bello")
-    config = sweep(
-        subject={"images": [str(tmp_path / "Rex"), str(other)], "class_word": "dog"},
-        tune={"num_samples": 2},
-    )
+    """One of them cannot be used; the others do not mind."""
+    other, spoilt = write_photos(tmp_path / "Bello"), tmp_path / "Spoilt"
+    spoilt.mkdir()
+    (spoilt / "photo.jpg").write_bytes(b"no picture")
+    folders = [str(tmp_path / "Rex"), str(spoilt), str(other)]
+    config = sweep(subject={"images": folders, "class_word": "dog"}, tune={"num_samples": 2})
     result = tune(config)
-    assert [own.status for own in result.subjects] == ["finished", "finished"]
-    for own in result.subjects:
+    assert [own.status for own in result.subjects] == ["finished", "failed", "finished"]
+    assert "photo.jpg" in result.failures[0].message
+    for own in (result.subjects[0], result.subjects[2]):
         assert study_of(config, own.id).trials[1].state in DONE
         assert (own.output_dir / "champion" / "adapter.json").is_file()
 
@@ -302,13 +304,14 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_driver_and_a_killed_engine_lose_nothing(
+def test_killed_trials_engines_and_drivers_lose_nothing(
     sweep: Callable[..., RunConfig], driver: Driver
 ) -> None:
     config = sweep(steps=24, tune={"num_samples": 6, "max_concurrent_trials": 2, "pruner": "none"})
     process = driver(config)
     wait_for(lambda: len(readings(config)) >= 1, process)
-    _kill_engine()
+    _kill("ray::ImplicitFunc")  # trials
+    _kill("ray::TuneEngine")
     wait_for(lambda: len(finished(config)) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -326,18 +329,18 @@ def test_a_killed_driver_and_a_killed_engine_lose_nothing(
     assert result.subjects[0].status == "finished"
 
 
-def _kill_engine() -> None:
+def _kill(title: str) -> None:
     """Those of the session's own Ray, whose raylet is their parent."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    engines = [
+    found = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "ray::TuneEngine" in " ".join(process.info["cmdline"] or ())
+        if title in " ".join(process.info["cmdline"] or ())
         and (parent := process.parent()) is not None
         and address in " ".join(parent.cmdline())
     ]
-    assert engines, "no engine is running"
-    for process in engines:
+    assert found, f"no {title} is running"
+    for process in found:
         process.kill()

@@ -136,6 +136,7 @@ class Command:
         own = cls(requests, files, resolved, output, resume, overwrite, progress)
         for request in requests:
             own._check(request)
+        JudgeSource.of(resolved, {}, "cpu").check()
         warn_of_prompts(requests, files, progress)
         return own
 
@@ -179,7 +180,10 @@ class Command:
     def execute(self) -> None:
         from dreamfleet.runtime.session import added_environment, ray_session
         from dreamfleet.tracking import open_tracker
+        from dreamfleet.tuning.study import check_storage
 
+        if self.config.tune.storage:
+            check_storage(self.config.tune.storage)
         self.key = self._begin()
         spool = dreamfleet_home() / "spool"
         tracker = open_tracker(self.config.tracking, spool, self.progress.warn)
@@ -327,18 +331,20 @@ class Run:
             resources["num_gpus"] = 1.0 - share
         wanted = max(1, len(usable)) * config.tune.max_concurrent_trials
         self._device, self._resources = device, resources
-        self._places = engine_count(config.cluster, self.session, wanted, device)
+        places = engine_count(config.cluster, self.session, wanted, device)
+        each = float(resources.get("num_gpus", 0))
+        _check_gpus(places, each, 0.0 if self.packed else share, self.session)
         if not self.packed:
-            self._engines, self._slots_each = [""], wanted
+            self._engines, self._slots_each = [""], places
             judge = self._start_judge(judges, f"judge-{tag}", share, None)
             self._judges = {"": judge}
             return
-        self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / self._places))
+        self._slots_each = min(config.cluster.max_slots, math.ceil(wanted / places))
         # A trial's adapter is drawn from a slot of its own while its training goes on. Pictures
         # come first: they decide whether more training is wanted at all.
         settings = replace(engine_settings(config, 2 * self._slots_each), training_share=0.0)
         source = EngineSource.of(config, device)
-        self._engines = [f"engine-{tag}-{number}" for number in range(self._places)]
+        self._engines = [f"engine-{tag}-{number}" for number in range(places)]
         engines = [
             start_tune_engine(source, settings, self._references, name, resources)
             for name in self._engines
@@ -354,7 +360,7 @@ class Run:
 
         nodes = [str(node) for node in ray.get([engine.node.remote() for engine in engines])]
         each = float(self._resources.get("num_gpus", 0))
-        _check_gpus(self._places, each, share * len(set(nodes)), self.session)
+        _check_gpus(len(engines), each, share * len(set(nodes)), self.session)
         names = {
             node: self._start_judge(judges, f"judge-{tag}-{number}", share, node)
             for number, node in enumerate(dict.fromkeys(nodes))
@@ -504,9 +510,11 @@ class Run:
                 self.command.results[study.name] = before
                 recorder.parent(study).finish()
             elif study.host() is None:
-                errors = [trial.user_attrs.get("error", "") for trial in study.failures]
-                reason = f": {errors[0]}" if errors else ""
-                self.command._failed(study.name, f"the host (w_s = 0) could not be trained{reason}")
+                self.command._failed(
+                    study.name,
+                    f"the host (w_s = 0) could not be trained: {study.host_error()}; when that is "
+                    "mended, --resume tries it again",
+                )
                 recorder.parent(study).finish("FAILED")
             else:
                 alive[study.name] = contenders(study)
@@ -590,9 +598,9 @@ class Run:
         return decided(found, left, study.tune.fidelity_margin)
 
     def _tokens(self) -> queue.SimpleQueue[str]:
-        """A place on an engine each; without engines, a place on a device."""
+        """A place on an engine each; without engines, a worker."""
         tokens: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for _ in range(self._slots_each if self.packed else self._places):
+        for _ in range(self._slots_each):
             for engine in self._engines:
                 tokens.put(engine)
         return tokens
@@ -627,10 +635,8 @@ class Run:
         try:
             reading: Reading = self._carried_out(final_reading, order)
             return reading
-        except ray.exceptions.RayTaskError as error:  # may be the other too, with a long text
-            return first_line(error.cause or error)
-        except DreamfleetError as error:
-            return first_line(error)
+        except (ray.exceptions.RayError, DreamfleetError) as error:
+            return _reason(error)
         finally:
             self._free(engine, order.work.job_id)
             tokens.put(engine)
@@ -652,6 +658,8 @@ class Run:
         recorder: Recorder,
         preparation: Preparation,
     ) -> None:
+        import ray
+
         from dreamfleet.tuning.champion import publish_champion
 
         command = self.command
@@ -678,10 +686,14 @@ class Run:
                 progress=command.progress,
                 output=command.output,
             )
-        except DreamfleetError as error:
+        except (ray.exceptions.RayError, DreamfleetError) as error:
             if len(command.requests) == 1:
                 raise
-            command._failed(study.name, first_line(error))
+            command._failed(
+                study.name, f"{_reason(error)}; its finals are kept, --resume publishes them"
+            )
+            recorder.parent(study).finish("FAILED")
+            return
         finally:
             self._free(self._engines[0], order.work.job_id)
         command.storage.delete_folder(f"{FINALS}/{command.key}/{study.name}")
@@ -714,6 +726,11 @@ class Run:
             known["search.span"] = max(row["first_to_last_step_s"] for row in rows)
 
 
+def _reason(error: Exception) -> str:
+    """In one line; Ray wraps what a task raised, and adds a long text."""
+    return first_line(getattr(error, "cause", None) or error)
+
+
 def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Any:
     from dreamfleet.tuning.finals import exported
 
@@ -733,14 +750,16 @@ def _judge_share(judges: JudgeSource, config: RunConfig, device: str) -> float:
     return config.tune.judge_num_gpus if device == "cuda" and not judges.spec.world else 0.0
 
 
-def _check_gpus(engines: int, each: float, judge: float, session: RaySession) -> None:
-    """Refuse engines that would leave judges no place: they would be waited for without end."""
-    wanted = engines * each + judge
-    if judge and wanted > session.num_gpus + 1e-6:
+def _check_gpus(workers: int, each: float, judge: float, session: RaySession) -> None:
+    """Refuse workers that have no place, or leave judges none: they would be waited for without
+    end. A cluster may grow, but not for judges alone.
+    """
+    wanted = workers * each + judge
+    if (judge or session.local) and wanted > session.num_gpus + 1e-6:
+        beside = f" and judges of {judge:g} (tune.judge_num_gpus)" if judge else ""
         raise ConfigError(
-            f"{engines} engines of {each:g} GPU each and judges of {judge:g} (tune.judge_num_gpus) "
-            f"take {wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or "
-            "--num-workers"
+            f"{workers} workers of {each:g} GPU each (cluster.resources_per_worker){beside} take "
+            f"{wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or --num-workers"
         )
 
 
@@ -748,6 +767,8 @@ def _bundle(resources: Mapping[str, Any]) -> dict[str, float]:
     """Ray's options of an actor as a placement group's bundle."""
     found = {"CPU": float(resources.get("num_cpus", 0)), "GPU": float(resources.get("num_gpus", 0))}
     found |= {name: float(value) for name, value in resources.get("resources", {}).items()}
+    if kind := resources.get("accelerator_type"):
+        found[f"accelerator_type:{kind}"] = 0.001  # as Ray does for actors
     return {name: value for name, value in found.items() if value}
 
 

@@ -92,7 +92,7 @@ class TuneEngine(EngineActor):
         self._released: set[str] = set()
         self._kept: dict[str, int] = {}  # job -> the rung whose adapter is drawable
         self._begun: dict[str, float] = {}
-        self._starting_job: dict[str, asyncio.Lock] = {}
+        self._training_job: dict[str, asyncio.Lock] = {}
 
     async def rung(
         self, work: Work, step: int, then: int, shots: Sequence[Shot], sampling: Sampling
@@ -105,10 +105,12 @@ class TuneEngine(EngineActor):
         Raises:
             TrainingError: the job failed, or was released meanwhile.
         """
-        lock = self._starting_job.setdefault(work.job_id, asyncio.Lock())
+        # One at a time: a trial that was lost asks again while its first call still trains, and
+        # whoever came second to the rung would find the job beyond it.
+        lock = self._training_job.setdefault(work.job_id, asyncio.Lock())
         async with lock:
             await self._ensure(work, step)
-        figures = await self._train_to(work, step, then)
+            figures = await self._train_to(work, step, then)
         pngs = await self.draw_shots(shots, sampling, _name(work.job_id, step))
         return pngs, figures
 
@@ -160,10 +162,10 @@ class TuneEngine(EngineActor):
 
     async def times(self) -> dict[str, float]:
         """Seconds of training and drawing, and from the first to the last step; zeros where the
-        base was never loaded.
+        base was never loaded, or could not be.
         """
         names = ("training_total_s", "sampling_total_s", "first_to_last_step_s")
-        figures = await self.metrics() if self._loop is not None else {}
+        figures = {} if self._loop is None or self._loop.trouble() else await self.metrics()
         return {name: figures.get(name, 0.0) for name in names}
 
     async def node(self) -> str:

@@ -147,6 +147,23 @@ class JudgeSource:
         spec = JudgeSpec(world=False, blip=tune.blip, dino=tune.dino)
         return JudgeSource(spec, references, device)
 
+    def check(self) -> None:
+        """Refuse judges that are not there, before anything is made for them to look at.
+
+        Raises:
+            BadInputError: naming one.
+        """
+        if not self.spec.world:
+            from dreamfleet.evaluation.metrics.backbones import check_backbone
+
+            check_backbone(self.spec.blip)
+            check_backbone(self.spec.dino)
+        elif self.spec.evaluators:
+            from dreamfleet.world.evaluators import weights_path
+
+            for name in ("oracle_a", "identity", "segmenter"):
+                weights_path(name, Path(self.spec.evaluators))
+
     def load(self) -> Judge:
         """The judges.
 

@@ -8,17 +8,20 @@ told complete), not `Tuner.restore` (its snapshot lags behind the database).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune import registry
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dreamfleet.errors import DreamfleetError, TrainingError, first_line
 from dreamfleet.tuning.study import Asked, SubjectStudy
 from dreamfleet.tuning.trainables import JOB, ORDER
 from dreamfleet.tuning.trial import ERROR, READING, Order, Reading
@@ -72,6 +75,8 @@ class Sweep:
     Attributes:
         order: makes a trial's order: study, trial, job id, engine's name.
         free: gives a job's slot on an engine back.
+        broken: why it cannot go on, e.g. a database that takes no more. Tune only logs some of what
+            its hooks raise, and would wait without end for a trial that was never told.
     """
 
     studies: Sequence[SubjectStudy]
@@ -80,11 +85,31 @@ class Sweep:
     free: Callable[[str, str], None]
     witness: Witness
     jobs: dict[str, tuple[SubjectStudy, Asked]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # job -> of its last attempt's failure
+    broken: Exception | None = None
     _turn: Any = field(default_factory=itertools.count)
 
     @property
     def finished(self) -> bool:
         return all(study.finished for study in self.studies)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """For Tune's hooks: what goes wrong in one is kept for `check`."""
+        try:
+            yield
+        except Exception as error:
+            self.broken = self.broken or error
+
+    def check(self) -> None:
+        """Raise what has gone wrong, as what a user can mend."""
+        if isinstance(self.broken, DreamfleetError):
+            raise self.broken
+        if self.broken is not None:
+            raise TrainingError(
+                f"the sweep broke off ({type(self.broken).__name__}: {first_line(self.broken)}); "
+                "what has ended is kept: mend that and go on with --resume"
+            ) from self.broken
 
     def next_order(self) -> tuple[str, Order] | None:
         """A trial of the next study in turn that wants one, if there is a place."""
@@ -119,11 +144,11 @@ class Sweep:
 
     def end(self, job: str, error: str = "") -> None:
         """A trial is over."""
-        found = self.jobs.pop(job, None)
+        found, reason = self.jobs.pop(job, None), self.reasons.pop(job, error)
         if found is None:
             return
         study, asked = found
-        study.end(asked.number, error)
+        study.end(asked.number, error and reason)
         self.witness.ended(study, asked)
 
     def release(self, job: str) -> None:
@@ -144,9 +169,11 @@ class StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if self._sweep.finished:
-            return Searcher.FINISHED
-        found = self._sweep.next_order()
+        found = None
+        with self._sweep.noting():
+            if self._sweep.finished:
+                return Searcher.FINISHED
+            found = self._sweep.next_order()
         if found is None:
             return None
         self._jobs[trial_id] = found[0]
@@ -160,8 +187,9 @@ class StudySearcher(Searcher):
     ) -> None:
         job = self._jobs.pop(trial_id, None)
         if job is not None:
-            self._sweep.release(job)
-            self._sweep.end(job, LOST if error else "")
+            with self._sweep.noting():
+                self._sweep.release(job)
+                self._sweep.end(job, LOST if error else "")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the studies are on disk."""
@@ -181,8 +209,17 @@ class RungScheduler(FIFOScheduler):
         self._sweep = sweep
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        stop = self._sweep.reading(trial.config[JOB], result)
+        stop = False
+        with self._sweep.noting():
+            stop = self._sweep.reading(trial.config[JOB], result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Before the searcher is told that no further attempt is made, and before each of these."""
+        error = trial.get_pickled_error()  # of a process that died it says nothing more
+        if isinstance(error, ray.exceptions.RayTaskError):
+            reason = f"every attempt failed: {first_line(error.cause or error)}"
+            self._sweep.reasons[trial.config[JOB]] = reason
 
     def __reduce__(self) -> Any:
         return (object, ())
@@ -195,12 +232,15 @@ class SlotCallback(tune.Callback):
         self._sweep = sweep
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._sweep.release(trial.config[JOB])
+        with self._sweep.noting():
+            self._sweep.release(trial.config[JOB])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._sweep.release(trial.config[JOB])
+        with self._sweep.noting():
+            self._sweep.release(trial.config[JOB])
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        self._sweep.check()
         self._sweep.witness.tick()
 
     def __reduce__(self) -> Any:
@@ -217,6 +257,7 @@ def fit(sweep: Sweep, trainable: Any, bundle: Mapping[str, float], folder: str) 
 
     Raises:
         KeyboardInterrupt: as it is; what runs stays RUNNING in the studies for `--resume`.
+        TrainingError: a study cannot be asked or told; likewise.
     """
     if sweep.finished:
         return
@@ -241,6 +282,7 @@ def fit(sweep: Sweep, trainable: Any, bundle: Mapping[str, float], folder: str) 
     )
     try:
         tuner.fit()
+        sweep.check()
         registry._unregister_all()
     finally:
         # What is left Tune would unregister when the interpreter ends, and start a new Ray for it:

@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -57,12 +57,22 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         ) from error
 
 
+def check_storage(url: str) -> None:
+    """Refuse a database that cannot be opened.
+
+    Raises:
+        BadInputError: naming it.
+    """
+    open_storage(url).engine.dispose()
+
+
 def _server_storage(url: str, attempts: int = OPEN_ATTEMPTS) -> optuna.storages.RDBStorage:
     """Optuna makes its tables where there are none, and fails where another does meanwhile."""
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     try:
-        return optuna.storages.RDBStorage(url)
+        # Rungs may lie further apart than a connection that says nothing is let live.
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (IntegrityError, ProgrammingError):
         if attempts == 1:
             raise
@@ -232,10 +242,10 @@ class SubjectStudy:
         self._take_over(owner)
         self.running: dict[int, Asked] = {}
         self._untold: list[Asked] = []  # complete, but their host is not yet
-        if not self.trials():
-            self._enqueue_first()
-        else:
-            self._recover()
+        # A new command is a new chance: what made them fail may have been mended.
+        self._forgiven = {trial.number for trial in self.failures}
+        self._recover()
+        self._enqueue_first()
 
     # What is there
 
@@ -260,9 +270,17 @@ class SubjectStudy:
 
     @property
     def _hopeless(self) -> bool:
-        if any(trial.user_attrs.get(HOST) for trial in self.failures):
-            return True
-        return len(self.failures) >= max(MIN_FAILURES, self.tune.num_samples)
+        failures = [trial for trial in self.failures if trial.number not in self._forgiven]
+        return _has_host(failures) or len(failures) >= max(MIN_FAILURES, self.tune.num_samples)
+
+    @property
+    def _host_failed(self) -> bool:
+        return _has_host(own for own in self.failures if own.number not in self._forgiven)
+
+    def host_error(self) -> str:
+        """Why there is no host."""
+        errors = [t.user_attrs.get(ERROR, "") for t in self.failures if t.user_attrs.get(HOST)]
+        return errors[-1] if errors else "it was not tried"
 
     def host(self) -> FrozenTrial | None:
         """The finished host."""
@@ -312,6 +330,8 @@ class SubjectStudy:
         """Note a rung; True: the trial shall stop here."""
         asked = self.running[number]
         asked.readings[reading.step] = reading
+        if self._host_failed:  # there is nothing to be compared with
+            return True
         if self.tune.sampler == "nsga2":  # two objectives have no rung value
             return False
         for own in [asked, *self.running.values()] if asked.is_host else [asked]:
@@ -341,6 +361,9 @@ class SubjectStudy:
         """A trial's training is over, for whatever reason."""
         asked = self.running[number]
         asked.error = asked.error or error
+        if self._host_failed and not asked.error:
+            self._tell_interrupted(asked)
+            return
         whole = self.steps[-1] in asked.readings
         if not asked.error and not whole and not asked.pruned:
             asked.error = "ended without a result"
@@ -352,10 +375,10 @@ class SubjectStudy:
             self._tell_complete(asked)
         else:
             self._untold.append(asked)
-            return
         if asked.is_host:
             for waiting in self._untold:
-                self._tell_complete(waiting)
+                tell = self._tell_interrupted if asked.error else self._tell_complete
+                tell(waiting)
             self._untold.clear()
 
     def _tell_complete(self, asked: Asked) -> None:
@@ -376,6 +399,11 @@ class SubjectStudy:
         asked.trial.set_user_attr(ERROR, asked.error)
         self._tell(asked, state=TrialState.FAIL)
 
+    def _tell_interrupted(self, asked: Asked) -> None:
+        """Its host failed: it is asked again when that one is, and its readings are kept."""
+        asked.trial.set_user_attr(INTERRUPTED, True)
+        self._tell(asked, state=TrialState.FAIL)
+
     def _tell(self, asked: Asked, **outcome: Any) -> None:
         self.study.tell(asked.number, **outcome)
         del self.running[asked.number]
@@ -384,8 +412,8 @@ class SubjectStudy:
         """The rung to stop at, by the selection rule; the host is the whole recipe."""
         last = self.steps[-1]
         margin = self.tune.fidelity_margin
-        if asked.is_host or host is None:
-            return asked.readings[last], -margin if asked.is_host else 0.0
+        if asked.is_host:
+            return asked.readings[last], -margin
         found, comparable = {}, _as_of_last(asked.readings, asked.readings[last])
         for step in sorted(asked.readings, reverse=True):
             own = comparable[step]
@@ -439,7 +467,12 @@ class SubjectStudy:
     # Beginning
 
     def _enqueue_first(self) -> None:
-        for number, params in enumerate(first_settings(self.config)[: self.tune.num_samples]):
+        """Those first settings that are not there yet: a driver may have been killed between two,
+        or a study of fewer trials goes on.
+        """
+        there = sum(RETRY not in trial.user_attrs for trial in self.trials())
+        wanted = list(enumerate(first_settings(self.config)[: self.tune.num_samples]))
+        for number, params in wanted[there:]:
             self.study.enqueue_trial(params, user_attrs={HOST: True} if number == 0 else {})
 
     def _take_over(self, owner: Owner) -> None:
@@ -455,8 +488,7 @@ class SubjectStudy:
 
     def _recover(self) -> None:
         running = self.trials(TrialState.RUNNING)
-        if any(trial.user_attrs.get(HOST) for trial in running):
-            # The host comes first, but Optuna hands waiting trials out by number.
+        if self.host() is None:  # it comes first, but Optuna hands waiting trials out by number
             running += self.trials(TrialState.WAITING)
         storage = self.study._storage
         for trial in running:
@@ -465,7 +497,9 @@ class SubjectStudy:
         retried = {trial.user_attrs.get(RETRY) for trial in self.trials()}
         failed = self.trials(TrialState.FAIL)
         for trial in sorted(failed, key=lambda own: not own.user_attrs.get(HOST)):
-            if trial.user_attrs.get(INTERRUPTED) and trial.number not in retried:
+            # Without a host nothing can be compared: one that failed gets its chance, too.
+            due = trial.user_attrs.get(INTERRUPTED) or trial.user_attrs.get(HOST)
+            if due and trial.number not in retried:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
@@ -494,6 +528,10 @@ class SubjectStudy:
                 "another --output-dir"
             )
         return own
+
+
+def _has_host(trials: Iterable[FrozenTrial]) -> bool:
+    return any(trial.user_attrs.get(HOST) for trial in trials)
 
 
 def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Reading]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,9 +12,12 @@ import pytest
 
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.runtime.progress import SilentProgress
-from dreamfleet.tuning.command import Command, Run, _check_gpus, _check_storage
+from dreamfleet.runtime.session import RaySession
+from dreamfleet.training.fleet import engine_resources
+from dreamfleet.tuning.command import Command, Run, _bundle, _check_gpus, _check_storage
+from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.finals import Contender
-from dreamfleet.tuning.trial import Reading
+from dreamfleet.tuning.trial import Order, Reading
 from tests.unit.tuning.test_space import recipe
 
 
@@ -26,11 +31,44 @@ def test_a_password_is_not_written_down(tail: str) -> None:
 
 
 def test_engines_leave_the_judge_a_place() -> None:
-    session = cast(Any, SimpleNamespace(num_gpus=2.0))
+    session = RaySession("host:6379", 4.0, 2.0)
     _check_gpus(2, 0.9, 0.1, session)
     _check_gpus(2, 1.0, 0.0, session)
     with pytest.raises(ConfigError, match="judge_num_gpus"):
         _check_gpus(2, 1.0, 0.1, session)
+    _check_gpus(1, 4.0, 0.0, session)  # the cluster may grow
+    with pytest.raises(ConfigError, match=r"4 GPU each \(cluster.resources_per_worker\) take 4"):
+        _check_gpus(1, 4.0, 0.0, replace(session, address=None))
+
+
+def test_workers_of_their_own_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "_start_judge", lambda *about: "judge")
+
+    def started(**more: Any) -> Run:
+        config = recipe(tune__placement="one_per_device", tune__max_concurrent_trials=4, **more)
+        command, session = SimpleNamespace(config=config), RaySession(None, 4.0, 1.0)
+        run = Run(cast(Any, command), session, cast(Any, None), "")
+        run._start_actors("cuda" if config.base_model != "embedded" else "cpu", [])
+        return run
+
+    assert started()._slots_each == 1
+    run = started(cluster__num_workers=2)
+    assert (run._slots_each, run._tokens().qsize()) == (2, 2)
+    with pytest.raises(ConfigError, match="judge_num_gpus"):
+        started(base_model="a base", cluster__resources_per_worker={"GPU": 1.0})
+
+
+def test_a_worker_of_its_own_is_of_the_wished_kind() -> None:
+    resources = engine_resources(recipe(cluster__accelerator_type="A100").cluster, "cuda")
+    assert _bundle(resources) == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
+
+
+def test_a_database_that_cannot_be_opened_is_refused_first(tmp_path: Path) -> None:
+    config = recipe(tune__storage="studies.db")
+    files, progress = cast(Any, None), SilentProgress()
+    with pytest.raises(BadInputError, match=r"studies\.db.*SQLAlchemy URL"):
+        Command([], files, config, tmp_path, False, False, progress).execute()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finalist_that_fails_leaves_the_others() -> None:
@@ -48,6 +86,41 @@ def test_a_finalist_that_fails_leaves_the_others() -> None:
     assert "trial 5" in said.pop() and not said
     assert run._decided(study, [other, host], found | {(0, 2): "out of memory"}) is None
     assert "out of memory" in said.pop()
+
+
+def test_one_subject_that_cannot_be_published_keeps_its_finals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    done: list[str] = []
+    command = SimpleNamespace(
+        requests=[SimpleNamespace(id="rex"), SimpleNamespace(id="bello")],
+        key="k", _failed=lambda *about: done.append(": ".join(about)),
+        storage=SimpleNamespace(delete_folder=lambda name: done.append(f"deleted {name}")),
+    )  # fmt: skip
+    parent = SimpleNamespace(finish=done.append)
+    work = Work("rex#final", "rex", {}, 1, (4,), "")
+    order = Order(work, {}, Sampling(1, 1.0, "ddim"), "", None)
+
+    def lost(*about: Any) -> Any:
+        raise ray.exceptions.RayTaskError("exported", "a long text", OSError("disk full"))
+
+    run = Run(cast(Any, command), cast(Any, None), cast(Any, None), "")
+    run._engines = [""]
+    monkeypatch.setattr(run, "_final_order", lambda *about: order)
+    monkeypatch.setattr(run, "_carried_out", lost)
+    host = Contender(0, {}, 40, True)
+    winner = SimpleNamespace(contender=host, readings={1: None})
+    study, finals = SimpleNamespace(name="rex", config=None), SimpleNamespace(winner=winner)
+    recorder = SimpleNamespace(parent=lambda study: parent)
+    run._publish(*cast(Any, (study, finals, recorder, None)))
+    assert done == ["rex: disk full; its finals are kept, --resume publishes them", "FAILED"]
+
+    tokens = queue.SimpleQueue[str]()
+    tokens.put("")
+    assert run._final_reading(tokens, cast(Any, study), host, 1) == "disk full"
+    assert tokens.get_nowait() == "", "the place is free again"
 
 
 def test_a_study_goes_on_with_more_trials() -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dreamfleet.engine.settings import EngineSettings
-from dreamfleet.errors import TrainingError
+from dreamfleet.errors import BaseModelError, TrainingError
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.task import TrainTask
@@ -100,6 +100,41 @@ def test_a_released_job_stays_away(tiny_base_folder: Path, task: TrainTask, tmp_
             await engine.rung(own, 2, 4, SHOTS, SAMPLING)
         assert (await engine.metrics())["slots"] == 0
         await engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_trial_that_asks_twice_comes_to_its_rung_once(
+    tiny_base_folder: Path, task: TrainTask, tmp_path: Path
+) -> None:
+    """A lost trial's call goes on in the engine while its next attempt makes the same one."""
+
+    async def run() -> None:
+        engine = started(tiny_base_folder, task)
+        own, kept, ask = work(tmp_path, 0), list[str](), engine._ask
+
+        async def slowly(command: Any) -> Any:
+            if command.__name__ == "keep":
+                kept.append(command.__name__)
+                await asyncio.sleep(0.2 * (len(kept) - 1))  # the job goes on meanwhile
+            return await ask(command)
+
+        engine._ask = slowly  # type: ignore[method-assign]
+        first, second = await asyncio.gather(
+            engine.rung(own, 2, 4, SHOTS, SAMPLING), engine.rung(own, 2, 4, SHOTS, SAMPLING)
+        )
+        assert first[0] == second[0] and len(kept) == 1
+        await engine.close()
+
+    asyncio.run(run())
+
+
+def test_an_engine_without_its_base_did_nothing(task: TrainTask, tmp_path: Path) -> None:
+    async def run() -> None:
+        engine = started(tmp_path / "no base", task)
+        with pytest.raises(BaseModelError):
+            await engine.rung(work(tmp_path, 0), 2, 4, SHOTS, SAMPLING)
+        assert set((await engine.times()).values()) == {0.0}
 
     asyncio.run(run())
 

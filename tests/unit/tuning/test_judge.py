@@ -24,7 +24,7 @@ from dreamfleet.tuning.judge import (
     sheet,
 )
 from dreamfleet.tuning.pictures import shots
-from tests.tiny_evaluators import make_tiny_evaluators
+from tests.tiny_evaluators import make_tiny_evaluators, write_tiny_blip
 from tests.unit.tuning.test_space import recipe
 
 
@@ -70,6 +70,18 @@ def test_the_worlds_judges_score_states_and_scenes(tmp_path: Path) -> None:
     assert score(alone, "rex", wanted, same).fidelity == pytest.approx(1.0, abs=1e-5)
     page = Image.open(io.BytesIO(sheet(wanted, pngs)))
     assert page.size == (3 * 64, 2 * 64)
+
+
+def test_judges_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none")
+    JudgeSource.of(recipe(), {}, "cpu").check()
+    made = str(make_tiny_evaluators(tmp_path / "e"))
+    JudgeSource.of(recipe(tune__evaluators=made), {}, "cpu").check()
+    with pytest.raises(BadInputError, match=r"oracle_a.*none"):
+        JudgeSource.of(recipe(tune__evaluators=nowhere), {}, "cpu").check()
+    judges = {"tune__blip": str(write_tiny_blip(tmp_path / "b")), "tune__dino": nowhere}
+    with pytest.raises(BadInputError, match=r"none.*cannot be loaded"):
+        JudgeSource.of(recipe(base_model="a base", **judges), {}, "cpu").check()
 
 
 def test_a_score_that_is_no_number_fails_the_trial() -> None:

@@ -57,7 +57,8 @@ def test_a_database_that_others_are_filling_is_opened_again(
 ) -> None:
     attempts: list[str] = []
 
-    def storage(url: str) -> Any:
+    def storage(url: str, engine_kwargs: dict[str, Any]) -> Any:
+        assert engine_kwargs["pool_pre_ping"], "the database may have hung up meanwhile"
         attempts.append(url)
         if len(attempts) < 3:
             raise IntegrityError("CREATE TABLE studies", None, ValueError("exists already"))
@@ -72,7 +73,7 @@ def test_a_database_that_others_are_filling_is_opened_again(
         open_storage("postgresql+psycopg://host/studies")
 
 
-def _refuses(url: str) -> Any:
+def _refuses(url: str, **options: Any) -> Any:
     raise OperationalError("connect", None, ValueError("no such host"))
 
 
@@ -285,6 +286,60 @@ def test_a_host_that_cannot_be_trained_ends_the_study(url: str) -> None:
     assert host
     study.end(host.number, "out of memory")
     assert study.finished and study.ask() is None and study.host() is None
+
+
+def test_a_failed_host_leaves_nothing_running(url: str) -> None:
+    """And is asked again by the next command, before the others, whose readings are kept."""
+    few = halved(tune__num_samples=4, tune__max_concurrent_trials=3)
+    study = opened(url, few)
+    host, early, late = (own for own in [study.ask() for _ in range(3)] if own)
+    run(study, early.number, 0.4, 0.4, 0.4)
+    study.end(host.number, "the judges did not answer")
+    assert study.host_error() == "the judges did not answer"
+    assert study.read(late.number, reading(10, 0.5)), "there is nothing to be compared with"
+    study.end(late.number)
+    assert study.finished and not study.running and not study.candidates()
+    assert [own.number for own in study.failures] == [host.number]
+
+    again = opened(url, few, resume=True)
+    found = [own for own in [again.ask() for _ in range(3)] if own]
+    assert [own.is_host for own in found] == [True, False, False]
+    assert [own.root for own in found] == [host.number, early.number, late.number]
+    assert [own.params for own in found[1:]] == [early.params, late.params]
+    for own in found:
+        run(again, own.number, 0.4, 0.4, 0.4)
+    last = again.ask()
+    assert last and last.params["sude.weight"] == 0.8, "the one that never came to be asked"
+    run(again, last.number, 0.4, 0.4, 0.4)
+    assert again.finished and again.done == 4
+
+
+def test_failures_before_a_resume_do_not_count(url: str) -> None:
+    few = halved(tune__num_samples=3, tune__max_concurrent_trials=1, tune__pruner="none")
+    study = opened(url, few)
+    host = study.ask()
+    assert host
+    run(study, host.number, 0.3, 0.3, 0.3)
+    while (own := study.ask()) is not None:
+        study.end(own.number, "the disk is full")
+    assert study.finished and len(study.failures) == 3
+    assert study.done == 1, "it was given up"
+    again = opened(url, few, resume=True)
+    while (own := again.ask()) is not None:
+        run(again, own.number, 0.4, 0.4, 0.4)
+    assert again.finished and again.done == 3
+
+
+def test_more_trials_begin_with_the_first_settings_too(url: str) -> None:
+    few = functools.partial(halved, tune__pruner="none", space__prior_weight=[0.0])
+    for number, count in enumerate([1, 3, 5]):
+        study = opened(url, few(tune__num_samples=count), resume=number > 0)
+        while (own := study.ask()) is not None:
+            run(study, own.number, 0.3, 0.3, 0.3)
+        assert study.finished and study.done == count
+    weights = [trial.params["sude.weight"] for trial in study.trials()]
+    assert weights[:4] == [0.0, 0.2, 0.4, 0.8]
+    assert [trial.number for trial in study.trials() if trial.user_attrs.get("host")] == [0]
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])

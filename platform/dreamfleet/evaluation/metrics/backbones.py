@@ -241,6 +241,17 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + BATCH]
 
 
+def check_backbone(name_or_path: str) -> None:
+    """Look for a hub id or folder, without its weights.
+
+    Raises:
+        BadInputError: it is not there, and cannot be fetched.
+    """
+    from transformers import AutoConfig
+
+    _loaded(AutoConfig.from_pretrained, name_or_path, module=False)
+
+
 def _loaded(
     read: Callable[..., Any], name_or_path: str, *, module: bool = True, **options: Any
 ) -> Any:
