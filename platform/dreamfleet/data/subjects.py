@@ -178,6 +178,10 @@ def _checked_row(path: str | Path, number: int, row: Any) -> dict[str, Any]:
     where = f"subject list {path}, subject {number}"
     if not isinstance(row, dict):
         raise SubjectSetError(f"{where}: expected keys and values, got {type(row).__name__}")
+    if None in row:  # where CSV's reader puts them
+        raise SubjectSetError(
+            f"{where}: more cells than the header has columns; put a value with commas in quotes"
+        )
     unknown = [key for key in row if key not in LIST_KEYS]
     if unknown:
         raise SubjectSetError(

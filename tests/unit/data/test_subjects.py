@@ -103,6 +103,7 @@ def test_csv_and_yaml_lists(tmp_path: Path) -> None:
     [
         ("l.csv", "images,colour\na,red\n", "unknown key 'colour'"),
         ("l.csv", "class_word\ndog\n", "must name"),
+        ("l.csv", "images,class_word\na,dog,small\n", "subject 1: more cells than the header"),
         ("l.csv", "images\n", "no subject in it"),
         ("l.yaml", "a: [1", "not valid YAML"),
         ("l.yaml", "just text", "expected a list"),
