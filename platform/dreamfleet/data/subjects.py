@@ -107,6 +107,11 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
         raise SubjectSetError(
             "no photos given; name a folder of photos, a zip, picture files, or a CSV or YAML list"
         )
+    if not all(entry.strip() for entry in entries):  # would be the present folder
+        raise SubjectSetError(
+            "photos: one of the names is empty (an unset variable?); name a folder of photos, or "
+            "'.' for the present one"
+        )
     lists = [entry for entry in entries if suffix_of(entry) in LIST_SUFFIXES]
     if lists:
         rows = [row for entry in lists for row in read_subject_list(entry)]

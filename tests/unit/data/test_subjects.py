@@ -80,6 +80,8 @@ def test_missing_class_word_and_photos_are_refused(tmp_path: Path) -> None:
         requested_subjects(config_for(write_photos(tmp_path), class_word=" "))
     with pytest.raises(SubjectSetError, match="no photos given"):
         requested_subjects(config_for())
+    with pytest.raises(SubjectSetError, match="an unset variable"):
+        requested_subjects(config_for(""))
 
 
 def test_csv_and_yaml_lists(tmp_path: Path) -> None:
