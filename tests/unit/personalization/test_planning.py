@@ -163,9 +163,10 @@ def test_settings_of_a_run_stay_until_they_are_replaced_on_purpose(
     monkeypatch.setattr(Command, "_train_and_finish", lambda *given: [])
     photos, out = write_photos(tmp_path / "Rex"), tmp_path / "out"
 
-    def seed_kept(seed: int, **flags: bool) -> int:
-        given = {"output_dir": str(out), "train": {"seed": seed}, "tracking": {"enabled": False}}
-        personalize(config_for(photos, base_model=str(base), **given), **flags)
+    def seed_kept(seed: int, resume: bool = False, overwrite: bool = False) -> int:
+        given: dict[str, Any] = {"train": {"seed": seed}, "tracking": {"enabled": False}}
+        config = config_for(photos, base_model=str(base), output_dir=str(out), **given)
+        personalize(config, resume=resume, overwrite=overwrite)
         return load_config(out / "config.yaml").train.seed
 
     assert [seed_kept(1), seed_kept(2, resume=True), seed_kept(3, overwrite=True)] == [1, 1, 3]
