@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +104,7 @@ def generate(
     safety_checker: Literal["auto", "off"] = "auto",
     batch_size: int = 8,
     progress: Progress | None = None,
+    on_image: Callable[[int, Image.Image], None] | None = None,
 ) -> list[Image.Image]:
     """Draw `num_images` pictures; picture i has the seed `seed + i`, whatever the batch size.
 
@@ -114,10 +115,12 @@ def generate(
         guidance_scale: classifier-free guidance; None: the base's own.
         adapter_strength: factor on a LoRA; 0 is the bare base.
         safety_checker: auto: the base's own, where it has one; off: none.
+        on_image: gets each picture's number and the picture, a batch at a time, as they are ready.
 
     Raises:
         AdapterFileError: the adapter is missing, damaged or for another base.
         BaseModelError: the base model cannot be loaded.
+        BadInputError: a prompt with `{token}` or `{class}`, and no adapter that says what they are.
     """
     from dreamfleet.engine.sampling import sample_images
     from dreamfleet.runtime.progress import SilentProgress
@@ -128,7 +131,7 @@ def generate(
     with (progress or SilentProgress()).stage("pictures", num_images) as stage:
         for first in range(0, num_images, batch_size):
             seeds = [seed + i for i in range(first, min(first + batch_size, num_images))]
-            images += sample_images(
+            drawn = sample_images(
                 base,
                 [text] * len(seeds),
                 seeds,
@@ -138,6 +141,10 @@ def generate(
                 negative_prompt=negative_prompt,
                 adapter_strength=adapter_strength,
             )
+            for index, image in enumerate(drawn, start=first):
+                if on_image is not None:
+                    on_image(index, image)
+            images += drawn
             stage.update(len(images))
     return images
 
@@ -260,6 +267,12 @@ def _base_name(given: str | Path | None, place: Path | None) -> str | Path:
 
 def _filled(prompt: str, made_by: RunConfig | None) -> str:
     if made_by is None:
+        for placeholder in ("{token}", "{class}"):
+            if placeholder in prompt:
+                raise BadInputError(
+                    f"prompt {prompt!r}: nothing says what {placeholder} is here, for it is filled "
+                    "in from the config.yaml beside an adapter; write the word itself"
+                )
         return prompt
     subject = made_by.subject
     return prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)

@@ -20,6 +20,8 @@ from dreamfleet import __version__
 from dreamfleet.errors import BadInputError, DreamfleetError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from dreamfleet.assessment import JudgeNames
     from dreamfleet.config import RunConfig
     from dreamfleet.personalization import PersonalizeResult
@@ -181,8 +183,9 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
     prepared = prepare_subjects(config, progress=ConsoleProgress())
     for line in prepared.summary():
         click.echo(line)
-    if prepared.failed and not prepared.subjects:
-        raise BadInputError("no subject can be used, see above")
+    if prepared.failed:
+        failed, usable = len(prepared.failed), len(prepared.subjects)
+        raise DreamfleetError(f"{failed} of {failed + usable} subjects cannot be used, see above")
 
 
 @cli.command(
@@ -303,8 +306,11 @@ def generate(output_dir: str, **settings: Any) -> None:
 
     folder = Folder(output_dir if is_uri(output_dir) else str(writable_folder(output_dir)))
     progress = ConsoleProgress()
-    for index, image in enumerate(draw(progress=progress, **settings)):
+
+    def keep(index: int, image: Image.Image) -> None:
         folder.write(f"image_{index}.png", to_png(image))
+
+    draw(progress=progress, on_image=keep, **settings)
     progress.info(f"{settings['num_images']} pictures in {folder.location}")
 
 
@@ -495,8 +501,8 @@ def preference(
     from dreamfleet.evaluation import preference as study
 
     names = Path(a).expanduser().absolute(), Path(b).expanduser().absolute()
+    pairs = study.load_pairs(*names)  # first: a mistyped folder is refused, not made
     kept = study.Votes(votes or names[0] / "votes.db", *map(str, names))
-    pairs = study.load_pairs(*names)
     if results:
         current, everything = {pair.pair_id for pair in pairs}, kept.all()
         counted = [vote for vote in everything if vote.pair in current]

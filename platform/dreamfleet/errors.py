@@ -1,12 +1,12 @@
 """Every error a user can meet, in one tree.
 
     DreamfleetError            exit code 1 unless a subclass says otherwise
-    ├── BadInputError          exit code 2: a flag, file, photo or config key is wrong; names the
-    thing │   ├── ConfigError        a configuration key: which, what was given, what is accepted
+    ├── BadInputError          exit code 2: a flag, file, photo or key is wrong; names the thing
+    │   ├── ConfigError        a configuration key: which, what was given, what is accepted
     │   ├── SubjectSetError    a photo or a subject folder
     │   ├── BaseModelError     a base model that is missing, incomplete or of an unsupported family
-    │   └── AdapterFileError   an adapter file that is not safe, not whole or not for this base
-    ├── ResumeError            a run that cannot be continued as asked (exit code 2)
+    │   ├── AdapterFileError   an adapter file that is not safe, not whole or not for this base
+    │   └── ResumeError        a run that cannot be continued as asked
     ├── TrainingError          training ended without an adapter (NaN loss, worker lost too often)
     └── CapacityError          an engine has no room for more now; wait, or ask for less
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dreamfleet.config import load_config
+from dreamfleet.errors import ResumeError
 from dreamfleet.personalization import personalize
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.runtime.storage import Folder
@@ -99,6 +100,13 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     assert_close(load_file(tmp_path / "out" / WEIGHTS), trained_here(config, tmp_path / "here"))
     again = personalize(two, resume=True).subjects[0]  # finished: nothing is trained
     assert again.status == "finished"
+    settings = tmp_path / "out" / "config.yaml"
+    assert load_config(settings).cluster.num_workers == 2  # as it was finished, not as it began
+    kept = settings.read_bytes()
+    other = recipe(tmp_path, tiny_base, train={**train, "seed": 6}, cluster={"num_workers": 2})
+    with pytest.raises(ResumeError, match=r"train\.seed was 5, is 6"):
+        personalize(other, resume=True)
+    assert settings.read_bytes() == kept  # the message sends its reader there
 
 
 def test_many_subjects_and_a_bad_one(

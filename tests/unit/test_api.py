@@ -15,7 +15,7 @@ from dreamfleet.adapters.files import save_adapter
 from dreamfleet.adapters.lora import add_lora
 from dreamfleet.bases import load_base
 from dreamfleet.config import dump_config, load_config
-from dreamfleet.errors import AdapterFileError, ConfigError, SubjectSetError
+from dreamfleet.errors import AdapterFileError, BadInputError, ConfigError, SubjectSetError
 
 pytestmark = pytest.mark.heavy
 
@@ -89,6 +89,27 @@ class TestGenerate:
         assert cli.main(["generate", *arguments, *few]) == 0
         assert sorted(path.name for path in out.iterdir()) == ["image_0.png", "image_1.png"]
         assert str(out) in capsys.readouterr().err
+
+    def test_an_interrupted_command_keeps_what_is_drawn(
+        self, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet.engine import sampling
+
+        def draw(base: Any, prompts: list[str], seeds: list[int], **_: Any) -> list[Image.Image]:
+            if 2 in seeds:
+                raise KeyboardInterrupt
+            return [Image.new("RGB", (8, 8)) for _ in seeds]
+
+        monkeypatch.setattr(sampling, "sample_images", draw)
+        arguments = ["--adapter", str(adapter), "--prompt", "a {class}", "--num-images", "4"]
+        more = ["--batch-size", "2", "--output-dir", str(tmp_path / "o")]
+        assert cli.main(["generate", *arguments, *more]) == 130
+        names = sorted(path.name for path in (tmp_path / "o").iterdir())
+        assert names == ["image_0.png", "image_1.png"]
+
+    def test_words_that_nothing_stands_for_are_refused(self, tiny_base_folder: Path) -> None:
+        with pytest.raises(BadInputError, match=r"what \{class\} is here"):
+            dreamfleet.generate("a {class}", base_model=tiny_base_folder, **FEW)
 
     def test_17_damaged_file_is_bad_input(
         self, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

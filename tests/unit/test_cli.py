@@ -373,6 +373,17 @@ class TestResults:
         assert (code, "1 of 2 subjects" in err) == (1, True)
         assert "report.html" in out
 
+    def test_subjects_that_cannot_be_prepared_are_no_success(
+        self, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dreamfleet import personalization
+        from dreamfleet.personalization import PreparedSubjects
+
+        found = PreparedSubjects([], {"tom": "no photo"})
+        monkeypatch.setattr(personalization, "prepare_subjects", lambda *_, **__: found)
+        code, out, err = run(capsys, "prepare", "photos", "--class-word", "dog")
+        assert (code, out.strip(), "1 of 1 subjects" in err) == (1, "tom: no photo", True)
+
 
 class TestCache:
     def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:

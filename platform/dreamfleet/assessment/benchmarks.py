@@ -26,7 +26,7 @@ from dreamfleet.assessment.common import (
 from dreamfleet.config import RunConfig
 from dreamfleet.data.names import safe_id
 from dreamfleet.errors import BadInputError, TrainingError
-from dreamfleet.evaluation.drawing import Arm, Unit
+from dreamfleet.evaluation.drawing import BARE, Arm, Unit
 from dreamfleet.evaluation.judges import JudgeSpec, Question
 from dreamfleet.evaluation.protocols import (
     Ask,
@@ -93,6 +93,8 @@ class BenchmarkPlan:
         """
         if path is None:
             return self
+        if self.benchmark != "worldbench":
+            raise BadInputError(_foreign("--base-report", self.benchmark))
         from dreamfleet.bases import inspect_base
         from dreamfleet.evaluation.worldbench import read_gate
         from dreamfleet.evaluation.worldbench.frozen import check_frozen, frozen_now
@@ -135,7 +137,10 @@ class _Benchmark:
     def __init__(self, plan: BenchmarkPlan, progress: Progress) -> None:
         from dreamfleet.bases import inspect_base
 
-        plan = replace(plan, config=with_pinned_base(plan.config))
+        _check_flags(plan)
+        # A recipe in a file base.yaml must not be taken for the bare base.
+        arm = plan.arm if plan.arm != BARE else f"{BARE} recipe"
+        plan = replace(plan, config=with_pinned_base(plan.config), arm=arm)
         self.plan, self.progress = plan, progress
         self.is_world = plan.benchmark == "worldbench"
         self.output = local_output(_with_output(plan))
@@ -342,6 +347,23 @@ def _check_steps(subject: SubjectResult, config: RunConfig) -> None:
             f"{subject.id}: its adapter in {subject.output_dir} was trained for {subject.steps} "
             f"steps, and {wanted} are asked for; give another --output-dir"
         )
+
+
+def _check_flags(plan: BenchmarkPlan) -> None:
+    """Refuse what only the other benchmark reads: it would be ignored in silence."""
+    foreign = (
+        {"--data-dir": plan.data_dir, "--one-shot": plan.one_shot}
+        if plan.benchmark == "worldbench"
+        else {"--split": plan.split != BenchmarkPlan.split}
+    )
+    for flag, given in foreign.items():
+        if given:
+            raise BadInputError(_foreign(flag, plan.benchmark))
+
+
+def _foreign(flag: str, benchmark: str) -> str:
+    other = "dreambench" if benchmark == "worldbench" else "worldbench"
+    return f"{flag}: belongs to `benchmark {other}`, not to {benchmark}; leave it out"
 
 
 def _check_world(plan: BenchmarkPlan, judges: JudgeSpec) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.adapters.files import adapter_kind, adapter_path
 from dreamfleet.config import RunConfig, dreamfleet_home
 from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.evaluation.cards import ADAPTER_JSON
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
 from dreamfleet.evaluation.evaluation_report import (
     EvaluationPage,
@@ -56,7 +57,8 @@ def local_output(config: RunConfig) -> Path:
     """The folder that results are written into.
 
     Raises:
-        BadInputError: it is named by a URI; or a GPU is asked for that this machine has not.
+        BadInputError: it is named by a URI, or holds an adapter; or a GPU is asked for that this
+            machine has not.
         ConfigError: it is relative inside a Ray job.
     """
     check_job_places(config)
@@ -66,6 +68,11 @@ def local_output(config: RunConfig) -> Path:
         raise BadInputError(
             f"output_dir = {place.location!r}: evaluations and benchmarks grow in a folder, "
             "so that they can go on after a stop; give a local or shared one, and copy it when done"
+        )
+    if (place.local / ADAPTER_JSON).is_file():
+        raise BadInputError(
+            f"output_dir = {str(place.local)!r}: an adapter lies there, whose report.html would be "
+            "overwritten; give another --output-dir"
         )
     return place.local
 

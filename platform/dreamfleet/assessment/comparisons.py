@@ -19,6 +19,10 @@ SAME_SETTINGS = (
     "scored states",
 )  # fmt: skip
 NO_FIGURES = (".without_adapter",)
+EXPECTED = (
+    "give an output folder of `dreamfleet evaluate`, `benchmark` or `personalize` on this machine, "
+    "or an MLflow run id"
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def _p(value: float | None) -> str:
 def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
     folder = Path(place).expanduser()
     if not folder.exists():
+        if "/" in place:  # no run's id has one
+            raise BadInputError(f"{place}: no such folder; {EXPECTED}")
         return _read_run(place, tracking_uri, experiment)
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
@@ -112,10 +118,7 @@ def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
         judges = ", ".join(f"{figure} {judge}" for figure, judge in sorted(info.judges.items()))
         settings = {"base hash": info.base.hash[:16], "judges": judges}
         return Compared(folder.name, _single(info.name, info.metrics), settings)
-    raise BadInputError(
-        f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; give an output folder of "
-        "`dreamfleet evaluate`, `benchmark` or `personalize`, or an MLflow run id"
-    )
+    raise BadInputError(f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; {EXPECTED}")
 
 
 def _read_run(run_id: str, tracking_uri: str | None, experiment: str) -> Compared:

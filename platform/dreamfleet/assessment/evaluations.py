@@ -19,7 +19,7 @@ from dreamfleet.assessment.common import (
     units_of,
 )
 from dreamfleet.config import RunConfig, load_config
-from dreamfleet.errors import AdapterFileError, BadInputError
+from dreamfleet.errors import AdapterFileError, BadInputError, SubjectSetError
 from dreamfleet.evaluation.cards import ADAPTER_JSON, read_adapter_json
 from dreamfleet.evaluation.drawing import Arm
 from dreamfleet.evaluation.protocols import Ask, asks_for, images_per_prompt, prompts_hash
@@ -29,6 +29,7 @@ from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
+from dreamfleet.runtime.storage import is_uri
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
@@ -67,6 +68,11 @@ def evaluate(
         BadInputError: adapter, photos or protocol cannot be used.
     """
     say = progress or SilentProgress()
+    if is_uri(str(adapter)):
+        raise AdapterFileError(
+            f"adapter {adapter}: a folder on this machine, or a shared one, is evaluated; copy the "
+            "adapter there (its checkpoints are not needed)"
+        )
     place = Path(adapter).expanduser()
     config, files, steps = _complete(place, protocol, overrides)
     names = judges or JudgeNames()
@@ -83,7 +89,7 @@ def evaluate(
         files=files,
         output_dir=output,
         judges=names.spec(config.base_model),
-        references={subject_id: reference_photos(config.subject.images, config.data)},
+        references={subject_id: _photos(config)},
         name=f"evaluate {subject_id} {protocol}",
         kind="evaluate",
         heading=subject_id,
@@ -138,6 +144,14 @@ def _complete(
     files = inspect_base(config.base_model)
     info = read_adapter_json(beside) if (beside / ADAPTER_JSON).is_file() else None
     return resolved_config(config, files), files, info.steps if info else 0
+
+
+def _photos(config: RunConfig) -> tuple[bytes, ...]:
+    """What the adapter was made from."""
+    try:
+        return reference_photos(config.subject.images, config.data)
+    except SubjectSetError as error:
+        raise SubjectSetError(f"{error}; --images says where they are now") from error
 
 
 def _unknown_to_world(config: RunConfig, protocol: str) -> bool:

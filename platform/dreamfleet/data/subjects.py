@@ -107,6 +107,11 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
         raise SubjectSetError(
             "no photos given; name a folder of photos, a zip, picture files, or a CSV or YAML list"
         )
+    if not all(entry.strip() for entry in entries):  # would be the present folder
+        raise SubjectSetError(
+            "photos: one of the names is empty (an unset variable?); name a folder of photos, or "
+            "'.' for the present one"
+        )
     lists = [entry for entry in entries if suffix_of(entry) in LIST_SUFFIXES]
     if lists:
         rows = [row for entry in lists for row in read_subject_list(entry)]
@@ -178,6 +183,10 @@ def _checked_row(path: str | Path, number: int, row: Any) -> dict[str, Any]:
     where = f"subject list {path}, subject {number}"
     if not isinstance(row, dict):
         raise SubjectSetError(f"{where}: expected keys and values, got {type(row).__name__}")
+    if None in row:  # where CSV's reader puts them
+        raise SubjectSetError(
+            f"{where}: more cells than the header has columns; put a value with commas in quotes"
+        )
     unknown = [key for key in row if key not in LIST_KEYS]
     if unknown:
         raise SubjectSetError(

@@ -15,7 +15,6 @@ from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
 from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest, requested_subjects
-from dreamfleet.errors import DreamfleetError
 from dreamfleet.personalization.finishing import Finisher
 from dreamfleet.personalization.planning import (
     check_resume,
@@ -33,7 +32,7 @@ from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder
-from dreamfleet.training.output import OutputFolder, working_path
+from dreamfleet.training.output import CONFIG, OutputFolder, working_path
 from dreamfleet.training.sample_prompts import sample_prompts
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.training.worker import earlier_outcome
@@ -169,20 +168,25 @@ class Command:
         fresh = [folder for folder in self.folders.values() if not folder.is_used()]
         for request in self.requests:
             if request.found is not None:
-                self._begin(request)
-        with ThreadPoolExecutor(1, thread_name_prefix="tracker") as pool:
+                self._mark(request)
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="tracker") as pool,
+            contextlib.ExitStack() as opened,
+        ):
             tracker = pool.submit(self._tracker)  # a new MLflow database takes seconds, as Ray does
             address = ray_address(self.config.cluster)
             self.progress.info(f"joining Ray at {address}" if address else "starting Ray")
-            with ray_session(self.config.cluster) as session:
-                try:
-                    preparation, usable = self._prepare(session)
-                except BaseException:
-                    tracker.result().close()
-                    for folder in fresh:
-                        folder.withdraw()
-                    raise
-                return self._train_and_finish(preparation, usable, tracker.result())
+            try:
+                session = opened.enter_context(ray_session(self.config.cluster))
+                preparation, usable = self._prepare(session)
+            except BaseException:
+                for folder in fresh:
+                    folder.withdraw()
+                tracker.result().close()
+                raise
+            for request in usable:
+                self._begin(request)
+            return self._train_and_finish(preparation, usable, tracker.result())
 
     def _prepare(self, session: RaySession) -> tuple[Preparation, list[SubjectRequest]]:
         preparation = _preparation(self.files, self.config, session, self.progress)
@@ -252,7 +256,7 @@ class Command:
             if outcome is None:
                 with finisher.watching([request]) as on_event:
                     outcome = train_with_ray(task, session, on_event)
-        except DreamfleetError as error:
+        except Exception as error:
             if len(self.requests) == 1:
                 raise
             outcome = failed(request.id, error)
@@ -290,16 +294,22 @@ class Command:
             **values,
         )
 
-    def _begin(self, request: SubjectRequest) -> None:
+    def _mark(self, request: SubjectRequest) -> None:
+        """Take the folder; what an earlier run left in it stays until this one can train."""
         folder = self.folders[request.id]
         if self.resume and not folder.is_used():
             self.progress.info(f"{folder.place.location}: nothing to go on from; beginning")
-        complete = request.config.model_copy(update={"output_dir": folder.place.location})
-        folder.begin(
-            overwrite=self.overwrite,
-            info={**({} if self.overwrite else folder.info()), "subject": request.id},
-        )
-        folder.write_text("config.yaml", dump_config(complete))
+        folder.begin(overwrite=False, info={**folder.info(), "subject": request.id})
+
+    def _begin(self, request: SubjectRequest) -> None:
+        """Of a run that goes on the settings stay until its adapter is out: others than it began
+        with may yet be refused, and those are what its user is told to go on with.
+        """
+        folder = self.folders[request.id]
+        if self.overwrite:
+            folder.begin(overwrite=True, info={"subject": request.id})
+        if not folder.place.exists(CONFIG):
+            folder.write_text(CONFIG, dump_config(folder.complete(request.config)))
 
     def _tracker(self) -> Tracker:
         from dreamfleet.tracking import open_tracker

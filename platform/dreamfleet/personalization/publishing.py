@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.config import dump_config
 from dreamfleet.data.photos import from_png
 from dreamfleet.errors import TrainingError
 from dreamfleet.runtime.progress import Progress
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import Checkpoint, CheckpointFolder
 from dreamfleet.training.export import ADAPTER
-from dreamfleet.training.output import OutputFolder
+from dreamfleet.training.output import CONFIG, OutputFolder
 from dreamfleet.training.samples import INDEX
 from dreamfleet.training.worker import HISTORY
 
@@ -65,6 +66,8 @@ class Publication:
         for name, content in adapter.files.items():
             if name != HISTORY:
                 target.write(name, content)
+        settings = self.folder.complete(self.request.config)
+        target.write(CONFIG, dump_config(settings).encode())
         run_id = run.wait_for_id()
         data = self._data(adapter, run_id)
         cards.write_model_card(self.folder.path, data, _gallery(adapter))
@@ -98,7 +101,7 @@ class Publication:
         photos = [from_png(photo.png) for photo in subject.photos]
         grids = _grids(adapter, self.request.prompt)
         base_name = config.base_model
-        config_file = "config.yaml" if self.folder.remote else self.folder.path / "config.yaml"
+        config_file = CONFIG if self.folder.remote else self.folder.path / CONFIG
         return ReportData(
             subject=subject.display_name,
             subject_id=subject.id,
@@ -145,7 +148,7 @@ class Publication:
         run.log_metrics(as_figures(data.metrics), self.outcome.step)
         if pairs:
             run.log_grid(pairs, "samples", self.outcome.step)
-        for name in ("config.yaml", "adapter.json"):
+        for name in (CONFIG, "adapter.json"):
             run.log_artifact(self.folder.path / name)
         if not data.config.tracking.register_adapter:
             return None

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamfleet.config import dreamfleet_home
+from dreamfleet.config import RunConfig, dreamfleet_home
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.runtime.storage import Folder
 
 MARKER = "checkpoints/run.json"
 CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
 LOCK = ".lock"
 # All that a run writes; --overwrite deletes these and nothing else.
 WRITTEN = (
@@ -33,7 +34,7 @@ WRITTEN = (
     "tokenizer",
     "tokenizer_2",
     "scheduler",
-    "config.yaml",
+    CONFIG,
     "adapter.json",
     "README.md",
     "report.html",
@@ -139,6 +140,10 @@ class OutputFolder:
 
     def _write_info(self, info: Mapping[str, Any]) -> None:
         self.place.write(MARKER, json.dumps(dict(info), indent=1).encode())
+
+    def complete(self, config: RunConfig) -> RunConfig:
+        """`config` as it is written into the folder."""
+        return config.model_copy(update={"output_dir": self.place.location})
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder, whole, at once."""

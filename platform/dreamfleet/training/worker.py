@@ -26,6 +26,7 @@ from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
 from dreamfleet.training.group import Group
 from dreamfleet.training.jobs import build_job
 from dreamfleet.training.memory import free_device_memory, is_out_of_memory, out_of_memory_message
+from dreamfleet.training.output import CONFIG
 from dreamfleet.training.parallel import is_sharded
 from dreamfleet.training.samples import draw_preview
 from dreamfleet.training.task import (
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 HISTORY = "metrics.jsonl"
-CONFIG = "config.yaml"
 
 # Called on every worker after a checkpoint was written (step, metrics of the step).
 OnCheckpoint = Callable[[int, Mapping[str, float]], None]

@@ -80,6 +80,8 @@ def test_missing_class_word_and_photos_are_refused(tmp_path: Path) -> None:
         requested_subjects(config_for(write_photos(tmp_path), class_word=" "))
     with pytest.raises(SubjectSetError, match="no photos given"):
         requested_subjects(config_for())
+    with pytest.raises(SubjectSetError, match="an unset variable"):
+        requested_subjects(config_for(""))
 
 
 def test_csv_and_yaml_lists(tmp_path: Path) -> None:
@@ -103,6 +105,7 @@ def test_csv_and_yaml_lists(tmp_path: Path) -> None:
     [
         ("l.csv", "images,colour\na,red\n", "unknown key 'colour'"),
         ("l.csv", "class_word\ndog\n", "must name"),
+        ("l.csv", "images,class_word\na,dog,small\n", "subject 1: more cells than the header"),
         ("l.csv", "images\n", "no subject in it"),
         ("l.yaml", "a: [1", "not valid YAML"),
         ("l.yaml", "just text", "expected a list"),

@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
-from dreamfleet.assessment import BenchmarkPlan, compare
+from dreamfleet.adapters.files import save_adapter
+from dreamfleet.adapters.lora import add_lora
+from dreamfleet.assessment import BenchmarkPlan, compare, evaluate
 from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
 from dreamfleet.assessment.common import checkpoints_of, local_output, mean_history
-from dreamfleet.errors import BadInputError
+from dreamfleet.bases import Base, load_base
+from dreamfleet.config import dump_config
+from dreamfleet.errors import AdapterFileError, BadInputError, SubjectSetError
 from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
+from dreamfleet.evaluation.drawing import BARE
 from dreamfleet.evaluation.report import Metric
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.training.checkpoints import json_lines, step_name
@@ -92,6 +97,50 @@ def test_a_gpu_that_is_not_there_is_refused_before_ray(
     config = config_for(tmp_path, device="cuda", output_dir=str(tmp_path / "out"))
     with pytest.raises(BadInputError, match="torch sees no GPU on this machine"):
         local_output(config)
+
+
+def test_results_do_not_go_into_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter.json").write_text("{}")
+    with pytest.raises(BadInputError, match=r"report\.html would be overwritten"):
+        local_output(config_for(tmp_path, output_dir=str(tmp_path)))
+
+
+def test_what_evaluate_needs_on_this_machine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"s3://bucket/rex: a folder on this machine"):
+        evaluate("s3://bucket/rex", "attributes", {})
+    config = config_for(tmp_path / "moved", base_model=str(make_tiny_sd1(tmp_path / "tiny")))
+    (tmp_path / "rex").mkdir()
+    (tmp_path / "rex" / "config.yaml").write_text(dump_config(config))
+    save_adapter(tmp_path / "rex", lora_base(tmp_path / "tiny"))
+    with pytest.raises(SubjectSetError, match=r"moved: no such folder.*; --images says where"):
+        evaluate(tmp_path / "rex", "dreambench", {})
+
+
+def lora_base(folder: Path) -> Base:
+    base = load_base(folder)
+    add_lora(base, rank=2, alpha=2.0, layers="attention", train_text_encoder=False, seed=0)
+    return base
+
+
+def test_flags_of_the_other_benchmark_are_refused(tmp_path: Path) -> None:
+    base = make_tiny_sd1(tmp_path / "tiny")
+    config = config_for(tmp_path, base_model=str(base), output_dir=str(tmp_path / "out"))
+    for name, given, flag in (
+        ("worldbench", {"one_shot": True}, "--one-shot"),
+        ("worldbench", {"data_dir": "photos"}, "--data-dir"),
+        ("dreambench", {"split": "C"}, "--split"),
+    ):
+        with pytest.raises(BadInputError, match=f"{flag}: belongs to"):
+            _Benchmark(BenchmarkPlan(name, config, **given), SilentProgress())  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match="--base-report: belongs to `benchmark worldbench`"):
+        BenchmarkPlan("dreambench", config).with_base_report("base.json")
+
+
+def test_a_recipe_called_base_is_not_the_bare_base(tmp_path: Path) -> None:
+    base = make_tiny_sd1(tmp_path / "tiny")
+    config = config_for(tmp_path, base_model=str(base), output_dir=str(tmp_path / "out"))
+    plan = _Benchmark(BenchmarkPlan("dreambench", config, arm=BARE), SilentProgress()).plan
+    assert plan.arm != BARE
 
 
 def test_sigterm_ends_a_benchmark_like_ctrl_c(

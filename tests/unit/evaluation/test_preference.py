@@ -27,7 +27,9 @@ from dreamfleet.evaluation.results import RESULTS, write_rows
 PROMPTS = ("a photo of sks dog in the snow", "a photo of <i>sks</i> dog")
 
 
-def results(folder: Path, colour: int, seeds: tuple[int, ...] = (1, 2)) -> Path:
+def results(
+    folder: Path, colour: int, seeds: tuple[int, ...] = (1, 2), train_seed: int = 0
+) -> Path:
     """An evaluation's output: the bare base and an arm, pictures of one colour."""
     rows = []
     for host, steps in (("base", 0), ("recipe", 9)):
@@ -38,7 +40,7 @@ def results(folder: Path, colour: int, seeds: tuple[int, ...] = (1, 2)) -> Path:
                 pixels = np.full((8, 8, 3), colour if host != "base" else 0, np.uint8)
                 Image.fromarray(pixels).save(folder / name)
                 rows.append({"subject": "rex", "prompt": prompt, "host": host, "steps": steps,
-                             "seed": 0, "noise_seed": seed, "kind": "scene",
+                             "seed": train_seed, "noise_seed": seed, "kind": "scene",
                              "picture": name})  # fmt: skip
     write_rows(folder / RESULTS, rows)
     (folder / "references" / "rex").mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,18 @@ class TestPairs:
         assert "100.0%" in said.out and "1 votes of 1 people" in said.out
         assert "1 votes on other pictures" in said.err
 
+    def test_adapters_of_other_training_seeds_are_compared(self, tmp_path: Path) -> None:
+        a = results(tmp_path / "a", 200)
+        assert len(load_pairs(a, results(tmp_path / "b", 100, train_seed=7))) == 4
+
+    def test_a_mistyped_folder_is_not_made(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        b = results(tmp_path / "b", 1)
+        assert cli.main(["preference", str(tmp_path / "typo"), str(b)]) == 2
+        assert "output folder" in capsys.readouterr().err
+        assert not (tmp_path / "typo").exists()
+
     def test_nothing_in_common_is_refused(self, tmp_path: Path) -> None:
         a = results(tmp_path / "a", 1)
         with pytest.raises(BadInputError, match="same subject, prompt and noise"):
@@ -96,8 +110,9 @@ class TestVotes:
         with pytest.raises(BadInputError, match="A against B"):
             Votes(tmp_path / "v.db", "A", "C")
         (tmp_path / "text.db").write_text("no database at all " * 100)
-        with pytest.raises(BadInputError, match="--votes"):
-            Votes(tmp_path / "text.db", "A", "B")
+        for place in ("text.db", "text.db/below.db"):
+            with pytest.raises(BadInputError, match="--votes"):
+                Votes(tmp_path / place, "A", "B")
 
     def test_the_file_itself_refuses_nonsense(self, tmp_path: Path) -> None:
         votes = Votes(tmp_path / "v.db", "A", "B")

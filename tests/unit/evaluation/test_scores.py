@@ -118,6 +118,8 @@ class TestCompare:
         (tmp_path / "empty").mkdir()
         with pytest.raises(BadInputError, match=r"adapter\.json"):
             compare([str(tmp_path / "one"), str(tmp_path / "empty")])
+        with pytest.raises(BadInputError, match="typo: no such folder; give an output folder"):
+            compare([str(tmp_path / "one"), str(tmp_path / "typo")])
 
     def test_nan_is_kept_out_of_files(self, tmp_path: Path) -> None:
         path = tmp_path / SUMMARY

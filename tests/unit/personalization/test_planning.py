@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from dreamfleet.bases import embedded_path
+from dreamfleet.config import load_config
 from dreamfleet.data.tokens import token_warnings
 from dreamfleet.errors import BadInputError
 from dreamfleet.personalization import personalize
+from dreamfleet.personalization.command import Command
 from dreamfleet.personalization.planning import (
     complete_requests,
     warn_of_prompts,
@@ -20,6 +23,7 @@ from dreamfleet.personalization.planning import (
 )
 from dreamfleet.runtime import session
 from dreamfleet.runtime.progress import SilentProgress
+from dreamfleet.runtime.session import RaySession
 from tests.tiny_bases import make_tiny_sd1
 from tests.unit.data.helpers import config_for, write_photos
 
@@ -128,6 +132,44 @@ def test_unusable_storage_and_secrets_in_a_uri(tmp_path: Path, base: Path) -> No
     assert "by the environment" in said and "pw" not in said
     unknown = config_for(photos, base_model=str(base), output_dir="nosuch://bucket/out")
     assert "not a usable URI" in refused(unknown)
+
+
+def test_without_ray_every_folder_is_as_it_was(tmp_path: Path, base: Path) -> None:
+    """Ray that does not start is no reason to lose an adapter, or to be asked about a folder."""
+    photos, out = write_photos(tmp_path / "Rex"), tmp_path / "out"
+    config = config_for(
+        photos, base_model=str(base), output_dir=str(out), tracking={"enabled": False}
+    )
+    with pytest.raises(AssertionError, match="Ray was started"):
+        personalize(config)
+    assert not out.exists()
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "run.json").write_text('{"subject": "rex", "run_key": "k"}')
+    earlier = ("adapter.json", "config.yaml", "pytorch_lora_weights.safetensors")
+    for name in earlier:
+        (out / name).write_text("earlier")
+    with pytest.raises(AssertionError, match="Ray was started"):
+        personalize(config, overwrite=True)
+    assert [(out / name).read_text() for name in earlier] == ["earlier"] * 3
+
+
+def test_settings_of_a_run_stay_until_they_are_replaced_on_purpose(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a resumed run is refused for must not lie beside its adapter."""
+    there = RaySession(None, 1, 0)
+    monkeypatch.setattr(session, "ray_session", lambda cluster: contextlib.nullcontext(there))
+    monkeypatch.setattr(Command, "_prepare", lambda own, ray: (None, own.requests))
+    monkeypatch.setattr(Command, "_train_and_finish", lambda *given: [])
+    photos, out = write_photos(tmp_path / "Rex"), tmp_path / "out"
+
+    def seed_kept(seed: int, resume: bool = False, overwrite: bool = False) -> int:
+        given: dict[str, Any] = {"train": {"seed": seed}, "tracking": {"enabled": False}}
+        config = config_for(photos, base_model=str(base), output_dir=str(out), **given)
+        personalize(config, resume=resume, overwrite=overwrite)
+        return load_config(out / "config.yaml").train.seed
+
+    assert [seed_kept(1), seed_kept(2, resume=True), seed_kept(3, overwrite=True)] == [1, 1, 3]
 
 
 class Warnings(SilentProgress):

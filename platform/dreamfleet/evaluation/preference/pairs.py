@@ -18,7 +18,7 @@ from dreamfleet.training.samples import INDEX
 
 REFERENCES = "references"  # folder of photos in an evaluation's output
 LEFT_OUT_KINDS = ("class",)
-Key = tuple[str, str, int, int]  # subject, prompt, noise seed, training seed
+Key = tuple[str, str, int, int]  # subject, prompt, noise seed, how many-th training seed
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,13 @@ def _pictures(folder: Path) -> Mapping[Key, Path]:
             if row["host"] != BARE and row["kind"] not in LEFT_OUT_KINDS
         ]
         steps = max((row["steps"] for row in rows), default=0)  # of a ladder its end
+        last = [row for row in rows if row["steps"] == steps]
+        # Noise is the same for all of them, so the two need not have been trained from equal ones.
+        nth = {seed: i for i, seed in enumerate(sorted({row["seed"] for row in last}))}
         return {
-            (row["subject"], row["prompt"], row["noise_seed"], row["seed"]): folder / row["picture"]
-            for row in rows
-            if row["steps"] == steps
+            (row["subject"], row["prompt"], row["noise_seed"], nth[row["seed"]]): folder
+            / row["picture"]
+            for row in last
         }
     if (folder / INDEX).is_file():
         entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))

@@ -50,19 +50,19 @@ class Votes:
         a, b: names of the two; a file of another study is refused.
 
     Raises:
-        BadInputError: the file is no database, or of another study.
+        BadInputError: the file cannot be made, is no database, or of another study.
     """
 
     def __init__(self, path: str | Path, a: str, b: str) -> None:
         self.path = Path(path).expanduser()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._connection() as connection:
                 connection.executescript(_SCHEMA)
                 stored = connection.execute("SELECT a, b FROM study").fetchone()
                 if stored is None:
                     connection.execute("INSERT INTO study VALUES (?, ?)", (a, b))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise BadInputError(
                 f"{self.path}: votes cannot be kept here ({error}); give another --votes file"
             ) from error
