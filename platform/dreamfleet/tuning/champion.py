@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import RunConfig, SpaceConfig, TuneConfig, dump_config
+from dreamfleet.config import RunConfig, SpaceConfig, TuneConfig
 from dreamfleet.data.names import safe_id
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.personalization.publishing import Publication, Published
@@ -69,7 +69,6 @@ def publish_champion(
     config = champion_config(study.config, finals, seed, place)
     out = OutputFolder.of(Folder(str(place)), None, study.name)
     out.begin(overwrite=True, info={"subject": study.name, "status": "finished"})
-    out.write_text("config.yaml", dump_config(config))
     adapter = {**exported.files, **_sample_files(exported), HISTORY: json_lines([])}
     steps = winner.contender.steps
     CheckpointFolder(out.checkpoints).write(ADAPTER, adapter, {"step": steps})
