@@ -317,7 +317,7 @@ class TuneConfig(_Section):
     reduction_factor: int = Field(
         3, ge=2, le=16, description="steps of a rung over those of the rung before"
     )
-    max_concurrent_trials: int = Field(4, ge=1, le=1024, description="trials of a subject at once")
+    max_concurrent_trials: int = Field(8, ge=1, le=1024, description="trials of a subject at once")
     placement: Literal["packed", "one_per_device"] = Field(
         "packed", description="trials share engines, or each has a worker of its own"
     )

@@ -34,7 +34,7 @@ OURS = Owner("a", "/runs/a")
 def opened(
     url: str, config: RunConfig | None = None, *, resume: bool = False, owner: Owner = OURS
 ) -> SubjectStudy:
-    chosen = config or halved(tune__num_samples=6)
+    chosen = config or halved(tune__num_samples=6, tune__max_concurrent_trials=4)
     print_of = {"space": chosen.space.model_dump(), "base": "x"}
     storage = open_storage(url)
     return SubjectStudy(storage, "rex", chosen, print_of, resume=resume, owner=owner)
