@@ -27,6 +27,7 @@ from dreamfleet.errors import DreamfleetError
 @click.option("--subjects", type=click.IntRange(1), help="instead of the recipe's number")
 @click.option("--seeds", type=click.IntRange(1), help="instead of the recipe's number")
 @click.option("--split", type=click.Choice(["D", "C", "T", "R"]), help="instead of the recipe's")
+@click.option("--hosts", help="instead of the recipe's, commas between, e.g. lora,full")
 @click.option("--part", default="1/1", show_default=True, help="I/N: subjects I, I + N, …")
 @click.option("--num-workers", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--threads", default=1, show_default=True, help="torch threads of a worker")
@@ -37,13 +38,16 @@ from dreamfleet.errors import DreamfleetError
 @click.option("--clip", default="openai/clip-vit-base-patch32", show_default=True)
 @click.option("--dino", default="facebook/dino-vits16", show_default=True)
 @click.option("--blip", default="Salesforce/blip-itm-base-coco", show_default=True)
-def main(part: str, overrides: tuple[str, ...], num_workers: int, **options: Any) -> None:
+def main(
+    hosts: str | None, part: str, overrides: tuple[str, ...], num_workers: int, **options: Any
+) -> None:
     from dreamfleet.evaluation.studies import command
 
     judges = {name: options.pop(name) for name in ("clip", "dino", "blip")}
     try:
         order = command.StudyOrder(
             **options,
+            hosts=command.parse_hosts(hosts),
             part=command.parse_part(part),
             overrides=command.parse_overrides(overrides),
             judges=judges,

@@ -38,7 +38,7 @@ class Scales:
 
 
 @pytest.mark.usefixtures("ray_running")
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_thin_trials(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = recipe(tune__num_samples=count)
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")

@@ -19,7 +19,7 @@ from dreamfleet.evaluation.studies import run as run_module
 from dreamfleet.evaluation.studies.fields import PhotographField
 from dreamfleet.evaluation.studies.page import fill_page
 from dreamfleet.evaluation.studies.plan import PlannedArm
-from dreamfleet.evaluation.studies.recipe import Loaded, studies_in
+from dreamfleet.evaluation.studies.recipe import Loaded, load_study, studies_in
 from dreamfleet.evaluation.studies.report import (
     publish,
     read_about,
@@ -321,6 +321,25 @@ class TestPublishing:
         path = tmp_path / "settings.yaml"
         assert settle(table, about, path) == {"lora": "weak"}
         assert read_settings(path).chosen("lora") == {"sude.weight": 1.5}
+        other = [{**row, "host": "full"} for row in table]
+        arms = {name.replace("lora", "full"): own for name, own in about["arms"].items()}
+        settle(other, {**about, "hosts": ["full"], "arms": arms}, path)
+        assert read_settings(path).chosen("lora") == {"sude.weight": 1.5}, "it was not run now"
+        assert read_settings(path).chosen("full") == {"sude.weight": 1.5}
+
+    def test_some_hosts_of_a_study_may_run_first(self, tmp_path: Path) -> None:
+        (recipe,) = RECIPES.glob("a_*.yaml")
+        hosts = command.parse_hosts("full, lora")
+        order = command.StudyOrder(str(recipe), str(tmp_path), "", hosts=hosts)
+        assert order.study().hosts == ["full", "lora"]
+        assert load_study(recipe).hosts == "diseased"
+        about = {
+            "trial": False, "photographs": False, "complete": True,
+            "study": order.study().model_dump(),
+        }  # fmt: skip
+        (tmp_path / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        with pytest.raises(BadInputError, match="of hosts .'full', 'lora'. only"):
+            publish(tmp_path, tmp_path / "evidence", load_study(recipe))
 
 
 def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Path) -> None:

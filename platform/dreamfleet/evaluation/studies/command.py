@@ -41,7 +41,7 @@ class StudyOrder:
         config: the study's recipe.
         output_dir: shared by all studies that should share trainings.
         settings: the settled settings.
-        subjects, seeds, split: instead of the recipe's.
+        subjects, seeds, split, hosts: instead of the recipe's.
         part: (i, n): subjects i, i + n, ….
         overrides: of every arm's configuration.
         data_dir: DreamBench's photographs instead of the drawn world.
@@ -54,6 +54,7 @@ class StudyOrder:
     subjects: int | None = None
     seeds: int | None = None
     split: str | None = None
+    hosts: Sequence[str] | None = None
     part: tuple[int, int] = (0, 1)
     base_model: str = "embedded"
     device: str = "cpu"
@@ -64,7 +65,10 @@ class StudyOrder:
 
     def study(self) -> Study:
         """The recipe with the command's changes."""
-        changes = {"subjects": self.subjects, "seeds": self.seeds, "split": self.split}
+        hosts = None if self.hosts is None else list(self.hosts)
+        changes = {
+            "subjects": self.subjects, "seeds": self.seeds, "split": self.split, "hosts": hosts
+        }  # fmt: skip
         return load_study(self.config, changes)
 
 
@@ -164,6 +168,11 @@ def parse_part(text: str) -> tuple[int, int]:
     if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
         raise BadInputError(f"--part {text!r}: expected I/N with 1 <= I <= N, e.g. 1/2")
     return int(first) - 1, int(count)
+
+
+def parse_hosts(text: str | None) -> tuple[str, ...] | None:
+    """ "lora, full" -> ("lora", "full")."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:

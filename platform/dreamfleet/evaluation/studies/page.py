@@ -226,10 +226,12 @@ def _what_ran(own: Evidence) -> str:
     )
     seconds = sum(cost["train_s"] + cost["draw_s"] + cost["score_s"] for cost in about["cpu_s"])
     kind = "confirmation" if own.study.primary else "exploratory"
+    some = own.study.hosts == "diseased" and study.get("hosts") != "diseased"
     return (
         f"{study['subjects']} subjects of split {study['split']}, {study['seeds']} training "
         f"seed{'s' if study['seeds'] > 1 else ''}, oracle {study['oracle']}, {kind}; {rungs}. "
         f"{about['hardware']}, {about['date']}: {seconds / 60:.1f} CPU minutes a subject and seed."
+        f"{' Not run yet on the other diseased hosts.' if some else ''}"
     )
 
 

@@ -17,7 +17,7 @@ from dreamfleet.evaluation.studies.claims import choose_setting
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
 from dreamfleet.evaluation.studies.recipe import Study
 from dreamfleet.evaluation.studies.run import StudyRun
-from dreamfleet.evaluation.studies.settings import Settings, write_settings
+from dreamfleet.evaluation.studies.settings import Settings, read_settings, write_settings
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
 TABLE, RHO, ABOUT, SHEET, CHART = (
@@ -73,19 +73,8 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     Raises:
         BadInputError: it is a trial, not finished, shorter than its recipe, or too large.
     """
-    about = read_about(folder)
     name = recipe.study
-    problems = []
-    if about["trial"]:
-        problems.append("was run with trial settings")
-    if about["photographs"]:
-        problems.append("is of photographs, and the page is WorldBench's")
-    if not about["complete"]:
-        problems.append("is not finished")
-    for field in ("subjects", "seeds"):
-        ran, wanted = about["study"][field], getattr(recipe, field)
-        if ran < wanted:
-            problems.append(f"has {ran} {field} of {wanted}")
+    problems = _unfit(read_about(folder), recipe)
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
@@ -101,20 +90,40 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
         )
 
 
+def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:
+    """Why a study may not be published."""
+    problems = []
+    if about["trial"]:
+        problems.append("was run with trial settings")
+    if about["photographs"]:
+        problems.append("is of photographs, and the page is WorldBench's")
+    if not about["complete"]:
+        problems.append("is not finished")
+    for field in ("subjects", "seeds"):
+        ran, wanted = about["study"][field], getattr(recipe, field)
+        if ran < wanted:
+            problems.append(f"has {ran} {field} of {wanted}")
+    if recipe.primary and about["study"].get("hosts") != recipe.hosts:
+        problems.append(f"is of hosts {about['study'].get('hosts')} only")
+    return problems
+
+
 def settle(table: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path) -> dict[
     str, str | None
 ]:  # fmt: skip
-    """Write the chosen setting of every host into the settings file (protocol, section 5).
+    """Write the chosen setting of every host that was run into the settings file (protocol,
+    section 5); those of other hosts stay.
 
     Returns the chosen arm by host.
     """
+    known = read_settings(path).sude if path.is_file() else {}
     chosen, sude = {}, {}
     for host in about["hosts"]:
         names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != "host"]
         chosen[host] = choose_setting(table, host, names)
         own = None if chosen[host] is None else about["arms"][f"{host}: {chosen[host]}"]
         sude[host] = own
-    write_settings(path, sude=sude)
+    write_settings(path, sude={**known, **sude})
     return chosen
 
 
