@@ -39,6 +39,8 @@ TITLES: Mapping[str, str] = {
     "identity_scenes": "identity (scenes)",
     "identity_subject": "identity (own prompt)",
     "identity_combined": "identity (both)",
+    "identity_copies": "identity (copies)",
+    "identity_others": "identity (not copies)",
     "right_class": "right class",
     "class_variety": "class variety (DIV)",
     "class_drift": "class drift (PRES)",
@@ -112,6 +114,9 @@ def _world_figures(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         "identity_scenes": identities(rows, "scene"),
         "identity_subject": identities(rows, "subject"),
         "identity_combined": identities(rows, "combined"),
+        # A copy of the photo is the likest picture of all: fewer copies alone lower the mean.
+        "identity_copies": identities([r for r in rows if r["copied"]], "state", "scene"),
+        "identity_others": identities([r for r in rows if not r["copied"]], "state", "scene"),
         "right_class": shares(right, "right", *asked),
         "class_drift": shares(rows, "photo_similarity", "class"),
         "class_variety": shares(rows, "class_variety", "class"),
