@@ -67,7 +67,7 @@ class SubjectConfig(_Section):
         "a photo of {token} {class}", description="prompt of the subject's photos"
     )
     class_prompt: str = Field(
-        "a photo of {class}", description="prompt of the class, for SuDe and the prior"
+        "a photo of {class}", description="prompt of the class, for the prior set"
     )
 
 

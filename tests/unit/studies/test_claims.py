@@ -101,6 +101,17 @@ class TestPrimaryClaim:
         assert chosen.dropped == 1 and chosen.alignment is not None
         assert chosen.alignment.num_subjects == 23
 
+    def test_a_host_without_a_chosen_setting_is_not_called_unrun(self) -> None:
+        table = made_up_table({("lora", "official"): (0.1, 0.0), ("full", "chosen"): (0.1, 0.0)})
+        found = verdicts(table, ("lora", "full"))
+        assert found["lora", "chosen"] == found["full", "official"] == "nothing to compare"
+        assert found["lora", "official"] == found["full", "chosen"] == "holds"
+        (own,) = judged_claims(
+            study({"claim": "c", "figure": "alignment", "arm": "chosen", "against": "host"}),
+            table, ["lora"],
+        )  # fmt: skip
+        assert own.verdict == "nothing to compare" and own.p_holm is None
+
     def test_what_was_not_run_is_said(self) -> None:
         assert verdicts([]) == {(HOST, "chosen"): "not run yet", (HOST, "official"): "not run yet"}
 
@@ -156,3 +167,11 @@ class TestChoice:
         names = ["strong", "fair", "weak"]
         assert choose_setting(table, HOST, names) == "fair"
         assert choose_setting(table, HOST, ["strong"]) is None
+
+    def test_an_arm_that_broke_down_on_a_subject_is_not_chosen(self) -> None:
+        table = made_up_table({(HOST, "x"): (0.3, 0.1), (HOST, "y"): (0.1, 0.1)}, spread=0.001)
+        assert choose_setting(table, HOST, ["x", "y"]) == "x"
+        worst = min((row for row in table if row["arm"] == "x"), key=lambda row: row["identity"])
+        table.remove(worst)
+        assert choose_setting(table, HOST, ["x", "y"]) == "y"
+        assert choose_setting(table, HOST, ["x"]) is None

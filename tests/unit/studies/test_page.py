@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.studies.page import fill_page
+from dreamfleet.evaluation.studies.page import Evidence, fill_page, section_lines
 from dreamfleet.evaluation.studies.recipe import load_study
 from dreamfleet.evaluation.studies.report import publish
 from dreamfleet.evaluation.studies.tables import write_csv
@@ -76,6 +76,37 @@ def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: P
     assert "| lora-prior: chosen | 0.60, 90% | 1.50, 0% |" in section
     assert "C03, lora: x broke down before 4 steps: NaN" in section
     assert (docs / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
+
+
+def test_a_host_whose_likeness_no_setting_kept(finished: Path, tmp_path: Path) -> None:
+    effects = {name: own for name, own in EFFECTS.items() if name != ("full-prior", "chosen")}
+    table = made_up_table(effects, spread=0.02, seed=1)
+    lost = next(r for r in table if (r["host"], r["arm"]) == ("lora-prior", "official"))
+    table.remove(lost)  # its training broke down
+    write_csv(finished / "table.csv", table)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(ROOT / "docs" / "evidence.md", docs / "evidence.md")
+    publish(finished, docs / "evidence", load_study(RECIPES / "a_primary_claim.yaml"))
+    fill_page(docs / "evidence.md", RECIPES, docs / "evidence")
+    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    section = text.partition("## Study a: ")[2].partition("## Study b")[0]
+    assert "no setting of SuDe kept the likeness in step 4: full-prior: chosen." in section
+    assert "| lora-prior | official, without 1 subjects |" in section
+    assert "nothing to compare" in section and "not run yet" not in section.lower()
+
+
+def test_step_4_says_what_it_chose(tmp_path: Path) -> None:
+    study = load_study(RECIPES / "step4.yaml")
+    names = [arm.name for arm in study.arms]
+    table = made_up_table({("lora", names[1]): (0.1, 0.0), ("full", names[2]): (0.3, -0.2)},
+                          spread=0.001)  # fmt: skip
+    about = {"study": study.model_dump(mode="json", by_alias=True), "hosts": ["lora", "full"],
+             "rungs": {}, "cpu_s": [], "hardware": "", "date": ""}  # fmt: skip
+    own = Evidence(study, RECIPES / "step4.yaml", tmp_path, table, about)
+    assert f"**Chosen.** lora: {names[1]}; full: no setting keeps the likeness." in section_lines(
+        own, tmp_path
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,34 @@ class TestRun:
         assert {own["arm"] for own in run.failures()} <= {"official"}
         assert {row["arm"] for row in run.rows()[0]} >= {"host", "chosen"}
 
+    def test_a_breakdown_after_an_arm_s_last_rung_is_not_its_own(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        run = make("f_", tmp_path)
+        unit = run.unit(run.members()[0], run.arms[0], 0)
+        unit.folder.note(failed="NaN", failed_at=3)  # as a study that reads it at 3 steps leaves it
+        assert not run.is_done(unit) and run.failures() == []
+        unit.folder.note(failed="NaN", failed_at=2)
+        assert run.is_done(unit) and [own["arm"] for own in run.failures()] == ["host"]
+
+    def test_arms_that_are_one_training_are_read_at_the_steps_of_both(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = trainings(monkeypatch)
+        run = make("f_", tmp_path)
+        host = run.arms[0]
+        run.arms = [replace(host, name="found", rungs=(3,)), replace(host, name="F", rungs=(1,))]
+        run.run()
+        rows, left = run.rows()
+        assert left == [] and [len(names) for names in seen] == [1]
+        assert {(row["arm"], row["steps"]) for row in rows} == {
+            ("base", 0), ("found", 3), ("F", 1),
+        }  # fmt: skip
+        lengths = {arm.name: 0 for arm in run.arms}
+        for row in run.logs():
+            lengths[row["arm"]] += 1
+        assert lengths == {"found": 3, "F": 1}
+
     def test_every_step_is_logged_with_its_t(self, make: Make, tmp_path: Path) -> None:
         run = make("c_", tmp_path, rungs=[1.0])
         run.arms = [arm for arm in run.arms if arm.name in ("host", "none")]
@@ -240,8 +269,6 @@ class TestRun:
 
 
 def _shortened(arm: Any) -> Any:
-    from dataclasses import replace
-
     return replace(arm, rungs=arm.rungs[1:2], factors=(1.0,))
 
 

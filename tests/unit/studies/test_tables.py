@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from dreamfleet.evaluation.studies.figures import rho_table
-from dreamfleet.evaluation.studies.tables import figures, read_csv, subject_table, write_csv
+from dreamfleet.evaluation.studies.tables import (
+    figures,
+    means,
+    read_csv,
+    subject_table,
+    write_csv,
+)
 
 
 def row(kind: str, prompt: str, aligned: bool | None, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -72,6 +78,17 @@ def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
     assert first["alignment"] == pytest.approx(1 / 3, rel=1e-4)
     assert (first["arm"], first["live"], first["identity"]) == ("none", 1, 1e-7)
     assert second["arm"] == "1 photo" and "identity" not in second and "alignment" not in second
+
+
+def test_an_arm_is_one_row_even_where_each_subject_has_its_own_steps() -> None:
+    common = {"host": "lora", "rung": 1.0}
+    table = [{**common, "arm": "S", "steps": 44, "alignment": 0.2},
+             {**common, "arm": "F", "steps": 200, "alignment": 0.1},
+             {**common, "arm": "S", "steps": 400, "alignment": 0.6},
+             {**common, "arm": "F", "steps": 200, "alignment": 0.3}]  # fmt: skip
+    found = [(own["arm"], own["steps"], own["subjects"], own["alignment"])
+             for own in means(table, ["alignment"])]  # fmt: skip
+    assert found == [("S", None, 2, pytest.approx(0.4)), ("F", 200, 2, pytest.approx(0.2))]
 
 
 def test_rho_by_part_of_the_training_and_range_of_t() -> None:

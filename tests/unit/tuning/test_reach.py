@@ -75,8 +75,10 @@ def test_what_sweeps_find_is_trained_on_new_seeds_and_read_on_other_states(
     asked = {row["asked_state"] for row in rows if row["kind"] == "state"}
     assert len(selection) == 4 and len(asked) == 3 and not selection & asked
     about = json.loads((folder / "about.json").read_text())
-    assert about["arms"]["lora: S"]["sude.teacher"] == "current"
-    assert about["arms"]["lora: N"] == {}
+    assert about["arms"]["D00-dog, lora: S"]["sude.teacher"] == "current"
+    without = about["arms"]["D00-dog, lora: N"]
+    assert "sude.weight" not in without and without["train.max_train_steps"] == 3
+    assert about["rungs"] == {"lora": [2, 3]}
 
     carry_out(order, lambda text: None, sweeps, place)
     assert len(sweeps.asked) == 4, "nothing is swept twice"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,9 @@ from dreamfleet.evaluation.studies.tables import paired, values
 LEVEL = 0.05
 FIDELITY_MARGIN = 0.03
 PRIMARY = ("chosen", "official")
-Verdict = Literal["holds", "refuted", "undecided", "too few subjects", "not run yet"]
+Verdict = Literal[
+    "holds", "refuted", "undecided", "too few subjects", "nothing to compare", "not run yet"
+]
 Row = Mapping[str, Any]
 
 
@@ -27,7 +30,7 @@ class Judged:
     """A claim on one host.
 
     Attributes:
-        comparison: arm minus the other; None: not run.
+        comparison: arm minus the other; None: not run, or without one of the two.
         p_holm: one-sided paired t, adjusted over the study's claims; None below 8 subjects.
     """
 
@@ -94,7 +97,8 @@ def primary_results(
     for (host, setting), own in parts.items():
         name = f"{host} {setting}"
         if own is None:
-            found.append(PrimaryResult(host, setting, None, None, None, None, "not run yet"))
+            absent = _absent(table, host)
+            found.append(PrimaryResult(host, setting, None, None, None, None, absent))
             continue
         alignment, identity, dropped = own
         p, p_holm = p_values.get(name), adjusted.get(name)
@@ -157,14 +161,21 @@ def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> l
             }
         )
     return [
-        Judged(claim, host, comparison, (p := adjusted.get(str(place))), _verdict(comparison, p))
+        Judged(
+            claim, host, comparison, (p := adjusted.get(str(place))),
+            _absent(table, host) if comparison is None else _verdict(comparison, p),
+        )
         for place, (claim, host, comparison) in enumerate(found)
-    ]
+    ]  # fmt: skip
 
 
-def _verdict(comparison: PairedComparison | None, p_holm: float | None) -> Verdict:
-    if comparison is None:
-        return "not run yet"
+def _absent(table: Sequence[Row], host: str) -> Verdict:
+    """Of a host that was run, an arm may be missing: no setting kept the likeness."""
+    ran = any(row["host"] == host for row in table)
+    return "nothing to compare" if ran else "not run yet"
+
+
+def _verdict(comparison: PairedComparison, p_holm: float | None) -> Verdict:
     if p_holm is None:
         return "too few subjects"
     if p_holm < LEVEL:
@@ -186,13 +197,25 @@ def choose_setting(
     table: Sequence[Row], host: str, arms: Sequence[str], host_arm: str = "host", rung: float = 1.0
 ) -> str | None:
     """Section 5 of the protocol: the arm with the best alignment among those whose mean identity
-    is at most 0.03 below the host's; None where there is none.
+    is at most 0.03 below the host's; None where there is none. An arm that broke down on one of the
+    host's subjects is not chosen: a mean over the others would be of easier ones.
     """
 
     def mean(arm: str, figure: str) -> float:
         own = values(table, host, arm, rung, figure)
-        return sum(own.values()) / len(own) if own else float("nan")
+        whole = own and own.keys() >= values(table, host, host_arm, rung, figure).keys()
+        return sum(own.values()) / len(own) if whole else float("nan")
 
     floor = mean(host_arm, "identity") - FIDELITY_MARGIN
-    kept = [arm for arm in arms if mean(arm, "identity") >= floor - 1e-9]
+    kept = [
+        arm
+        for arm in arms
+        if mean(arm, "identity") >= floor - 1e-9 and math.isfinite(mean(arm, "alignment"))
+    ]
     return max(kept, key=lambda arm: mean(arm, "alignment"), default=None)
+
+
+def chosen_settings(table: Sequence[Row], about: Mapping[str, Any]) -> dict[str, str | None]:
+    """The chosen arm of every host that a study of settings was run on."""
+    names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != "host"]
+    return {host: choose_setting(table, host, names) for host in about["hosts"]}

@@ -15,8 +15,10 @@ from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.statistics import PairedComparison
 from dreamfleet.evaluation.studies.claims import (
     FIDELITY_MARGIN,
+    PRIMARY,
     Judged,
     PrimaryResult,
+    chosen_settings,
     judged_claims,
     primary_results,
 )
@@ -149,12 +151,9 @@ def primary_of(own: Evidence) -> list[PrimaryResult]:
     papers = {
         (host, name): _is_papers(own.about["arms"].get(f"{host}: {name}", {}))
         for host in own.hosts
-        for name in ("chosen", "official")
+        for name in PRIMARY
     }
-    settings = [
-        name for name in ("chosen", "official") if any(row["arm"] == name for row in own.table)
-    ]
-    return primary_results(own.table, own.hosts, settings=settings, papers=papers)
+    return primary_results(own.table, own.hosts, papers=papers)
 
 
 def claims_of(own: Evidence) -> list[Judged]:
@@ -207,6 +206,10 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
     if own.rho:
         lines += [*_hinge_table(own), ""]
     lines += [_shows(own), ""]
+    left_out = _left_out(own)
+    if left_out:
+        lines += [f"Left out, since no setting of SuDe kept the likeness in step 4: "
+                  f"{'; '.join(left_out)}.", ""]  # fmt: skip
     for failure in own.about.get("failures", []):
         lines += [f"{failure['subject']}, {failure['host']}: {failure['arm']} broke down before "
                   f"{failure['steps']} steps: {failure['error']}", ""]  # fmt: skip
@@ -257,10 +260,11 @@ def _primary_table(own: Evidence) -> list[str]:
         "|---|---|---:|---|---:|---|---:|---|---|",
     ]
     for result in primary_of(own):
+        few = f", without {result.dropped} subjects" if result.dropped else ""
         flips = "; ".join(_number(part.p_sign_flip) for part in (result.alignment, result.identity)
                           if part is not None and part.p_sign_flip is not None)  # fmt: skip
         lines.append(
-            f"| {result.host} | {result.setting}{'' if result.is_papers else ' (variant)'} | "
+            f"| {result.host} | {result.setting}{'' if result.is_papers else ' (variant)'}{few} | "
             f"{_signed(result.alignment)} | {_interval(result.alignment)} | "
             f"{_signed(result.identity)} | {_interval(result.identity)} | "
             f"{_number(result.p_holm)} | {flips} | {result.verdict} |"
@@ -307,8 +311,25 @@ def _hinge_table(own: Evidence) -> list[str]:
     return lines
 
 
+def _left_out(own: Evidence) -> list[str]:
+    """Arms with the chosen setting on hosts for which none was chosen."""
+    there = {(row["host"], row["arm"]) for row in own.table}
+    there |= {(failure["host"], failure["arm"]) for failure in own.about.get("failures", [])}
+    return [
+        f"{host}: {arm.name}"
+        for host in own.hosts
+        for arm in own.study.arms
+        if arm.sude == "chosen" and (host, arm.name) not in there
+    ]
+
+
 def _shows(own: Evidence) -> str:
     """One plain sentence of what came out."""
+    if own.study.chooses:
+        chosen = chosen_settings(own.table, own.about)
+        names = [f"{host}: {arm or 'no setting keeps the likeness'}"
+                 for host, arm in chosen.items()]  # fmt: skip
+        return f"**Chosen.** {'; '.join(names)}."
     verdicts: dict[str, list[str]] = {}
     for result in primary_of(own) if own.study.primary else []:
         text = f"the {result.setting} setting on {result.host}"

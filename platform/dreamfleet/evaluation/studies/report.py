@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import RESULTS, write_rows, write_summary
-from dreamfleet.evaluation.studies.claims import choose_setting
+from dreamfleet.evaluation.studies.claims import chosen_settings
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
 from dreamfleet.evaluation.studies.recipe import Study
 from dreamfleet.evaluation.studies.run import StudyRun
@@ -52,8 +53,8 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
         "trial": settings.trial,
         "complete": not left,
         "hosts": list(dict.fromkeys(arm.host for arm in run.arms)),
-        "arms": {f"{arm.host}: {arm.name}": _sude_of(arm.config) for arm in run.arms},
-        "rungs": {arm.host: list(arm.rungs) for arm in run.arms},
+        "arms": _settings_of(run),
+        "rungs": _rungs_of(run),
         "photographs": any(member.individual is None for member in run.members()),
         "base": run.base.hash,
         "judges": run.field.judges_key,
@@ -117,12 +118,11 @@ def settle(table: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: P
     Returns the chosen arm by host.
     """
     known = read_settings(path).sude if path.is_file() else {}
-    chosen, sude = {}, {}
-    for host in about["hosts"]:
-        names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != "host"]
-        chosen[host] = choose_setting(table, host, names)
-        own = None if chosen[host] is None else about["arms"][f"{host}: {chosen[host]}"]
-        sude[host] = own
+    chosen = chosen_settings(table, about)
+    sude = {
+        host: None if arm is None else about["arms"][f"{host}: {arm}"]
+        for host, arm in chosen.items()
+    }
     write_settings(path, sude={**known, **sude})
     return chosen
 
@@ -138,6 +138,31 @@ def read_about(folder: Path) -> dict[str, Any]:
         return about
     except (OSError, ValueError) as error:
         raise BadInputError(f"{folder}: no results of a study ({error})") from error
+
+
+def _settings_of(run: StudyRun) -> dict[str, dict[str, Any]]:
+    """SuDe's setting of every arm; where each subject has its own, all that was found for it."""
+    if not run.own_arms:
+        return {f"{arm.host}: {arm.name}": _sude_of(arm.config) for arm in run.arms}
+    return {
+        f"{subject}, {arm.host}: {arm.name}": {
+            **_sude_of(arm.config),
+            "prior.weight": arm.config.prior.weight
+            if arm.config.prior.with_prior_preservation else 0.0,
+            "train.learning_rate": arm.config.train.learning_rate,
+            "train.rank": arm.config.train.rank,
+            "train.max_train_steps": arm.rungs[-1],
+        }
+        for subject, arms in run.own_arms.items() for arm in arms if arm.config is not None
+    }  # fmt: skip
+
+
+def _rungs_of(run: StudyRun) -> dict[str, list[int]]:
+    """By host the steps at which any of its arms was read."""
+    found: dict[str, set[int]] = {}
+    for arm in itertools.chain(run.arms, *run.own_arms.values()):
+        found.setdefault(arm.host, set()).update(arm.rungs)
+    return {host: sorted(steps) for host, steps in found.items()}
 
 
 def _sude_of(config: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class StudyRun:
 
     def is_done(self, unit: Unit) -> bool:
         """All of a unit's pictures are scored, or its training broke down."""
-        if unit.folder.about.get("failed"):
+        if _failed(unit):
             return True
         return not any(self.rung(unit, step).missing(unit.jobs) for step in unit.arm.rungs)
 
@@ -199,8 +199,12 @@ class StudyRun:
     # Training
 
     def _run_seed(self, member: Member, seed: int) -> None:
-        units = {unit.folder.path: unit for arm in self.arms_of(member)
-                 if not self.is_done(unit := self.unit(member, arm, seed))}  # fmt: skip
+        units: dict[Path, Unit] = {}
+        for arm in self.arms_of(member):
+            unit = self.unit(member, arm, seed)
+            if not self.is_done(unit):
+                path = unit.folder.path
+                units[path] = _joined(units[path], unit) if path in units else unit
         waiting = []
         for unit in units.values():
             if not self._read_known(unit):
@@ -411,12 +415,15 @@ class StudyRun:
         return found
 
     def logs(self) -> list[Row]:
-        """Figures of every training step, with their arms."""
+        """Figures of every training step that an arm is of, with their arms; another study may have
+        trained it for longer.
+        """
         found = []
         for unit in self.units():
             shared = {"host": unit.arm.host, "arm": unit.arm.name,
                       "subject": unit.member.subject_id, "seed": unit.seed}  # fmt: skip
-            found += [{**shared, **row} for row in unit.folder.read_log()]
+            found += [{**shared, **row} for row in unit.folder.read_log()
+                      if row["step"] <= unit.arm.rungs[-1]]  # fmt: skip
         return found
 
     def costs(self) -> list[Row]:
@@ -436,8 +443,23 @@ class StudyRun:
         return [
             {"host": unit.arm.host, "arm": unit.arm.name, "subject": unit.member.subject_id,
              "seed": unit.seed, "steps": about["failed_at"], "error": about["failed"]}
-            for unit in self.units() if (about := unit.folder.about).get("failed")
+            for unit in self.units() if _failed(unit) and (about := unit.folder.about)
         ]  # fmt: skip
+
+
+def _failed(unit: Unit) -> bool:
+    """Whether its training broke down, at no later step than it is read at."""
+    at = unit.folder.about.get("failed_at")
+    return at is not None and int(at) <= unit.arm.rungs[-1]
+
+
+def _joined(one: Unit, two: Unit) -> Unit:
+    """Two arms that are one training, to be read at the steps of both: a sweep may find the fixed
+    setting with other steps.
+    """
+    longer = max(one, two, key=lambda unit: unit.arm.rungs[-1])
+    rungs = tuple(sorted({*one.arm.rungs, *two.arm.rungs}))
+    return replace(longer, arm=replace(longer.arm, rungs=rungs, factors=()))
 
 
 def first_pictures(

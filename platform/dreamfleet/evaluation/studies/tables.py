@@ -170,17 +170,20 @@ def values(
 
 
 def means(table: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per host, arm and rung the means over subjects, in the table's order."""
+    """Per host, arm and rung the means over subjects, in the table's order; `steps` is None where
+    each subject has its own.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in table:
-        groups.setdefault((row["host"], row["arm"], row["rung"], row["steps"]), []).append(row)
+        groups.setdefault((row["host"], row["arm"], row["rung"]), []).append(row)
     return [
         {
-            "host": host, "arm": arm, "rung": rung, "steps": steps, "subjects": len(own),
+            "host": host, "arm": arm, "rung": rung, "subjects": len(own),
+            "steps": own[0]["steps"] if len({row["steps"] for row in own}) == 1 else None,
             **{name: mean_of(float(row[name]) for row in own if row.get(name) not in (None, ""))
                for name in names},
         }
-        for (host, arm, rung, steps), own in groups.items()
+        for (host, arm, rung), own in groups.items()
     ]  # fmt: skip
 
 
