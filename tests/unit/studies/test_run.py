@@ -340,7 +340,7 @@ class TestPublishing:
         table = made_up_table(
             {("lora", "weak"): (0.1, 0.0), ("lora", "strong"): (0.3, -0.2)}, spread=0.001
         )
-        about = {
+        about: dict[str, Any] = {
             "hosts": ["lora"],
             "study": {"arms": [{"name": "host"}, {"name": "weak"}, {"name": "strong"}]},
             "arms": {"lora: weak": {"sude.weight": 1.5}, "lora: strong": {"sude.weight": 6.0}},
@@ -360,7 +360,7 @@ class TestPublishing:
         order = command.StudyOrder(str(recipe), str(tmp_path), "", hosts=hosts)
         assert order.study().hosts == ["full", "lora"]
         assert load_study(recipe).hosts == "diseased"
-        about = {
+        about: dict[str, Any] = {
             "trial": False, "photographs": False, "complete": True,
             "study": order.study().model_dump(),
         }  # fmt: skip
