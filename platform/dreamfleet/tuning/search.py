@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import registry
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -216,13 +216,24 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Before the searcher is told that no further attempt is made, and before each of these."""
-        error = trial.get_pickled_error()  # of a process that died it says nothing more
+        error = _kept_error(trial)  # of a process that died it says nothing more
         if isinstance(error, ray.exceptions.RayTaskError):
             reason = f"every attempt failed: {first_line(error.cause or error)}"
             self._sweep.reasons[trial.config[JOB]] = reason
 
     def __reduce__(self) -> Any:
         return (object, ())
+
+
+def _kept_error(trial: Any) -> Any:
+    """What ended a trial's attempt, from where Tune has just written it: `get_pickled_error` reads
+    the trial's storage, to which that file is copied now and then.
+    """
+    try:
+        with open(trial.pickled_error_file, "rb") as file:
+            return cloudpickle.load(file)
+    except Exception:  # none was written, or it holds what cannot be loaded here
+        return None
 
 
 class SlotCallback(tune.Callback):
