@@ -274,8 +274,9 @@ def _filled(prompt: str, made_by: RunConfig | None) -> str:
                     "in from the config.yaml beside an adapter; write the word itself"
                 )
         return prompt
-    subject = made_by.subject
-    return prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)
+    from dreamfleet.data.subjects import fill_prompt
+
+    return fill_prompt(prompt, made_by)
 
 
 def _load_lora(base: Base, place: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -270,12 +270,17 @@ class SubjectStudy:
 
     @property
     def _hopeless(self) -> bool:
-        failures = [trial for trial in self.failures if trial.number not in self._forgiven]
-        return _has_host(failures) or len(failures) >= max(MIN_FAILURES, self.tune.num_samples)
+        most = max(MIN_FAILURES, self.tune.num_samples)
+        return self._host_failed or len(self._new_failures) >= most
 
     @property
     def _host_failed(self) -> bool:
-        return _has_host(own for own in self.failures if own.number not in self._forgiven)
+        return any(trial.user_attrs.get(HOST) for trial in self._new_failures)
+
+    @property
+    def _new_failures(self) -> list[FrozenTrial]:
+        """Those of this command."""
+        return [trial for trial in self.failures if trial.number not in self._forgiven]
 
     def host_error(self) -> str:
         """Why there is no host."""
@@ -528,10 +533,6 @@ class SubjectStudy:
                 "another --output-dir"
             )
         return own
-
-
-def _has_host(trials: Iterable[FrozenTrial]) -> bool:
-    return any(trial.user_attrs.get(HOST) for trial in trials)
 
 
 def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Reading]:

@@ -52,13 +52,18 @@ def finished(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: Path) -> None:
+def published(finished: Path, tmp_path: Path) -> str:
+    """The project's page with study a taken in."""
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(ROOT / "docs" / "evidence.md", docs / "evidence.md")
     publish(finished, docs / "evidence", load_study(RECIPES / "a_primary_claim.yaml"))
     fill_page(docs / "evidence.md", RECIPES, docs / "evidence")
-    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    return (docs / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: Path) -> None:
+    text = published(finished, tmp_path)
     summary = text.partition("<!-- BEGIN SUMMARY")[2].partition("<!-- END SUMMARY")[0]
     lines = [line for line in summary.splitlines() if line.startswith("| a |")]
     verdicts = {line.split("|")[2].split(" raises")[0].strip(): line.split("|")[6].strip()
@@ -75,7 +80,7 @@ def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: P
     assert "12.0 CPU minutes a subject and seed" in section
     assert "| lora-prior: chosen | 0.60, 90% | 1.50, 0% |" in section
     assert "C03, lora: x broke down before 4 steps: NaN" in section
-    assert (docs / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
+    assert (tmp_path / "docs" / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
 
 
 def test_a_host_whose_likeness_no_setting_kept(finished: Path, tmp_path: Path) -> None:
@@ -84,12 +89,7 @@ def test_a_host_whose_likeness_no_setting_kept(finished: Path, tmp_path: Path) -
     lost = next(r for r in table if (r["host"], r["arm"]) == ("lora-prior", "official"))
     table.remove(lost)  # its training broke down
     write_csv(finished / "table.csv", table)
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    shutil.copy(ROOT / "docs" / "evidence.md", docs / "evidence.md")
-    publish(finished, docs / "evidence", load_study(RECIPES / "a_primary_claim.yaml"))
-    fill_page(docs / "evidence.md", RECIPES, docs / "evidence")
-    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    text = published(finished, tmp_path)
     section = text.partition("## Study a: ")[2].partition("## Study b")[0]
     assert "no setting of SuDe kept the likeness in step 4: full-prior: chosen." in section
     assert "| lora-prior | official, without 1 subjects |" in section

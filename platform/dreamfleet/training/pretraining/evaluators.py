@@ -18,6 +18,7 @@ from dreamfleet.training.pretraining.stage import Stage, StageSettings
 from dreamfleet.world.captions import full_caption
 from dreamfleet.world.classes import CLASSES
 from dreamfleet.world.evaluators.crops import subject_crops
+from dreamfleet.world.evaluators.load import moved
 from dreamfleet.world.evaluators.models import IdentityEncoder, Segmenter
 
 UNREADABLE_SHARE = 0.10
@@ -38,13 +39,12 @@ def use_fast_layout(model: nn.Module) -> None:
 
 def moved_at_random(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Each of the pictures [B, 3, H, W] moved by up to SHIFT_PX pixels, its border repeated."""
-    height, width = pixels.shape[-2:]
-    padded = F.pad(pixels, (SHIFT_PX,) * 4, mode="replicate")
     corners = torch.randint(2 * SHIFT_PX + 1, (len(pixels), 2), generator=generator)
-    return torch.stack(
+    shifts = (SHIFT_PX - corners).tolist()
+    return torch.cat(
         [
-            picture[:, top : top + height, left : left + width]
-            for picture, (top, left) in zip(padded, corners.tolist(), strict=True)
+            moved(picture, right, down)
+            for picture, (down, right) in zip(pixels.split(1), shifts, strict=True)
         ]
     )
 

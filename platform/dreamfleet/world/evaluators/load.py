@@ -118,7 +118,7 @@ class Oracle:
 
     def _answers(self, pixels: Tensor) -> dict[str, Tensor]:
         """Mean log-probabilities per head, [N, answers], of pictures [N, 3, 64, 64]."""
-        readings = [self.model(_moved(pixels, *shift)) for shift in self.shifts]
+        readings = [self.model(moved(pixels, *shift)) for shift in self.shifts]
         return {
             head: torch.stack([reading[head].float().log_softmax(1) for reading in readings]).mean(
                 0
@@ -144,7 +144,7 @@ class Oracle:
         return row
 
 
-def _moved(pixels: Tensor, right: int, down: int) -> Tensor:
+def moved(pixels: Tensor, right: int, down: int) -> Tensor:
     """Pictures [N, 3, H, W] moved by whole pixels, their border repeated."""
     if not (right or down):
         return pixels
