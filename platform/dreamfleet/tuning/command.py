@@ -31,7 +31,7 @@ from dreamfleet.personalization.planning import (
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
-from dreamfleet.runtime.progress import Progress, SilentProgress, Stage
+from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder, is_uri
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
@@ -52,7 +52,7 @@ DATABASE, MARKER, TRIALS, FINALS, CHAMPION = (
     "study.db", "sweep.json", "trials", "finals", "champion",
 )  # fmt: skip
 TUNE_FILES = ".tune"
-SEARCH, HOST = "search", "host"  # parts of the work, with the finals and the champion
+SEARCH = "search"  # part of the work, with the finals and the champion
 WRITTEN = (
     DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, TRIALS, FINALS, CHAMPION, TUNE_FILES,
     "plots", "report.html", "config.yaml",
@@ -539,14 +539,9 @@ class Run:
             for seed in final_seeds(study.config)
         ]
         outcomes: dict[str, dict[tuple[int, int], Reading | str]] = {}
-        with self.command.progress.stage("finals", len(work)) as stage:
-            # One after the other, so that each part's price is known.
-            for part in (FINALS, HOST):
-                own = [one for one in work if one[1].is_host == (part == HOST)]
-                found = self._run_finals(own, stage, len(work) - len(own) if part == HOST else 0)
-                self._note_times(part)
-                for (study, contender, seed), outcome in zip(own, found, strict=True):
-                    outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
+        for (study, contender, seed), outcome in zip(work, self._run_finals(work), strict=True):
+            outcomes.setdefault(study.name, {})[contender.number, seed] = outcome
+        self._note_times(FINALS)
         finals = {}
         for study in studies:
             if study.name not in alive:
@@ -559,18 +554,16 @@ class Run:
         return finals
 
     def _run_finals(
-        self, work: Sequence[tuple[SubjectStudy, Contender, int]], stage: Stage, before: int
+        self, work: Sequence[tuple[SubjectStudy, Contender, int]]
     ) -> list[Reading | str]:
-        """What came of each; `before` trainings of the finals were done already."""
+        """What came of each."""
         from dreamfleet.tuning.finals import run_all
 
         tokens = self._tokens()
-        found: list[Reading | str] = run_all(
-            work,
-            lambda one: self._final_reading(tokens, *one),
-            tokens.qsize(),
-            lambda done: stage.update(before + done),
-        )
+        with self.command.progress.stage("finals", len(work)) as stage:
+            found: list[Reading | str] = run_all(
+                work, lambda one: self._final_reading(tokens, *one), tokens.qsize(), stage.update
+            )
         return found
 
     def _decided(

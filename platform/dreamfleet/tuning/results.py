@@ -63,9 +63,8 @@ class TuneResult:
     Attributes:
         seconds: the whole command.
         engine_s: seconds of the engines, summed over them: `training` and `drawing` of `search`,
-            `finals` (the best settings), `host` (in the finals) and `champion`, as
-            `search.training`; and `search.span`, from the first to the last step of the trials,
-            the longest of the engines. Empty without engines.
+            `finals` and `champion`, as `search.training`; and `search.span`, from the first to the
+            last step of the trials, the longest of the engines. Empty without engines.
     """
 
     subjects: list[SubjectTuned]

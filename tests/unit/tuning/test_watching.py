@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -38,6 +39,17 @@ def test_the_table_of_a_sweep(study: SubjectStudy) -> None:
     watcher._begun -= 600
     watcher._done_before = 0
     assert watcher.title().endswith(", about 40 min left")
+
+
+def test_the_table_knows_a_trial_that_has_just_ended(study: SubjectStudy) -> None:
+    asked = study.running[1]
+    with SilentProgress().board(COLUMNS) as board:
+        recorder = cast(Any, SimpleNamespace(settle=lambda own: None))
+        watcher = Watcher(recorder, board, [study], lambda: (2, 4))
+        assert watcher.title().startswith("trials 1/5")
+        run(study, asked.number, 0.5, 0.6, 0.7)
+        watcher.ended(study, asked)
+    assert watcher.title().startswith("trials 2/5, slots 2/4, best #1 0.700")
 
 
 def test_a_log_says_at_once_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
