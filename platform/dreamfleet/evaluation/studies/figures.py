@@ -22,7 +22,7 @@ WIDTH_IN, HEIGHT_IN, DPI = 6.6, 3.4, 110
 SHEET_CELL_PX = 72
 STEP_BINS, TIME_BINS = 8, 4
 TIMES = 1000
-MOST_NAMED, LEGEND_ROWS = 8, 20  # points of a chart with their names beside them; lines beside it
+LEGEND_ROWS = 20  # beside a chart, in one column
 
 
 def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Path) -> None:
@@ -55,7 +55,6 @@ def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Pat
 def _scatter(axis: Any, study: Study, table: Sequence[Row], hosts: Sequence[str]) -> None:
     x_name, y_name = study.chart.figures[:2]
     rung, number = study.rungs[-1], 0
-    crowded = len(hosts) * len(study.arms) > MOST_NAMED  # names would cover each other
     for host in hosts:
         for arm in [BASE, *(own.name for own in study.arms)]:
             xs = values(table, host, arm, rung, x_name)
@@ -70,11 +69,11 @@ def _scatter(axis: Any, study: Study, table: Sequence[Row], hosts: Sequence[str]
             colour = drawn.get_facecolor()[0]
             axis.scatter([xs[s] for s in common], [ys[s] for s in common], s=7, alpha=0.35,
                          color=[colour])  # fmt: skip
-            name = str(number) if crowded else text
-            axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=7)
-    if crowded:
-        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
-                    ncols=-(-number // LEGEND_ROWS))  # fmt: skip
+            # Names would cover each other where arms are alike; even numbers stand to the left.
+            aside = (6, 3) if number % 2 else (-11, 3)
+            axis.annotate(str(number), (x, y), textcoords="offset points", xytext=aside, fontsize=7)
+    axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+                ncols=-(-number // LEGEND_ROWS))  # fmt: skip
     axis.set_xlabel(TITLES.get(x_name, x_name), fontsize=8)
     axis.set_ylabel(TITLES.get(y_name, y_name), fontsize=8)
 
