@@ -39,7 +39,7 @@ ALL = Pictures.model_validate(
 class TestRecipes:
     def test_all_are_there(self) -> None:
         names = {loaded.study.study for loaded in STUDIES}
-        assert names == {*"abcdefghijkt", "step4"}
+        assert names == {*"abcdefghijklt", "step4"}
 
     @by_name
     def test_says_its_command_and_cost(self, loaded: Loaded) -> None:

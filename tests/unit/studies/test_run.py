@@ -324,7 +324,7 @@ class TestPublishing:
                         encoding="utf-8")  # fmt: skip
         fill_page(page, RECIPES, evidence)
         text = page.read_text(encoding="utf-8")
-        assert "By hand." in text and "1 of 13 studies have been run." in text
+        assert "By hand." in text and "1 of 14 studies have been run." in text
         assert "| f | SuDe raises alignment with both | shown in pictures |" in text
         assert text.count("not run yet |") > 20 and "too few subjects |" in text
         section = text.partition("## Study f: ")[2].partition("## Study g")[0]

@@ -17,7 +17,7 @@ from dreamfleet.world.splits import Subject, benchmark_photo
 CELL_PX = 96
 MARGIN_PX = 84  # left of the rows, for their names
 HEAD_PX = 52
-FONT_PX = 11
+FONT_PX = 10
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ def grid(
     width = MARGIN_PX + cell_px * len(columns)
     sheet = Image.new("RGB", (width, HEAD_PX + cell_px * len(rows)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT_PX)
+    font = _font()
     for x, label in enumerate(columns):
         text = textwrap.fill(label, width=max(6, cell_px // 7))
         pen.text((MARGIN_PX + x * cell_px + 3, 3), text, fill=INK, font=font)
@@ -43,6 +43,14 @@ def grid(
             cell = image.convert("RGB").resize((cell_px, cell_px), Image.Resampling.NEAREST)
             sheet.paste(cell, (MARGIN_PX + x * cell_px, top))
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """matplotlib's own: the one that Pillow brings has no Greek letters."""
+    import matplotlib
+
+    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(own), FONT_PX)
 
 
 def ladder_sheet(output_dir: Path, rows: Sequence[Row], subject: Subject, host: str) -> Image.Image:
