@@ -14,7 +14,6 @@ from PIL import Image
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.embedded_reach import PARTS, Bench
 
-PAGE_COLOURS = 256
 FIGURES = "reach.json"
 TABLE = "reach.md"
 BEGIN = "<!-- BEGIN MEASURED (written by measure_base.py --docs) -->"
@@ -112,10 +111,11 @@ def write_docs(page: Path, folder: Path) -> None:
     lines = [begin, (folder / TABLE).read_text(encoding="utf-8").rstrip()]
     for name, what in SHEETS.items():
         if (folder / f"{name}.png").is_file():
-            with Image.open(folder / f"{name}.png") as sheet:  # a page's picture need not be exact
-                small = sheet.convert("RGB").quantize(PAGE_COLOURS)
-            small.save(pictures / f"{name}.png", optimize=True)
-            lines += ["", f"{what}:", "", f"![{what}](images/embedded_base/{name}.png)"]
+            with Image.open(folder / f"{name}.png") as sheet:
+                # All pages' pictures may weigh 2 MB, and this size is legible.
+                small = sheet.convert("RGB").resize((sheet.width * 3 // 5, sheet.height * 3 // 5))
+            small.save(pictures / f"{name}.webp", "WEBP", quality=66, method=6)
+            lines += ["", f"{what}:", "", f"![{what}](images/embedded_base/{name}.webp)"]
     page.write_text(f"{before}{chr(10).join(lines)}\n{end}{after}", encoding="utf-8")
 
 

@@ -189,7 +189,7 @@ class Watcher:
 
     def _told(self, study: SubjectStudy) -> tuple[int, FrozenTrial | None]:
         """How many trials count, and the best one. Both change only when a trial ends: asking the
-        database at every tick took a tenth of a core.
+        database at every tick took a twelfth of a core.
         """
         if study.name not in self._known:
             self._known[study.name] = study.done, _best(study)

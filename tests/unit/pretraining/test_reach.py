@@ -68,7 +68,7 @@ def test_measuring_writes_figures_table_sheets_and_page(
     write_docs(page, tmp_path / "reach")
     text = page.read_text()
     assert "old" not in text and text.startswith("before") and text.endswith("after\n")
-    assert "images/embedded_base/states.png" in text
+    assert "images/embedded_base/states.webp" in text
     with pytest.raises(BadInputError, match="'portraits' is none of"):
         measure(bench, ["portraits"], tmp_path / "reach")
 

@@ -19,7 +19,7 @@ from dreamfleet.evaluation.worldbench.summary import mean_of
 
 Row = Mapping[str, Any]
 WIDTH_IN, HEIGHT_IN, DPI = 6.6, 3.4, 110
-SHEET_CELL_PX = 72
+SHEET_CELL_PX = 60
 STEP_BINS, TIME_BINS = 8, 4
 TIMES = 1000
 LEGEND_ROWS = 20  # beside a chart, in one column
@@ -175,7 +175,7 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     heads += [_label(bare[key][0].request, member.class_name) for key in shown]
     sheet = grid(heads, lines, SHEET_CELL_PX)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "WEBP", quality=80, method=4)
+    sheet.save(path, "WEBP", quality=66, method=6)
     return True
 
 
