@@ -1,7 +1,7 @@
 """Lay photos and samples of a finished run side by side: the picture in the README.
 
     python examples/make_readme_picture.py PHOTOS RUN TARGET
-    python examples/make_readme_picture.py examples/subjects/dog-biscuit runs/demo docs/images/demo.webp
+    python examples/make_readme_picture.py examples/subjects/dog-biscuit runs/demo demo.webp
 
 Top row: the photos. Below: the same prompts and seeds, first the bare base, then the adapter.
 """
