@@ -13,6 +13,7 @@ from PIL import Image
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.embedded_reach import PARTS, Bench
+from dreamfleet.evaluation.sheets import legible, save_for_page
 
 FIGURES = "reach.json"
 TABLE = "reach.md"
@@ -107,14 +108,11 @@ def write_docs(page: Path, folder: Path) -> None:
     if not end:
         raise BadInputError(f"{page}: no place for the figures; expected {BEGIN} ... {END}")
     pictures = page.parent / "images" / "embedded_base"
-    pictures.mkdir(parents=True, exist_ok=True)
     lines = [begin, (folder / TABLE).read_text(encoding="utf-8").rstrip()]
     for name, what in SHEETS.items():
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as sheet:
-                # All pages' pictures may weigh 2 MB, and this size is legible.
-                small = sheet.convert("RGB").resize((sheet.width * 3 // 5, sheet.height * 3 // 5))
-            small.save(pictures / f"{name}.webp", "WEBP", quality=66, method=6)
+                save_for_page(legible(sheet), pictures / f"{name}.webp")
             lines += ["", f"{what}:", "", f"![{what}](images/embedded_base/{name}.webp)"]
     page.write_text(f"{before}{chr(10).join(lines)}\n{end}{after}", encoding="utf-8")
 

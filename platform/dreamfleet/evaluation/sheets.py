@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -40,3 +41,14 @@ def labelled_sheet(
             enlarged = picture.resize((cell_px, cell_px), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (x, y + top))
     return sheet
+
+
+def legible(sheet: Image.Image) -> Image.Image:
+    """A sheet at three fifths of its size, at which it can still be read."""
+    return sheet.convert("RGB").resize((sheet.width * 3 // 5, sheet.height * 3 // 5))
+
+
+def save_for_page(sheet: Image.Image, target: Path) -> None:
+    """Write a picture of the docs, as WebP: all of theirs together may weigh 2 MB."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target, "WEBP", quality=66, method=6)

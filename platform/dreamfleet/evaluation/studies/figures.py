@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreamfleet.evaluation.sheets import save_for_page
 from dreamfleet.evaluation.studies.plan import BARE
 from dreamfleet.evaluation.studies.recipe import BASE, Study
 from dreamfleet.evaluation.studies.run import StudyRun, first_pictures
@@ -174,8 +175,7 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     heads = [f"photo of {member.subject_id}"]
     heads += [_label(bare[key][0].request, member.class_name) for key in shown]
     sheet = grid(heads, lines, SHEET_CELL_PX)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "WEBP", quality=66, method=6)
+    save_for_page(sheet, path)
     return True
 
 

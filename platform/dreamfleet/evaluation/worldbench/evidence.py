@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import SUMMARY, read_summary
+from dreamfleet.evaluation.sheets import legible, save_for_page
 from dreamfleet.evaluation.worldbench.frozen import SHOWN, check_frozen
 from dreamfleet.evaluation.worldbench.guidance import read_gate
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST
@@ -115,11 +116,8 @@ def _sheets(page: Path, ladder: Path, summary: Mapping[str, Any]) -> list[str]:
         found = [ladder / "grids" / f"{subject}-{host}.png" for subject in summary["subjects"]]
         for path in [path for path in found if path.is_file()][:SHEETS_PER_HOST]:
             target = page.parent / PICTURES / f"{path.stem}.webp"
-            target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(path) as image:
-                # All pages' pictures may weigh 2 MB, and this size is legible.
-                small = image.convert("RGB").resize((image.width * 3 // 5, image.height * 3 // 5))
-                small.save(target, "WEBP", quality=66, method=6)
+                save_for_page(legible(image), target)
             lines += [f"![{path.stem}: prompts across, training steps down]"
                       f"({PICTURES}/{target.name})", ""]  # fmt: skip
     return lines
