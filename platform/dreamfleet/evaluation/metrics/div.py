@@ -100,7 +100,7 @@ def _torchmetrics_lpips(net: str) -> Any:
     except ImportError as error:
         raise BadInputError(
             "DIV by LPIPS needs the extra `metrics` (torchmetrics and torchvision); install it "
-            "with pip install 'dreamfleet[metrics]', or leave DIV out"
+            "with pip install '.[metrics]' in dreamfleet's folder, or leave DIV out"
         ) from error
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=False)
