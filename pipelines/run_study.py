@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from dreamfleet.errors import DreamfleetError
+from dreamfleet.errors import BadInputError, DreamfleetError
 
 
 @click.command(help=__doc__)
@@ -56,6 +56,11 @@ def main(
         if order.study().searches:
             from dreamfleet.tuning import reach
 
+            if num_workers > 1:
+                raise BadInputError(
+                    f"--num-workers {num_workers}: each sweep has engines of its own; run "
+                    "--part 1/2 and --part 2/2 side by side instead"
+                )
             folder, left = reach.carry_out(order, report)
         else:
             folder, left = command.carry_out(order, report, num_workers)

@@ -23,6 +23,7 @@ Alternative = Literal["two-sided", "greater", "less"]
 MIN_SUBJECTS = 8  # below this no interval is given: it would promise more than so few can hold
 EXACT_FLIPS = 2**14  # all sign patterns are tried up to this many subjects' worth, else sampled
 RANDOM_FLIPS = 20_000
+ROUNDING = 1e-12  # differences as far apart as this are equal
 LEVELS = ("subject", "seed", "prompt")
 
 
@@ -182,6 +183,6 @@ def _t_interval(differences: np.ndarray, confidence: float) -> tuple[float, floa
 
 
 def _t_test(differences: np.ndarray, null: float, alternative: Alternative) -> float:
-    if float(differences.std()) == 0:  # t is not defined; the sign-flip test still is
+    if float(np.ptp(differences)) <= ROUNDING:  # t is not defined; the sign-flip test still is
         return sign_flip_test(differences - null, alternative)
     return float(stats.ttest_1samp(differences, null, alternative=alternative).pvalue)

@@ -19,7 +19,7 @@ from dreamfleet.evaluation.studies import command
 from dreamfleet.evaluation.studies import run as run_module
 from dreamfleet.evaluation.studies.fields import PhotographField
 from dreamfleet.evaluation.studies.page import fill_page
-from dreamfleet.evaluation.studies.plan import PlannedArm
+from dreamfleet.evaluation.studies.plan import PlannedArm, arm_config
 from dreamfleet.evaluation.studies.recipe import Loaded, load_study, studies_in
 from dreamfleet.evaluation.studies.report import (
     publish,
@@ -29,6 +29,7 @@ from dreamfleet.evaluation.studies.report import (
 )
 from dreamfleet.evaluation.studies.run import StudyRun
 from dreamfleet.evaluation.studies.settings import read_settings
+from dreamfleet.evaluation.studies.store import ArmFolder
 from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.evaluation.worldbench.oracle_check import draw_sample
 from tests.tiny_evaluators import TOWER, write_tiny_blip, write_tiny_clip, write_tiny_dino
@@ -207,6 +208,51 @@ class TestRun:
         assert len(again.logs()) == len(whole.logs()) == 6
         assert not list(tmp_path.rglob("state.pt"))
 
+    def test_a_host_that_trains_alone_goes_on_where_it_was_stopped(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "SAVE_EVERY_S", 0.0)
+        monkeypatch.setattr(run_module, "TELL_EVERY_S", 0.0)
+
+        def full(folder: str) -> StudyRun:
+            run = make("b_", tmp_path / folder, hosts=["full-prior"])
+            (spec,) = [arm for arm in run.study.arms if arm.name == "w_s x 4"]
+            config = arm_config(spec, "full-prior", settings_of(make("b_")), {})
+            run.arms = [replace(run.arms[0], host="full-prior", config=config)]
+            return run
+
+        whole, broken = full("one"), full("two")
+        whole.run()
+
+        def stop(text: str) -> None:
+            if "step 1 of 2" in text:
+                raise SystemExit
+
+        broken.report = stop
+        with pytest.raises(SystemExit):
+            broken.run()
+        assert list(tmp_path.rglob("state.pt"))
+        again = full("two")
+        again.run()
+        told = [text for text in again.said if "step" in text]  # type: ignore[attr-defined]
+        assert not any("step 1 of 2" in text for text in told)
+        one, two = _pictures(whole, whole.arms[0].name), _pictures(again, whole.arms[0].name)
+        assert one and all((one[name] == two[name]).all() for name in one)
+
+    def test_what_is_no_breakdown_is_not_written_down_as_one(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "SAVE_EVERY_S", 0.0)
+        run = make("f_", tmp_path)
+
+        def full_disk(*args: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(ArmFolder, "save_state", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            run.run()
+        assert run.failures() == [] and len(run.rows()[1]) == 3
+
     def test_parts_are_other_subjects(self, make: Make, tmp_path: Path) -> None:
         run = make("f_", tmp_path, subjects=3)
         run.arms = run.arms[:1]
@@ -354,6 +400,18 @@ class TestPublishing:
         assert read_settings(path).chosen("lora") == {"sude.weight": 1.5}, "it was not run now"
         assert read_settings(path).chosen("full") == {"sude.weight": 1.5}
 
+    def test_hosts_that_are_on_the_page_stay_there(self, make: Make, tmp_path: Path) -> None:
+        run = make("f_")
+        run.run()
+        folder, _ = write_results(run, settings_of(run))
+        about = {**read_about(folder), "trial": False}
+        (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        publish(folder, tmp_path, run.study)
+        more = {**about, "hosts": ["full", *about["hosts"]]}
+        (tmp_path / "f" / "about.json").write_text(json.dumps(more), encoding="utf-8")
+        with pytest.raises(BadInputError, match="of hosts lora, and the page has full, lora"):
+            publish(folder, tmp_path, run.study)
+
     def test_some_hosts_of_a_study_may_run_first(self, tmp_path: Path) -> None:
         (recipe,) = RECIPES.glob("a_*.yaml")
         hosts = command.parse_hosts("full, lora")
@@ -386,6 +444,9 @@ def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Pat
         subjects=2, base_model=str(tiny_base_folder), data_dir=str(data), judges=judges,
     )  # fmt: skip
     study = quick(order.study())
+    without = replace(order, judges={**judges, "blip": str(tmp_path / "nowhere")})
+    with pytest.raises(BadInputError, match="BLIP: .*nowhere.*--blip"):
+        PhotographField(study, data, command.published_judges(without))
     field = PhotographField(study, data, command.published_judges(order))
     run = command.study_run(order, lambda text: None, field)
     run.study = study

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import write_summary
-from dreamfleet.evaluation.studies.command import current_hashes
+from dreamfleet.evaluation.studies.command import StudyOrder, current_hashes, study_run
 from dreamfleet.evaluation.studies.settings import check_split, read_settings, write_settings
 from dreamfleet.evaluation.worldbench import write_gate
 from dreamfleet.evaluation.worldbench.command import settle
+from tests.unit.studies.helpers import ALL_HOSTS, RECIPES, write_trial_settings
 
 
 def test_steps_1_to_3_settle_guidance_states_hosts_and_hashes(
@@ -32,3 +37,22 @@ def test_steps_1_to_3_settle_guidance_states_hosts_and_hashes(
     assert (settings.steps("lora"), settings.steps("full")) == (400, 800)
     assert settings.chosen("lora") == {"sude.weight": 1.5}, "what other steps settled stays"
     check_split(settings, "C", current_hashes(base))
+
+
+def test_the_primary_claim_waits_for_every_host_s_setting(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    base = str(tiny_base_folder)
+    sude = {host: {"sude.weight": 1.5} for host in ALL_HOSTS}
+    path = write_trial_settings(
+        tmp_path / "s.yaml", trial=False, frozen=current_hashes(base), sude=sude
+    )
+    order = StudyOrder(str(RECIPES / "a_primary_claim.yaml"), str(tmp_path), str(path),
+                       hosts=["lora"], base_model=base)  # fmt: skip
+    assert study_run(order).study.split == "C"
+    with pytest.raises(BadInputError, match=r"--set sude.weight.*settled settings alone"):
+        study_run(replace(order, overrides={"sude.weight": 3.0}))
+    del sude["full-prior"]
+    write_settings(path, sude=sude)
+    with pytest.raises(BadInputError, match="no setting of SuDe is chosen for host 'full-prior'"):
+        study_run(order)

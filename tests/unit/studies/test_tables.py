@@ -99,4 +99,6 @@ def test_rho_by_part_of_the_training_and_range_of_t() -> None:
     found = {(own["steps"], own["t_from"]): own for own in rho_table(logs)}
     assert found[1, 0]["rho"] == pytest.approx(0.3) and found[1, 0]["samples"] == 2
     assert found[8, 750]["rho"] == 3.0
+    longer = [{**logs[0], "host": "lora-prior", "step": 1600}]
+    assert {own["steps"] for own in rho_table([*logs, *longer])} == {1, 8, 1600}  # by host
     assert rho_table([{"host": "lora", "arm": "x", "step": 1, "t": 1, "rho": None}]) == []

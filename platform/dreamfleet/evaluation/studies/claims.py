@@ -19,6 +19,8 @@ from dreamfleet.evaluation.studies.tables import paired, values
 LEVEL = 0.05
 FIDELITY_MARGIN = 0.03
 PRIMARY = ("chosen", "official")
+HOST = "host"  # the arm without SuDe
+AT_N = 1.0
 Verdict = Literal[
     "holds", "refuted", "undecided", "too few subjects", "nothing to compare", "not run yet"
 ]
@@ -69,8 +71,6 @@ def primary_results(
     hosts: Sequence[str],
     *,
     settings: Sequence[str] = PRIMARY,
-    host_arm: str = "host",
-    rung: float = 1.0,
     papers: Mapping[tuple[str, str], bool] | None = None,
 ) -> list[PrimaryResult]:
     """Section 6 of the protocol: alignment rises, and identity is not lower by 0.03 or more; both,
@@ -79,13 +79,10 @@ def primary_results(
     Args:
         table: per subject, of oracle B on the confirmation subjects.
         settings: arms with SuDe.
-        host_arm: the arm without.
         papers: by host and setting whether teacher and weight are the paper's.
     """
     parts = {
-        (host, setting): _parts(table, host, setting, host_arm, rung)
-        for host in hosts
-        for setting in settings
+        (host, setting): _parts(table, host, setting) for host in hosts for setting in settings
     }
     p_values = {
         f"{host} {setting}": both_hold(*[p for part in own[:2] if (p := part.p_t) is not None])
@@ -113,13 +110,13 @@ def primary_results(
 
 
 def _parts(
-    table: Sequence[Row], host: str, setting: str, host_arm: str, rung: float
+    table: Sequence[Row], host: str, setting: str
 ) -> tuple[PairedComparison, PairedComparison, int] | None:
     """Both parts over the subjects that have both figures in both arms."""
     figures = [
-        values(table, host, arm, rung, figure)
+        values(table, host, arm, AT_N, figure)
         for figure in ("alignment", "identity")
-        for arm in (setting, host_arm)
+        for arm in (setting, HOST)
     ]
     common = sorted(set.intersection(*(set(own) for own in figures)))
     if not common:
@@ -140,8 +137,7 @@ def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> l
     found: list[tuple[Claim, str, PairedComparison | None]] = []
     for host in hosts:
         for claim in study.claims:
-            rung = study.rungs[-1] if claim.rung is None else claim.rung
-            one, other = paired(table, claim, host, rung)
+            one, other = paired(table, claim, host, study.rungs[-1])
             comparison = None
             if one:
                 greater = claim.expect == "above"
@@ -193,20 +189,18 @@ def _refutes(comparison: PairedComparison) -> bool:
     return low > comparison.null
 
 
-def choose_setting(
-    table: Sequence[Row], host: str, arms: Sequence[str], host_arm: str = "host", rung: float = 1.0
-) -> str | None:
+def choose_setting(table: Sequence[Row], host: str, arms: Sequence[str]) -> str | None:
     """Section 5 of the protocol: the arm with the best alignment among those whose mean identity
     is at most 0.03 below the host's; None where there is none. An arm that broke down on one of the
     host's subjects is not chosen: a mean over the others would be of easier ones.
     """
 
     def mean(arm: str, figure: str) -> float:
-        own = values(table, host, arm, rung, figure)
-        whole = own and own.keys() >= values(table, host, host_arm, rung, figure).keys()
+        own = values(table, host, arm, AT_N, figure)
+        whole = own and own.keys() >= values(table, host, HOST, AT_N, figure).keys()
         return sum(own.values()) / len(own) if whole else float("nan")
 
-    floor = mean(host_arm, "identity") - FIDELITY_MARGIN
+    floor = mean(HOST, "identity") - FIDELITY_MARGIN
     kept = [
         arm
         for arm in arms
@@ -217,5 +211,5 @@ def choose_setting(
 
 def chosen_settings(table: Sequence[Row], about: Mapping[str, Any]) -> dict[str, str | None]:
     """The chosen arm of every host that a study of settings was run on."""
-    names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != "host"]
+    names = [arm["name"] for arm in about["study"]["arms"] if arm["name"] != HOST]
     return {host: choose_setting(table, host, names) for host in about["hosts"]}

@@ -25,7 +25,13 @@ from dreamfleet.evaluation.studies.report import (
     write_results,
 )
 from dreamfleet.evaluation.studies.run import Report, StudyRun
-from dreamfleet.evaluation.studies.settings import SETTINGS, check_split, hashes, read_settings
+from dreamfleet.evaluation.studies.settings import (
+    SETTINGS,
+    Settings,
+    check_split,
+    hashes,
+    read_settings,
+)
 from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.runtime.jobs import durable_folder
 from dreamfleet.world.evaluators import weights_hash
@@ -85,11 +91,13 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
     study, settings = order.study(), read_settings(order.settings)
     if study.split != "D" and order.data_dir is None:
         check_split(settings, study.split, current_hashes(order.base_model))
+        if study.primary:
+            _check_settled(order, settings)
     if study.searches:
         raise ConfigError(f"{order.config}: its arms search; use dreamfleet.tuning.reach")
     arms = planned_arms(study, settings, order.overrides)
     load = functools.partial(load_base_of, order)
-    place = field_ or _field(order, study, settings.scored_states)
+    place = field_ or _field(order, study, settings.scored_states, report)
     run = StudyRun(study, place, arms, settings.guidance, load, Path(order.output_dir),
                    order.part, report)  # fmt: skip
     return run
@@ -192,10 +200,29 @@ def current_hashes(base_model: str = "embedded") -> dict[str, str]:
     return hashes(inspect_base(base_model).hash, weights_hash(*EVALUATORS))
 
 
-def _field(order: StudyOrder, study: Study, scored: Mapping[str, Sequence[str]] | None) -> Field:
+def _check_settled(order: StudyOrder, settings: Settings) -> None:
+    """The primary claim is drawn with every host's setting chosen before, and with no other."""
+    for host in settings.diseased():
+        settings.chosen(host)
+    if order.overrides:
+        raise BadInputError(
+            f"--set {', '.join(order.overrides)}: the primary claim is run with the settled "
+            "settings alone (docs/protocol.md, section 6); try things on D (--split D)"
+        )
+
+
+def _field(
+    order: StudyOrder,
+    study: Study,
+    scored: Mapping[str, Sequence[str]] | None,
+    report: Report,
+) -> Field:
     if order.data_dir is None:
         return WorldField(study, scored=scored)
-    return PhotographField(study, order.data_dir, published_judges(order), device=order.device)
+    field_ = PhotographField(study, order.data_dir, published_judges(order), device=order.device)
+    if field_.missing:
+        report(f"not in {order.data_dir}: {', '.join(field_.missing)}")
+    return field_
 
 
 def published_judges(order: StudyOrder) -> JudgeSpec:

@@ -16,6 +16,7 @@ from PIL import Image
 from dreamfleet.config import DataConfig
 from dreamfleet.data.crops import crop_square
 from dreamfleet.data.photos import read_photo, to_png
+from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.judges import Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance
@@ -40,6 +41,7 @@ from dreamfleet.world.splits import Subject, benchmark_photo
 
 Row = dict[str, Any]
 Pictures = Sequence[Image.Image]
+RESTS_ON = ("BLIP", "DINO")  # judges of a study of photographs
 
 
 @dataclass(frozen=True)
@@ -229,11 +231,13 @@ class PhotographField:
             for own in self._members
         }
         self._judges = Judges(judges, references, device)
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Judges that could not be loaded, and why."""
-        return self._judges.left_out
+        absent = {name: why for name, why in self._judges.left_out.items() if name in RESTS_ON}
+        if absent:
+            whys = "; ".join(f"{name}: {why}" for name, why in absent.items())
+            raise BadInputError(
+                f"{whys}. A study's alignment is BLIP-T and its identity DINO-I: name checkpoints "
+                "that can be loaded (--blip, --dino)"
+            )
 
     def members(self) -> list[Member]:
         return self._members

@@ -104,8 +104,10 @@ def _curve(axis: Any, study: Study, table: Sequence[Row], hosts: Sequence[str], 
 
 def _rho(axis: Any, rows: Sequence[Row]) -> None:
     series: dict[str, dict[int, list[float]]] = {}
+    several = len({row["host"] for row in rows}) > 1
     for row in rows:
-        own = series.setdefault(str(row["arm"]), {})
+        name = f"{row['host']}: {row['arm']}" if several else str(row["arm"])
+        own = series.setdefault(name, {})
         own.setdefault(int(row["steps"]), []).append(float(row["rho"]))
     for name, points in series.items():
         axis.plot(sorted(points), [mean_of(points[s]) for s in sorted(points)], marker=".",
@@ -125,10 +127,12 @@ def rho_table(logs: Sequence[Row]) -> list[dict[str, Any]]:
     rows = [row for row in logs if row.get("rho") is not None and row.get("t") is not None]
     if not rows:
         return []
-    longest = max(int(row["step"]) for row in rows)
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row["host"]] = max(int(row["step"]), longest.get(row["host"], 0))
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        part = min((int(row["step"]) - 1) * STEP_BINS // longest, STEP_BINS - 1)
+        part = min((int(row["step"]) - 1) * STEP_BINS // longest[row["host"]], STEP_BINS - 1)
         time = min(int(row["t"]) * TIME_BINS // TIMES, TIME_BINS - 1)
         groups.setdefault((row["host"], row["arm"], part, time), []).append(row)
     arms = list(dict.fromkeys(key[:2] for key in groups))  # in the recipe's order
@@ -139,7 +143,7 @@ def rho_table(logs: Sequence[Row]) -> list[dict[str, Any]]:
 
     return [
         {
-            "host": host, "arm": arm, "steps": (part + 1) * longest // STEP_BINS,
+            "host": host, "arm": arm, "steps": (part + 1) * longest[host] // STEP_BINS,
             "t_from": time * TIMES // TIME_BINS,
             "rho": mean_of(float(r["rho"]) for r in own),
             "hinge_share": mean_of(float(r["hinge_share"]) for r in own), "samples": len(own),
@@ -155,14 +159,15 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     """
     study = run.study
     members = run.members()
-    member = members[min(study.sheet.subject, len(members) - 1)]
+    member = members[0]
     seed = study.training_seeds[0]
     bare = first_pictures(run, member, BARE, seed)
     shown = [key for key, (job, _) in bare.items() if job.request.kind in study.sheet.kinds]
     shown = _spread(shown, study.sheet.columns)
     lines = []
     side = run.base.resolution
-    for arm in [BARE, *run.arms_of(member)]:
+    wanted = study.sheet.arms or [arm.name for arm in study.arms]
+    for arm in [BARE, *(own for own in run.arms_of(member) if own.name in wanted)]:
         own = first_pictures(run, member, arm, seed)
         if not own:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +41,7 @@ class ArmSpec(_Section):
 
     Attributes:
         name: in tables.
-        sude: none; chosen (settings file); or a preset of the configuration.
+        sude: none; chosen (settings file); or the configuration's preset `official`.
         weight_factor: times w_s.
         set: further overrides by dotted key.
         photos: training photos of the subject.
@@ -53,7 +53,7 @@ class ArmSpec(_Section):
     """
 
     name: str
-    sude: Literal["none", "chosen", "official", "paper"] = "none"
+    sude: Literal["none", "chosen", "official"] = "none"
     weight_factor: float = Field(1.0, gt=0)
     set: dict[str, Any] = Field(default_factory=dict)
     photos: int = Field(1, ge=1, le=7)
@@ -69,7 +69,6 @@ class Claim(_Section):
     Attributes:
         paper: what the paper says, in a few words.
         subjects: all, live (animals) or objects.
-        rung: which of the rungs, as a multiple of the host's N; None: the last.
         exploratory: reported beside the study's own claims, with an adjustment of its own.
     """
 
@@ -81,7 +80,6 @@ class Claim(_Section):
     expect: Literal["above", "below"] = "above"
     threshold: float = 0.0
     subjects: Literal["all", "live", "objects"] = "all"
-    rung: float | None = None
     exploratory: bool = False
 
 
@@ -94,9 +92,13 @@ class Chart(_Section):
 
 
 class Sheet(_Section):
-    """Which pictures are shown: the first pictures of some prompts of one subject."""
+    """Which pictures are shown: the first pictures of some prompts of the first subject.
 
-    subject: int = Field(0, ge=0)
+    Attributes:
+        arms: names of those that are shown, beside the bare base; empty: all.
+    """
+
+    arms: list[str] = Field(default_factory=list)
     kinds: list[str] = Field(default_factory=lambda: ["subject", "state", "scene"])
     columns: int = Field(9, ge=1, le=16)
 
@@ -141,10 +143,6 @@ class Study(_Section):
     primary: bool = False
     chooses: bool = False
     log: bool = False
-
-    def arm(self, name: str) -> ArmSpec:
-        """An arm by its name."""
-        return next(own for own in self.arms if own.name == name)
 
     @property
     def training_seeds(self) -> range:
@@ -212,6 +210,8 @@ def _check(study: Study, path: str | Path) -> None:
         problems += [f"claim {claim.claim!r}: no arm {name!r}; expected one of {names}"
                      for name in (claim.arm, claim.against)
                      if name not in [*names, BASE]]  # fmt: skip
+    problems += [f"sheet: no arm {name!r}; expected some of {names}"
+                 for name in study.sheet.arms if name not in names]  # fmt: skip
     if list(study.rungs) != sorted(set(study.rungs)) or study.rungs[0] <= 0:
         problems.append(f"rungs {study.rungs}: expected rising numbers above 0")
     if study.searches and not study.selection_states:
@@ -230,8 +230,3 @@ def studies_in(folder: str | Path) -> list[Loaded]:
         if isinstance(tree, dict) and "arms" in tree:
             found.append(Loaded(load_study(path), path))
     return found
-
-
-def arm_names(arms: Sequence[ArmSpec]) -> list[str]:
-    """Names, in the recipe's order."""
-    return [arm.name for arm in arms]

@@ -74,11 +74,17 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     Raises:
         BadInputError: it is a trial, not finished, shorter than its recipe, or too large.
     """
-    name = recipe.study
-    problems = _unfit(read_about(folder), recipe)
+    name, about = recipe.study, read_about(folder)
+    problems = _unfit(about, recipe)
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
+    hosts = set(read_about(target)["hosts"]) if (target / ABOUT).is_file() else set()
+    if not hosts <= set(about["hosts"]):
+        raise BadInputError(
+            f"{folder}: study {name} is of hosts {', '.join(about['hosts'])}, and the page has "
+            f"{', '.join(sorted(hosts))}: run it once more with all of these (--hosts, or without)"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for kept in KEPT:
         if (folder / kept).is_file():
@@ -105,7 +111,7 @@ def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:
         if ran < wanted:
             problems.append(f"has {ran} {field} of {wanted}")
     if recipe.primary and about["study"].get("hosts") != recipe.hosts:
-        problems.append(f"is of hosts {about['study'].get('hosts')} only")
+        problems.append(f"is of hosts {about['study'].get('hosts')} only: run it without --hosts")
     return problems
 
 

@@ -24,7 +24,7 @@ from dreamfleet.engine.batch import sample_timestep
 from dreamfleet.engine.job import StepMetrics
 from dreamfleet.engine.packed_job import AnyJob
 from dreamfleet.engine.spec import TrainJobSpec
-from dreamfleet.errors import first_line
+from dreamfleet.errors import TrainingError, first_line
 from dreamfleet.evaluation.studies.fields import Field, Member
 from dreamfleet.evaluation.studies.plan import BARE, PlannedArm, training_key
 from dreamfleet.evaluation.studies.recipe import Study
@@ -44,7 +44,7 @@ from dreamfleet.runtime.locks import shared_work
 TOGETHER = 24  # arms on one engine
 SCORED_AT_ONCE = 64
 TELL_EVERY_S = 30.0
-SAVE_EVERY_S = 60.0  # what a kill may cost
+SAVE_EVERY_S = 300.0  # what a kill may cost
 PRIORS = "priors"
 Report = Callable[[str], None]
 
@@ -252,6 +252,8 @@ class StudyRun:
             unit = by_name[reached.name]
             paused = time.process_time()
             if reached.error is not None:
+                if not isinstance(reached.error, TrainingError):
+                    raise reached.error  # a full disk is no outcome of the arm
                 unit.folder.note(failed=first_line(reached.error), failed_at=reached.step)
                 self.report(f"{unit.text}: broke down before {reached.step} steps")
             else:
@@ -259,7 +261,7 @@ class StudyRun:
             spent += time.process_time() - paused
         each = (time.process_time() - began - spent) / len(units)
         for unit in units:
-            unit.folder.note(train_s=each, trained_with=len(units))
+            unit.folder.note(train_s=each)
             unit.folder.drop_state()
 
     def _ladder(self, name: str, unit: Unit, log: list[Row]) -> Ladder:
@@ -338,8 +340,8 @@ class StudyRun:
             chunk = to_draw[start : start + SCORED_AT_ONCE]
             rung.save(chunk, draw_jobs(base, chunk, self.bench))
         drawn = time.process_time()
+        self._note_variety(unit, rung)  # first: with its rows a rung counts as read
         rung.add(self._rows(unit, rung, missing))
-        self._note_variety(unit, rung)
         unit.folder.note(
             what=unit.text,
             config=None if unit.config is None else unit.config.model_dump(mode="json"),
