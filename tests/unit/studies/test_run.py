@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -36,6 +40,7 @@ from tests.tiny_evaluators import TOWER, write_tiny_blip, write_tiny_clip, write
 from tests.unit.data.helpers import write_photos
 from tests.unit.studies.helpers import (
     RECIPES,
+    ROOT,
     fixed_field,
     quick,
     write_trial_settings,
@@ -253,6 +258,24 @@ class TestRun:
             run.run()
         assert run.failures() == [] and len(run.rows()[1]) == 3
 
+    @pytest.mark.slow
+    def test_workers_end_with_their_command(self, tiny_base_folder: Path, tmp_path: Path) -> None:
+        settings = write_trial_settings(tmp_path / "settings.yaml", steps=100_000)
+        command_line = [
+            sys.executable, str(ROOT / "pipelines" / "run_study.py"),
+            *("--config", str(RECIPES / "h_class_noun.yaml")),
+            *("--output-dir", str(tmp_path / "runs")),
+            *("--settings", str(settings), "--base-model", str(tiny_base_folder)),
+            *("--num-workers", "2"),
+        ]  # fmt: skip
+        with subprocess.Popen(command_line, stdout=subprocess.DEVNULL) as process:
+            arms = tmp_path / "runs" / "arms"
+            _until(lambda: len(list(arms.glob("*/.lock"))) == 2)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        assert len(workers) >= 2
+        _until(lambda: not any(own.is_running() for own in workers))
+
     def test_parts_are_other_subjects(self, make: Make, tmp_path: Path) -> None:
         run = make("f_", tmp_path, subjects=3)
         run.arms = run.arms[:1]
@@ -312,6 +335,13 @@ class TestRun:
         assert len(logs) == 4 and all(0 <= row["t"] < 1000 for row in logs)
         assert len({row["t"] for row in logs}) == 2  # both arms see the same samples
         assert all(row["rho"] is not None for row in logs)
+
+
+def _until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.1)
 
 
 def _shortened(arm: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -119,13 +121,15 @@ def run_study(order: StudyOrder, report: Report = print, num_workers: int = 1) -
     first, step = order.part
     names = range(len(run.members()))[first::step]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, context, _end_with_parent) as pool:
         jobs = [pool.submit(_run_one, order, number) for number in names]
         try:
             for job in jobs:
                 job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
     return run
 
@@ -237,6 +241,18 @@ def load_base_of(order: StudyOrder) -> Base:
 
     config = load_config(overrides={"base_model": order.base_model, **order.overrides})
     return EngineSource.of(config, order.device).load()
+
+
+def _end_with_parent() -> None:
+    """A worker whose command was killed would go on, and the next command wait for it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent's end", daemon=True).start()
 
 
 def _run_one(order: StudyOrder, number: int) -> None:
