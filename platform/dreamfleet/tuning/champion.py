@@ -109,19 +109,32 @@ def publish_champion(
     )
     run.set_tags({"champion.trial": winner.contender.number})
     _record(run, result, plots, folder)
-    study.study.set_user_attr(PUBLISHED, {"trials": study.done, **_plain(result)})
+    study.study.set_user_attr(PUBLISHED, {**_judged(study), **_plain(result)})
     return result
 
 
 def published_before(study: SubjectStudy, request: SubjectRequest, folder: Path) -> Any:
-    """The result of an earlier command on the very same trials, if its champion is still there."""
-    stored = study.study.user_attrs.get(PUBLISHED)
-    if not stored or stored["trials"] != study.done or not (folder / CHAMPION).is_dir():
+    """The result of an earlier command on the very same trials and finals, if its champion is still
+    there.
+    """
+    stored, now = study.study.user_attrs.get(PUBLISHED), _judged(study)
+    same = stored and all(stored.get(name) == value for name, value in now.items())
+    if not same or not (folder / CHAMPION).is_dir():
         return None
-    values = {name: value for name, value in stored.items() if name != "trials"}
+    values = {name: value for name, value in stored.items() if name not in now}
     return SubjectTuned(
         study.name, request.display_name, "finished", folder, trials=_counts(study), **values
     )
+
+
+def _judged(study: SubjectStudy) -> dict[str, int]:
+    """What a champion is chosen from, and how."""
+    tune = study.tune
+    return {
+        "trials": study.done,
+        "final_seeds": tune.final_seeds,
+        "final_images": tune.final_images,
+    }
 
 
 def champion_config(config: RunConfig, finals: Finals, seed: int, place: Path) -> RunConfig:

@@ -152,9 +152,10 @@ class Command:
                 raise
             self._failed(request.id, str(error))
 
-    def _failed(self, identity: str, message: str) -> None:
+    def _failed(self, identity: str, message: str, *, is_said: bool = False) -> None:
         request = next(own for own in self.requests if own.id == identity)
-        self.progress.warn(f"{request.display_name}: {message}")
+        if not is_said:
+            self.progress.warn(f"{request.display_name}: {message}")
         self.results[identity] = SubjectTuned(
             identity, request.display_name, "failed", self.folder(identity), message
         )
@@ -296,7 +297,7 @@ class Run:
         checked = preparation.check_subjects(requests)
         usable = preparation.prepare_priors([_with_prior(own, own.config) for own in checked])
         for identity, reason in preparation.failures.items():
-            command._failed(identity, reason)
+            command._failed(identity, reason, is_said=True)
         import ray
 
         plan = SamplePlan((), 0)
@@ -328,7 +329,7 @@ class Run:
         share = _judge_share(judges, config, device)
         resources = engine_resources(config.cluster, device)
         if share and "GPU" not in config.cluster.resources_per_worker:
-            resources["num_gpus"] = 1.0 - share
+            resources["num_gpus"] = 1.0 - share if share < 1 else 1.0
         wanted = max(1, len(usable)) * config.tune.max_concurrent_trials
         self._device, self._resources = device, resources
         places = engine_count(config.cluster, self.session, wanted, device)
@@ -628,7 +629,7 @@ class Run:
         try:
             reading: Reading = self._carried_out(final_reading, order)
             return reading
-        except (ray.exceptions.RayError, DreamfleetError) as error:
+        except (ray.exceptions.RayError, DreamfleetError, OSError) as error:
             return _reason(error)
         finally:
             self._free(engine, order.work.job_id)
@@ -679,7 +680,7 @@ class Run:
                 progress=command.progress,
                 output=command.output,
             )
-        except (ray.exceptions.RayError, DreamfleetError) as error:
+        except (ray.exceptions.RayError, DreamfleetError, OSError) as error:
             if len(command.requests) == 1:
                 raise
             command._failed(

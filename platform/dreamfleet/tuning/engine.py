@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -91,7 +90,6 @@ class TuneEngine(EngineActor):
         self._tasks: dict[str, TrainTask] = {}
         self._released: set[str] = set()
         self._kept: dict[str, int] = {}  # job -> the rung whose adapter is drawable
-        self._begun: dict[str, float] = {}
         self._training_job: dict[str, asyncio.Lock] = {}
 
     async def rung(
@@ -182,8 +180,10 @@ class TuneEngine(EngineActor):
             return
         task = await self._task(work.subject)
         spec, state = await asyncio.to_thread(_prepare, task, work, step)
-        self._begun.setdefault(work.job_id, time.perf_counter())
         await self._ask(lambda engine: engine.add_job(work.job_id, spec, state=state) and None)
+        if work.job_id in self._released:  # while it was being prepared
+            await self.release(work.job_id)
+            self._refuse_released(work.job_id)
 
     async def _train_to(self, work: Work, step: int, then: int) -> dict[str, float]:
         job_id, name = work.job_id, _name(work.job_id, step)

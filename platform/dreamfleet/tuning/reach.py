@@ -180,7 +180,7 @@ class _Reach:
         return setting
 
     def _recipe(self, member: Member, spec: ArmSpec) -> RunConfig:
-        """What a sweep begins with: the arm on its host, with steps up to twice the host's N."""
+        """What a sweep begins with: the arm on its host, for as many steps as the fixed setting."""
         start = arm_config(spec, self.host, self.settings, self.order.overrides)
         if start is None:  # no setting kept the likeness: begin without SuDe
             start = arm_config(spec.model_copy(update={"sude": "none"}), self.host,
@@ -189,8 +189,9 @@ class _Reach:
         common: dict[str, Any] = {
             "base_model": self.order.base_model,
             "subject.images": [str(self._photo(member))],
+            "subject.id": member.subject_id,  # names the study, and so its sampler's numbers
             "subject.class_word": member.class_name,
-            STEPS: 2 * self.settings.steps(self.host),
+            STEPS: self.settings.steps(self.host),
             "prior.num_class_images": self.study.num_class_images,
             "sampling.guidance_scale": self.settings.guidance,
             "sampling.num_inference_steps": self.study.num_inference_steps,

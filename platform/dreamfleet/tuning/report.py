@@ -167,11 +167,11 @@ def _chart(study: SubjectStudy) -> str:
 
 
 def _sheets(report: TuneReport) -> list[tuple[str, str]]:
-    """Pictures at the chosen step of the trials that came furthest."""
+    """Pictures of the best trials at the chosen step, then of those that were pruned last."""
     found = []
-    done = sorted(
-        report.study.trials(TrialState.COMPLETE), key=lambda t: -t.user_attrs["alignment"]
-    )
+    study = report.study
+    done = sorted(study.trials(TrialState.COMPLETE), key=lambda t: -t.user_attrs["alignment"])
+    done += sorted(study.trials(TrialState.PRUNED), key=lambda t: -t.user_attrs["steps"])
     for trial in done[:SHOWN_SHEETS]:
         root = int(trial.user_attrs.get(ROOT, trial.number))
         png = sheet(report.sheets(root), int(trial.user_attrs["steps"]))

@@ -62,14 +62,24 @@ def fidelity_excess(own: Mapping[str, float], host: Mapping[str, float], margin:
     return 2.0 if math.isinf(bound) else -margin - bound
 
 
-def rung_value(alignment: float, fidelity: float, host: float | None, margin: float) -> float:
+def is_shown_worse(own: Mapping[str, float], host: Mapping[str, float]) -> bool:
+    """Whether a trial is less aligned than the host for sure: the one-sided bound of the
+    difference, picture by picture, lies below 0.
+
+    Args:
+        own, host: alignment by picture.
+    """
+    return lower_bound([host[name] - value for name, value in own.items() if name in host]) > 0
+
+
+def rung_value(alignment: float, fidelity: float, host: float, margin: float) -> float:
     """What the pruner compares at a rung: alignment, but a fidelity that is already too low counts
     below every one that is not (what has learnt nothing yet is always well aligned).
 
     Args:
-        host: the host's fidelity at the same rung; None: not known yet.
+        host: the host's fidelity at the same rung.
     """
-    short = 0.0 if host is None else host - margin - fidelity
+    short = host - margin - fidelity
     return alignment if short <= 0 else -short
 
 

@@ -1,8 +1,9 @@
 """What a study searches: from the recipe's section `space` to Optuna's suggestions and back to a
 configuration.
 
-Parameters carry the configuration's own dotted keys. They are conditional: without SuDe neither
-its truncation point nor its teacher matters, and the teacher `current` is asked for beside a prior
+Parameters carry the configuration's own dotted keys. They are conditional: whether there is a prior
+is asked for before its weight, for no interval's samples are exactly 0; without SuDe neither its
+truncation point nor its teacher matters, and the teacher `current` is asked for beside a prior
 only, which anchors its class direction.
 """
 
@@ -18,8 +19,9 @@ from dreamfleet.errors import ConfigError
 Params = Mapping[str, Any]
 DEFAULT_SUDE_WEIGHT = 0.4  # the authors' own default; the first trials stand around it
 FIRST_FACTORS = (0.0, 0.5, 1.0, 2.0)
-WEIGHT, PRIOR, POINT, TEACHER = (
-    "sude.weight", "prior.weight", "sude.truncation_point", "sude.teacher",
+WEIGHT, WITH_PRIOR, PRIOR, POINT, TEACHER = (
+    "sude.weight", "prior.with_prior_preservation", "prior.weight", "sude.truncation_point",
+    "sude.teacher",
 )  # fmt: skip
 RATE, RANK, METHOD = "train.learning_rate", "train.rank", "method"
 RATE_FACTOR = 3.0
@@ -67,7 +69,7 @@ def dimensions(config: RunConfig) -> dict[str, Dimension]:
     Raises:
         ConfigError: the recipe has no constant learning rate: a run's checkpoints would then not
             stand for shorter runs. Or the space's truncation points are an interval, but the
-            recipe has none.
+            recipe has none; or w_s, which is 0 in the host, has a logarithmic one.
     """
     train, space = config.train, config.space
     if train.lr_scheduler not in ("constant", "constant_with_warmup"):
@@ -80,16 +82,20 @@ def dimensions(config: RunConfig) -> dict[str, Dimension]:
             "space.truncation_point: an interval does not hold the recipe's own, which is none; "
             "expected a list with null, or a number for sude.truncation_point"
         )
+    if isinstance(space.sude_weight, Interval) and space.sude_weight.log:
+        raise ConfigError(
+            "space.sude_weight: w_s = 0, the host's, has no place on a logarithmic scale; expected "
+            "an interval without log, or a list"
+        )
     rate, rank = float(train.learning_rate or 0), int(train.rank or 0)
     own = recipe_params(config)
     rates = space.learning_rate or Interval(
         low=rate / RATE_FACTOR, high=rate * RATE_FACTOR, log=True
     )
-    priors = space.prior_weight if searches_prior(config) else [own[PRIOR]]
     found = {
         METHOD: _dimension(list(space.method), config.method),
         WEIGHT: _dimension(space.sude_weight, own[WEIGHT], *first_weights(config)),
-        PRIOR: _dimension(priors, own[PRIOR]),
+        **_prior(config, own[PRIOR]),
         POINT: _dimension(space.truncation_point, config.sude.truncation_point),
         TEACHER: _dimension(list(space.teacher), config.sude.teacher),
         RATE: _dimension(rates, rate),
@@ -98,6 +104,17 @@ def dimensions(config: RunConfig) -> dict[str, Dimension]:
         ranks = space.rank or sorted({max(1, rank // 2), rank, 2 * rank})
         found[RANK] = _dimension(list(ranks), rank)
     return found
+
+
+def _prior(config: RunConfig, own: float) -> dict[str, Dimension]:
+    """Of the prior: its weight, and before it whether there is one, where both may be."""
+    wanted = config.space.prior_weight if searches_prior(config) else [own]
+    if not isinstance(wanted, Interval):
+        return {PRIOR: _dimension(wanted, own)}
+    weight = {PRIOR: _dimension(wanted, *([own] if own > 0 else []))}
+    if wanted.low > 0 and own > 0:
+        return weight
+    return {WITH_PRIOR: Dimension(choices=(False, True)), **weight}
 
 
 def _dimension(wanted: Interval | Sequence[Any], *own: Any) -> Dimension:
@@ -117,8 +134,12 @@ def suggest(
     """One setting; what does not matter in it is not asked for. The host's w_s is 0, also where the
     space fixes another.
     """
+    without = WITH_PRIOR in space and not space[WITH_PRIOR].suggest(trial, WITH_PRIOR)
     names = [METHOD, WEIGHT, PRIOR, RATE, *([RANK] if RANK in space else [])]
-    params = {name: space[name].suggest(trial, name) for name in names}
+    params = {
+        name: 0.0 if name == PRIOR and without else space[name].suggest(trial, name)
+        for name in names
+    }
     params |= {WEIGHT: 0.0} if host else {}
     if params[WEIGHT] > 0:
         params[POINT] = space[POINT].suggest(trial, POINT)
@@ -154,9 +175,9 @@ def first_weights(config: RunConfig) -> list[float]:
 
 def first_settings(config: RunConfig) -> list[dict[str, Any]]:
     """The trials that every study begins with; all but w_s is the recipe's. The first is the
-    host.
+    host. They say what a study with more trials would search, too: it may go on as one.
     """
-    space = dimensions(config)
+    space = dimensions(endless(config))
     found = []
     for weight in first_weights(config):
         params = {**recipe_params(config), WEIGHT: weight}
@@ -164,6 +185,10 @@ def first_settings(config: RunConfig) -> list[dict[str, Any]]:
             params.pop(POINT), params.pop(TEACHER)
         elif params[PRIOR] == 0 and not space[TEACHER].fixed:
             params.pop(TEACHER)
+        if WITH_PRIOR in space:
+            params[WITH_PRIOR] = params[PRIOR] > 0
+            if not params[WITH_PRIOR]:
+                params.pop(PRIOR)
         found.append({name: value for name, value in params.items() if not space[name].fixed})
     return found
 

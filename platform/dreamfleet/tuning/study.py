@@ -23,11 +23,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dreamfleet.config import RunConfig, TuneConfig
 from dreamfleet.errors import BadInputError, ResumeError, first_line
-from dreamfleet.tuning.rule import Candidate, as_of_last, best_first, fidelity_excess, rung_value
+from dreamfleet.seeding import key_to_int
+from dreamfleet.tuning.rule import (
+    Candidate,
+    as_of_last,
+    best_first,
+    fidelity_excess,
+    is_shown_worse,
+    rung_value,
+)
 from dreamfleet.tuning.space import dimensions, first_settings, suggest
 from dreamfleet.tuning.trial import Reading
 
-DATABASE = "study.db"
 CONSTRAINT = "fidelity"
 HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
     "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded", "owner",
@@ -37,6 +44,7 @@ DATABASE_TIMEOUT_S = 60
 OPEN_ATTEMPTS, OPEN_AGAIN_AFTER_S = 5, 1.0  # of a database that others may be filling
 MIN_FAILURES = 3  # a study may lose this many trials, or as many as it is to have
 MAX_STARTUP_TRIALS = 10  # Optuna's own number
+SEED_LIMIT = 2**32  # of numpy's generators
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -136,9 +144,11 @@ def _without_password(url: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
-def make_sampler(tune: TuneConfig, trials_so_far: int) -> optuna.samplers.BaseSampler:
-    """The study's sampler; one that goes on draws other numbers than before."""
-    seed = tune.sampler_seed + trials_so_far
+def make_sampler(tune: TuneConfig, name: str, trials_so_far: int) -> optuna.samplers.BaseSampler:
+    """The study's sampler; each study draws numbers of its own, and one that goes on others than
+    before.
+    """
+    seed = key_to_int("sampler", name, tune.sampler_seed, trials_so_far) % SEED_LIMIT
     startup = min(MAX_STARTUP_TRIALS, max(4, tune.num_samples // 3))
     if tune.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
@@ -237,7 +247,7 @@ class SubjectStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names(["alignment", "fidelity"][: len(two)])  # for dashboards
-        self.study.sampler = make_sampler(self.tune, len(self.trials()))
+        self.study.sampler = make_sampler(self.tune, name, len(self.trials()))
         self._settings = self._check_settings(fingerprint)
         self._take_over(owner)
         self.running: dict[int, Asked] = {}
@@ -354,11 +364,13 @@ class SubjectStudy:
             margin = self.tune.fidelity_margin
             asked.trial.report(rung_value(own.alignment, own.fidelity, host, margin), step)
             asked.reported.add(step)
-            if asked.beaten or step == self.steps[-1]:
+            # The host is not among those that the pruner ranks: it never leaves, and where settings
+            # are alike early on, it would end the others by chance. What is worse for sure ends.
+            if asked.beaten or asked.is_host or step == self.steps[-1]:
                 continue
-            # Asked for the host too: only thus is it noted for others to be compared with.
-            asked.beaten = asked.trial.should_prune()
-            if asked.beaten and not asked.is_host and self.steps[-1] not in asked.readings:
+            worse = is_shown_worse(own.alignments, self._host_alignments(step))
+            asked.beaten = asked.trial.should_prune() or worse
+            if asked.beaten and self.steps[-1] not in asked.readings:
                 asked.pruned = True
                 return
 
@@ -376,7 +388,7 @@ class SubjectStudy:
             self._tell_failed(asked)
         elif asked.pruned:
             self._tell_pruned(asked)
-        elif asked.is_host or self._host_reading() is not None:
+        elif asked.is_host or self.host() is not None:
             self._tell_complete(asked)
         else:
             self._untold.append(asked)
@@ -387,8 +399,7 @@ class SubjectStudy:
             self._untold.clear()
 
     def _tell_complete(self, asked: Asked) -> None:
-        host = asked if asked.is_host else self._host_reading()
-        chosen, excess = self._preferred(asked, host)
+        chosen, excess = self._preferred(asked)
         self._note(asked, chosen, excess)
         values = [chosen.alignment, chosen.fidelity][: len(self.study.directions)]
         self._tell(asked, values=values)
@@ -396,8 +407,8 @@ class SubjectStudy:
     def _tell_pruned(self, asked: Asked) -> None:
         last = asked.readings[max(asked.reported)]  # what it was pruned for
         host = self._host_fidelity(last.step)
-        excess = 0.0 if host is None else host - self.tune.fidelity_margin - last.fidelity
-        self._note(asked, last, excess)
+        assert host is not None  # or it could not have been compared
+        self._note(asked, last, host - self.tune.fidelity_margin - last.fidelity)
         self._tell(asked, state=TrialState.PRUNED)
 
     def _tell_failed(self, asked: Asked) -> None:
@@ -413,16 +424,19 @@ class SubjectStudy:
         self.study.tell(asked.number, **outcome)
         del self.running[asked.number]
 
-    def _preferred(self, asked: Asked, host: Any) -> tuple[Reading, float]:
+    def _preferred(self, asked: Asked) -> tuple[Reading, float]:
         """The rung to stop at, by the selection rule; the host is the whole recipe."""
         last = self.steps[-1]
         margin = self.tune.fidelity_margin
         if asked.is_host:
             return asked.readings[last], -margin
+        host = self.host()
+        assert host is not None  # trials without one to be compared with wait
+        pictures = host.user_attrs["pictures"]
         found, comparable = {}, _as_of_last(asked.readings, asked.readings[last])
         for step in sorted(asked.readings, reverse=True):
             own = comparable[step]
-            excess = fidelity_excess(own.fidelities, host.fidelities, margin)
+            excess = fidelity_excess(own.fidelities, pictures, margin)
             found[str(step)] = Candidate(str(step), own.alignment, excess, own.fidelity)
         best = best_first(list(found.values()))[0]
         return comparable[int(best.label)], best.excess
@@ -441,6 +455,7 @@ class SubjectStudy:
         }
         if asked.is_host:
             about["pictures"] = asked.readings[self.steps[-1]].fidelities
+            about["alignments"] = {str(r.step): r.alignments for r in asked.readings.values()}
         for name, value in about.items():
             asked.trial.set_user_attr(name, value)
         asked.trial.set_constraint(CONSTRAINT, excess)
@@ -453,6 +468,16 @@ class SubjectStudy:
         """The tracking server has been told of a finished trial's end."""
         self.study.set_user_attr(RECORDED, sorted(self.recorded() | {number}))
 
+    def _host_alignments(self, step: int) -> Mapping[str, float]:
+        """By picture, of a rung that the host has come to."""
+        for asked in self.running.values():
+            if asked.is_host:
+                return asked.readings[step].alignments
+        host = self.host()
+        assert host is not None
+        known: Mapping[str, float] = host.user_attrs.get("alignments", {}).get(str(step), {})
+        return known
+
     def _host_fidelity(self, step: int) -> float | None:
         running = [asked for asked in self.running.values() if asked.is_host]
         if running:
@@ -463,11 +488,6 @@ class SubjectStudy:
             if row["step"] == step:
                 return float(row["fidelity"])
         return None
-
-    def _host_reading(self) -> Any:
-        """The host's last reading, as far as others are compared with it."""
-        host = self.host()
-        return None if host is None else _HostPictures(host.user_attrs["pictures"])
 
     # Beginning
 
@@ -545,11 +565,6 @@ def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Rea
         )
         for step, own in readings.items()
     }
-
-
-@dataclass(frozen=True)
-class _HostPictures:
-    fidelities: Mapping[str, float]
 
 
 def candidate_of(trial: FrozenTrial) -> Candidate:

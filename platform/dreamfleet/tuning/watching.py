@@ -14,9 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from dreamfleet.config import plain_tree
 from dreamfleet.runtime.progress import Board
 from dreamfleet.runtime.storage import Folder
+from dreamfleet.tuning.engine import STATE
 from dreamfleet.tuning.rule import best_first
 from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
-from dreamfleet.tuning.study import ERROR, HOST, Asked, SubjectStudy, candidate_of
+from dreamfleet.tuning.study import DONE, ERROR, HOST, ROOT, Asked, SubjectStudy, candidate_of
 from dreamfleet.tuning.trial import Reading, sheet
 
 if TYPE_CHECKING:
@@ -89,13 +90,16 @@ class Recorder:
 
     def settle(self, study: SubjectStudy) -> None:
         """Record the end of every finished trial that is not recorded yet: of this sweep, and of
-        drivers that were killed before they could.
+        drivers that were killed before they could. What a training would go on from is then needed
+        no more.
         """
         recorded = study.recorded()
         for trial in study.trials(*OUTCOMES):
             if trial.number in recorded:
                 continue
             self._finish(study, trial)
+            if trial.state in DONE:
+                self.folder(study, int(trial.user_attrs.get(ROOT, trial.number))).delete(STATE)
             study.mark_recorded(trial.number)
 
     def _finish(self, study: SubjectStudy, trial: FrozenTrial) -> None:

@@ -14,6 +14,7 @@ from dreamfleet.tuning.space import (
     RATE,
     TEACHER,
     WEIGHT,
+    WITH_PRIOR,
     applied,
     dimensions,
     endless,
@@ -53,9 +54,12 @@ def test_parameters_are_conditional() -> None:
     space = dimensions(recipe())
     without = Scripted(sude__weight=0.0)
     assert TEACHER not in suggest(without, space) and "sude.truncation_point" not in without.asked
-    no_prior = suggest(Scripted(sude__weight=1.0, prior__weight=0.0), space)
-    assert TEACHER not in no_prior and "sude.truncation_point" in no_prior
-    both = Scripted(sude__weight=1.0, prior__weight=1.0, sude__teacher="current")
+    no_prior = Scripted(sude__weight=1.0, prior__with_prior_preservation=False)
+    params = suggest(no_prior, space)
+    assert params[PRIOR] == 0.0 and PRIOR not in no_prior.asked, "no sample is exactly 0"
+    assert TEACHER not in params and "sude.truncation_point" in params
+    both = Scripted(sude__weight=1.0, prior__with_prior_preservation=True, prior__weight=1.0,
+                    sude__teacher="current")  # fmt: skip
     assert suggest(both, space)[TEACHER] == "current"
 
 
@@ -63,10 +67,18 @@ def test_the_recipe_belongs_to_the_space_and_begins_it() -> None:
     config = recipe(sude__weight=4.0, space__prior_weight="0.5..2", space__rank=["4", "16"])
     space = dimensions(config)
     assert space[WEIGHT].high == 8.0, "twice the recipe's own is among the first trials"
-    assert space[PRIOR].low == 0.0 and space[RANK].choices == (4, 16, 8)
+    assert WITH_PRIOR in space and space[PRIOR].low == 0.5 and space[RANK].choices == (4, 16, 8)
     first = first_settings(config)
+    assert all(own[WITH_PRIOR] is False and PRIOR not in own for own in first)
     assert [own[WEIGHT] for own in first] == [0.0, 2.0, 4.0, 8.0]
     assert TEACHER not in first[0] and all(own[RATE] == 1e-3 for own in first)
+
+
+def test_a_recipe_with_a_prior_begins_with_it() -> None:
+    config = recipe(prior__with_prior_preservation=True, prior__weight=1.5)
+    assert {(own[WITH_PRIOR], own[PRIOR]) for own in first_settings(config)} == {(True, 1.5)}
+    always = recipe(prior__with_prior_preservation=True, space__prior_weight="log:0.1..3")
+    assert WITH_PRIOR not in dimensions(always) and dimensions(always)[PRIOR].log
 
 
 def test_one_choice_is_fixed_and_not_asked_for() -> None:
@@ -94,6 +106,8 @@ def test_what_a_sweep_cannot_read_is_refused() -> None:
         dimensions(recipe(train__lr_scheduler="cosine"))
     with pytest.raises(ConfigError, match=r"space\.truncation_point"):
         dimensions(without_point)
+    with pytest.raises(ConfigError, match=r"space\.sude_weight: w_s = 0"):
+        dimensions(recipe(space__sude_weight="log:0.1..3"))
     with pytest.raises(ConfigError, match="low < high"):
         recipe(space__sude_weight="2..1")
 

@@ -12,11 +12,18 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from dreamfleet.config import RunConfig
+from dreamfleet.config import RunConfig, TuneConfig
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.tuning.finals import contenders
 from dreamfleet.tuning.rule import best_first
-from dreamfleet.tuning.study import CONSTRAINT, Owner, SubjectStudy, delete_study, open_storage
+from dreamfleet.tuning.study import (
+    CONSTRAINT,
+    Owner,
+    SubjectStudy,
+    delete_study,
+    make_sampler,
+    open_storage,
+)
 from dreamfleet.tuning.trial import Reading
 from tests.unit.tuning.test_space import recipe
 
@@ -41,8 +48,9 @@ def opened(
 
 
 def reading(step: int, alignment: float, fidelity: float = 0.6) -> Reading:
+    states = {f"s{i}": alignment for i in range(4)}
     pictures = {f"p{i}": fidelity + 0.01 * i for i in range(6)}
-    return Reading(step, alignment, fidelity, {}, pictures, {})
+    return Reading(step, alignment, fidelity, states, pictures, {})
 
 
 def run(study: SubjectStudy, number: int, *alignments: float, fidelity: float = 0.6) -> None:
@@ -167,13 +175,34 @@ def test_pruning_spares_the_host(url: str) -> None:
 
 def test_trials_are_compared_with_the_host_too(url: str) -> None:
     study = opened(url)
-    host, worse, better = (own.number for own in [study.ask() for _ in range(3)] if own)
+    host, worse, alike, better = (own.number for own in [study.ask() for _ in range(4)] if own)
     assert not study.read(host, reading(10, 0.5))
     assert study.read(worse, reading(10, 0.4)), "the host alone is better"
+    states = {"s0": 0.52, "s1": 0.46, "s2": 0.51, "s3": 0.47}
+    near = replace(reading(10, 0.49), alignments=states)
+    assert not study.read(alike, near), "not for sure"
     assert not study.read(better, reading(10, 0.6))
     assert not study.read(host, reading(20, 0.1)) and not study.read(host, reading(40, 0.1))
     study.end(host)
     assert study.trials()[host].state == TrialState.COMPLETE
+
+
+def test_a_finished_host_is_compared_with_too(url: str) -> None:
+    study = opened(url)
+    host, worse = (own.number for own in [study.ask() for _ in range(2)] if own)
+    run(study, host, 0.5, 0.5, 0.5)
+    again = opened(url, resume=True)
+    asked = again.ask()
+    assert asked and again.read(asked.number, reading(10, 0.4))
+
+
+def test_every_study_draws_numbers_of_its_own() -> None:
+    def drawn(name: str, so_far: int = 0) -> float:
+        sampler = make_sampler(TuneConfig(sampler="random"), name, so_far)
+        study = optuna.create_study(sampler=sampler)
+        return study.ask().suggest_float("x", 0, 1)
+
+    assert drawn("rex") == drawn("rex") and len({drawn("rex"), drawn("ada"), drawn("rex", 1)}) == 3
 
 
 def test_rungs_wait_for_the_host(url: str) -> None:
@@ -331,7 +360,7 @@ def test_failures_before_a_resume_do_not_count(url: str) -> None:
 
 
 def test_more_trials_begin_with_the_first_settings_too(url: str) -> None:
-    few = functools.partial(halved, tune__pruner="none", space__prior_weight=[0.0])
+    few = functools.partial(halved, tune__pruner="none")
     for number, count in enumerate([1, 3, 5]):
         study = opened(url, few(tune__num_samples=count), resume=number > 0)
         while (own := study.ask()) is not None:
@@ -340,6 +369,12 @@ def test_more_trials_begin_with_the_first_settings_too(url: str) -> None:
     weights = [trial.params["sude.weight"] for trial in study.trials()]
     assert weights[:4] == [0.0, 0.2, 0.4, 0.8]
     assert [trial.number for trial in study.trials() if trial.user_attrs.get("host")] == [0]
+
+
+def test_a_host_that_a_larger_study_asks_again_is_the_same(url: str) -> None:
+    first = opened(url, halved(tune__num_samples=4)).ask()
+    again = opened(url, halved(tune__num_samples=16), resume=True).ask()
+    assert first and again and again.is_host and again.params == first.params
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
