@@ -62,7 +62,7 @@ def fidelity_excess(own: Mapping[str, float], host: Mapping[str, float], margin:
     return 2.0 if math.isinf(bound) else -margin - bound
 
 
-def is_shown_worse(own: Mapping[str, float], host: Mapping[str, float]) -> bool:
+def is_less_aligned(own: Mapping[str, float], host: Mapping[str, float]) -> bool:
     """Whether a trial is less aligned than the host for sure: the one-sided bound of the
     difference, picture by picture, lies below 0.
 
@@ -73,14 +73,15 @@ def is_shown_worse(own: Mapping[str, float], host: Mapping[str, float]) -> bool:
 
 
 def rung_value(alignment: float, fidelity: float, host: float, margin: float) -> float:
-    """What the pruner compares at a rung: alignment, but a fidelity that is already too low counts
-    below every one that is not (what has learnt nothing yet is always well aligned).
+    """What the pruner compares at a rung: alignment and fidelity together, for what has learnt
+    little yet is always well aligned, and the end asks for the host's fidelity. One that is already
+    too low counts below every one that is not.
 
     Args:
         host: the host's fidelity at the same rung.
     """
     short = host - margin - fidelity
-    return alignment if short <= 0 else -short
+    return alignment + fidelity if short <= 0 else -short
 
 
 def as_of_last(

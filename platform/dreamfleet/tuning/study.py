@@ -29,7 +29,7 @@ from dreamfleet.tuning.rule import (
     as_of_last,
     best_first,
     fidelity_excess,
-    is_shown_worse,
+    is_less_aligned,
     rung_value,
 )
 from dreamfleet.tuning.space import dimensions, first_settings, suggest
@@ -368,7 +368,9 @@ class SubjectStudy:
             # are alike early on, it would end the others by chance. What is worse for sure ends.
             if asked.beaten or asked.is_host or step == self.steps[-1]:
                 continue
-            worse = is_shown_worse(own.alignments, self._host_alignments(step))
+            worse = own.fidelity <= host and is_less_aligned(
+                own.alignments, self._host_alignments(step)
+            )
             asked.beaten = asked.trial.should_prune() or worse
             if asked.beaten and self.steps[-1] not in asked.readings:
                 asked.pruned = True

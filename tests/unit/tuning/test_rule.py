@@ -13,7 +13,7 @@ from dreamfleet.tuning.rule import (
     as_of_last,
     best_first,
     fidelity_excess,
-    is_shown_worse,
+    is_less_aligned,
     lower_bound,
     pareto_front,
     rung_value,
@@ -46,16 +46,17 @@ def test_infeasible_settings_never_win() -> None:
 
 
 def test_rungs_compare_what_has_learnt_the_subject() -> None:
-    assert rung_value(0.9, 0.48, 0.5, 0.03) == 0.9
+    assert rung_value(0.9, 0.48, 0.5, 0.03) == pytest.approx(1.38)
+    assert rung_value(0.98, 0.65, 0.6, 0.03) > rung_value(0.999, 0.58, 0.6, 0.03), "learns faster"
     assert rung_value(0.9, 0.3, 0.5, 0.03) == pytest.approx(-0.17)
 
 
 def test_what_is_worse_than_the_host_for_sure() -> None:
     host = {"a": 0.2, "b": 0.6, "c": 0.9, "d": 0.4}
     lower = {name: value - 0.1 for name, value in host.items()}
-    assert is_shown_worse(lower, host) and not is_shown_worse(host, lower)
+    assert is_less_aligned(lower, host) and not is_less_aligned(host, lower)
     alike = {"a": 0.25, "b": 0.5, "c": 0.91, "d": 0.38}
-    assert not is_shown_worse(alike, host) and not is_shown_worse({"e": 0.0}, host)
+    assert not is_less_aligned(alike, host) and not is_less_aligned({"e": 0.0}, host)
 
 
 def test_a_rung_counts_as_of_the_last_ones_pictures() -> None:
