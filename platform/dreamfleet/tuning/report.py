@@ -19,7 +19,7 @@ from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.finals import Exported, Finals
 from dreamfleet.tuning.results import SubjectTuned
 from dreamfleet.tuning.rule import pareto_front
-from dreamfleet.tuning.space import dimensions
+from dreamfleet.tuning.space import PRIOR, WITH_PRIOR, dimensions
 from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, ROOT, SubjectStudy, candidate_of
 from dreamfleet.tuning.trial import sheet
 
@@ -102,7 +102,7 @@ def render_tune_report(report: TuneReport) -> str:
         picture=PictureEncoder.fitting(shown).attributes,
         setting=[(NAMES[n], _shown(v)) for n, v in report.result.setting.items() if n in NAMES],
         finals=[_final(report, score) for score in report.finals.scores],
-        space=[(NAMES[n], own.text()) for n, own in dimensions(study.config).items()],
+        space=_space(study),
         columns=[NAMES[name] for name in names],
         rows=[_row(study, trial, names) for trial in study.trials()],
         front=[own.label for own in pareto_front(study.candidates())],
@@ -114,6 +114,15 @@ def render_tune_report(report: TuneReport) -> str:
         sheets=_sheets(report),
         command=report.command,
     )  # fmt: skip
+
+
+def _space(study: SubjectStudy) -> list[tuple[str, str]]:
+    """What was searched, by name."""
+    space = dimensions(study.config)
+    texts = {name: own.text() for name, own in space.items() if name != WITH_PRIOR}
+    if WITH_PRIOR in space:
+        texts[PRIOR] = f"none, or {texts[PRIOR]}"
+    return [(NAMES[name], text) for name, text in texts.items()]
 
 
 def _final(report: TuneReport, score: Any) -> dict[str, Any]:
