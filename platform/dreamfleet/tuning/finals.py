@@ -85,28 +85,30 @@ class Exported:
 
 
 def contenders(study: SubjectStudy) -> list[Contender]:
-    """The host and the best two others by the selection rule. Where fewer than two came to their
-    end, those that the pruner ended last take their places, at the recipe's length: rungs are read
-    off few pictures, and at an early one hardly anything tells settings apart.
+    """The host and the best two others by the selection rule, pruned ones at their best rung. Where
+    fewer than two are allowed, whole ones come next by how little they fail, then those that the
+    pruner ended last, at the recipe's length: rungs are read off few pictures, and at an early one
+    hardly anything tells settings apart.
     """
     host = study.host()
     assert host is not None
-    others = [own for own in study.candidates() if own.label != str(host.number)]
-    trials = {str(trial.number): trial for trial in study.trials()}
-    whole = [trials[own.label] for own in best_first(others)]
-    pruned = sorted(study.trials(TrialState.PRUNED), key=_progress, reverse=True)
-    return [_contender(study, own, own is host) for own in [*whole, *pruned][:FINALISTS] + [host]]
+    others = {s.candidate.label: s for s in study.standings() if s.trial.number != host.number}
+    order = [others[own.label] for own in best_first([s.candidate for s in others.values()])]
+    last = study.steps[-1]
+    allowed = [(own.trial, own.steps) for own in order if own.candidate.feasible]
+    failing = [own.trial for own in order if not own.candidate.feasible]
+    whole = [(t, int(t.user_attrs["steps"])) for t in failing if t.state == TrialState.COMPLETE]
+    pruned = [(t, last) for t in failing if t.state == TrialState.PRUNED]
+    pruned.sort(key=lambda own: _progress(own[0]), reverse=True)
+    return [
+        Contender(trial.number, trial.user_attrs["setting"], steps, trial.number == host.number)
+        for trial, steps in [*[*allowed, *whole, *pruned][:FINALISTS], (host, last)]
+    ]
 
 
 def _progress(pruned: FrozenTrial) -> tuple[int, float]:
     """How far a trial came, and how well it did there."""
     return max(pruned.intermediate_values.items())
-
-
-def _contender(study: SubjectStudy, trial: FrozenTrial, is_host: bool) -> Contender:
-    whole = trial.state == TrialState.COMPLETE
-    steps = int(trial.user_attrs["steps"]) if whole else study.steps[-1]
-    return Contender(trial.number, trial.user_attrs["setting"], steps, is_host)
 
 
 def final_seeds(config: RunConfig) -> list[int]:

@@ -20,7 +20,7 @@ from dreamfleet.tuning.finals import Exported, Finals
 from dreamfleet.tuning.results import SubjectTuned
 from dreamfleet.tuning.rule import pareto_front
 from dreamfleet.tuning.space import PRIOR, WITH_PRIOR, dimensions
-from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, ROOT, SubjectStudy, candidate_of
+from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, ROOT, Standing, SubjectStudy
 from dreamfleet.tuning.trial import sheet
 
 SHOWN_SHEETS = 16  # trials with pictures; the table holds all
@@ -92,6 +92,7 @@ def render_tune_report(report: TuneReport) -> str:
     pictures = [(shot, _opened(png), _opened(bare)) for shot, png, bare in pairs]
     shown = [*photos, *(image for _, own, bare in pictures for image in (own, bare))]
     names = [name for name in NAMES if name in dimensions(study.config)]
+    standings = {own.trial.number: own for own in study.standings()}
     return page_environment().get_template("tune.html.j2").render(
         result=report.result,
         study=study,
@@ -104,7 +105,7 @@ def render_tune_report(report: TuneReport) -> str:
         finals=[_final(report, score) for score in report.finals.scores],
         space=_space(study),
         columns=[NAMES[name] for name in names],
-        rows=[_row(study, trial, names) for trial in study.trials()],
+        rows=[_row(study, trial, names, standings) for trial in study.trials()],
         front=[own.label for own in pareto_front(study.candidates())],
         chart=Markup(_chart(study)),
         plots=[
@@ -139,13 +140,20 @@ def _final(report: TuneReport, score: Any) -> dict[str, Any]:
     }
 
 
-def _row(study: SubjectStudy, trial: FrozenTrial, names: Sequence[str]) -> _Row:
+def _row(
+    study: SubjectStudy,
+    trial: FrozenTrial,
+    names: Sequence[str],
+    standings: Mapping[int, Standing],
+) -> _Row:
     attrs = trial.user_attrs
     setting = study.setting_of(trial) or {}
     known = "alignment" in attrs
-    verdict = ""
-    if trial.state == TrialState.COMPLETE:
-        verdict = "allowed" if candidate_of(trial).feasible else "too far from the subject"
+    verdict, standing = "", standings.get(trial.number)
+    if standing is not None and standing.candidate.feasible:
+        verdict = "allowed" + (f" at {standing.steps}" if trial.state == TrialState.PRUNED else "")
+    elif trial.state == TrialState.COMPLETE:
+        verdict = "too far from the subject"
     notes = ["host"] if attrs.get(HOST) else []
     notes += ["interrupted, asked again"] if attrs.get(INTERRUPTED) else []
     notes += [str(attrs[ERROR])] if attrs.get(ERROR) else []

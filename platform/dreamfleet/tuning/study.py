@@ -204,6 +204,15 @@ class Asked:
         return self.trial.number
 
 
+@dataclass(frozen=True)
+class Standing:
+    """A trial that counts, at the rung that the selection rule takes of it."""
+
+    trial: FrozenTrial
+    steps: int
+    candidate: Candidate
+
+
 class SubjectStudy:
     """One subject's study, with what its running trials have shown so far.
 
@@ -302,9 +311,32 @@ class SubjectStudy:
         hosts = [t for t in self.trials(TrialState.COMPLETE) if t.user_attrs.get(HOST)]
         return hosts[0] if hosts else None
 
+    def standings(self) -> list[Standing]:
+        """All trials for the rule, once there is a host. A pruned one is a shorter training: it
+        stands as it was at its best rung.
+        """
+        host = self.host()
+        if host is None:
+            return []
+        whole = [
+            Standing(trial, int(trial.user_attrs["steps"]), candidate_of(trial))
+            for trial in self.trials(TrialState.COMPLETE)
+        ]
+        last = readings_of(host)[self.steps[-1]]
+        return whole + [self._shorter(trial, last) for trial in self.trials(TrialState.PRUNED)]
+
     def candidates(self) -> list[Candidate]:
-        """All complete trials for the rule."""
-        return [candidate_of(trial) for trial in self.trials(TrialState.COMPLETE)]
+        """`standings` as the rule sees them."""
+        return [own.candidate for own in self.standings()]
+
+    def _shorter(self, trial: FrozenTrial, last: Reading) -> Standing:
+        """Where a pruned trial stands beside the host's `last` reading."""
+        found = {}
+        for step, own in _as_of_last(readings_of(trial), last).items():
+            excess = fidelity_excess(own.fidelities, last.fidelities, self.tune.fidelity_margin)
+            found[step] = Candidate(str(trial.number), own.alignment, excess, own.fidelity)
+        best = best_first(list(found.values()))[0]
+        return Standing(trial, next(step for step, own in found.items() if own is best), best)
 
     def setting_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
         """A trial's whole setting, fixed parameters too; None: it was ended before it had one."""
@@ -358,19 +390,19 @@ class SubjectStudy:
     def _report(self, asked: Asked) -> None:
         """Tell the pruner the rungs that can be compared: not before the host is known there."""
         for step in sorted(set(asked.readings) - asked.reported):
-            host, own = self._host_fidelity(step), asked.readings[step]
+            host, own = self._host_at(step), asked.readings[step]
             if host is None:
                 return
             margin = self.tune.fidelity_margin
-            asked.trial.report(rung_value(own.alignment, own.fidelity, host, margin), step)
+            value = rung_value(own.alignment, own.fidelity, host.fidelity, margin)
+            asked.trial.report(value, step)
             asked.reported.add(step)
             # The host is not among those that the pruner ranks: it never leaves, and where settings
             # are alike early on, it would end the others by chance. What is worse for sure ends.
             if asked.beaten or asked.is_host or step == self.steps[-1]:
                 continue
-            worse = own.fidelity <= host and is_less_aligned(
-                own.alignments, self._host_alignments(step)
-            )
+            worse = is_less_aligned(own.alignments, host.alignments)
+            worse = worse and own.fidelity <= host.fidelity
             asked.beaten = asked.trial.should_prune() or worse
             if asked.beaten and self.steps[-1] not in asked.readings:
                 asked.pruned = True
@@ -408,9 +440,9 @@ class SubjectStudy:
 
     def _tell_pruned(self, asked: Asked) -> None:
         last = asked.readings[max(asked.reported)]  # what it was pruned for
-        host = self._host_fidelity(last.step)
+        host = self._host_at(last.step)
         assert host is not None  # or it could not have been compared
-        self._note(asked, last, host - self.tune.fidelity_margin - last.fidelity)
+        self._note(asked, last, host.fidelity - self.tune.fidelity_margin - last.fidelity)
         self._tell(asked, state=TrialState.PRUNED)
 
     def _tell_failed(self, asked: Asked) -> None:
@@ -432,13 +464,12 @@ class SubjectStudy:
         margin = self.tune.fidelity_margin
         if asked.is_host:
             return asked.readings[last], -margin
-        host = self.host()
+        host = self._host_at(last)
         assert host is not None  # trials without one to be compared with wait
-        pictures = host.user_attrs["pictures"]
         found, comparable = {}, _as_of_last(asked.readings, asked.readings[last])
         for step in sorted(asked.readings, reverse=True):
             own = comparable[step]
-            excess = fidelity_excess(own.fidelities, pictures, margin)
+            excess = fidelity_excess(own.fidelities, host.fidelities, margin)
             found[str(step)] = Candidate(str(step), own.alignment, excess, own.fidelity)
         best = best_first(list(found.values()))[0]
         return comparable[int(best.label)], best.excess
@@ -449,15 +480,9 @@ class SubjectStudy:
             "steps": chosen.step,
             "alignment": chosen.alignment,
             "fidelity": chosen.fidelity,
-            "readings": [
-                {"step": r.step, "alignment": r.alignment, "fidelity": r.fidelity}
-                for r in asked.readings.values()
-            ],
+            "readings": [asdict(own) for own in asked.readings.values()],
             "setting": asked.params,
         }
-        if asked.is_host:
-            about["pictures"] = asked.readings[self.steps[-1]].fidelities
-            about["alignments"] = {str(r.step): r.alignments for r in asked.readings.values()}
         for name, value in about.items():
             asked.trial.set_user_attr(name, value)
         asked.trial.set_constraint(CONSTRAINT, excess)
@@ -470,26 +495,13 @@ class SubjectStudy:
         """The tracking server has been told of a finished trial's end."""
         self.study.set_user_attr(RECORDED, sorted(self.recorded() | {number}))
 
-    def _host_alignments(self, step: int) -> Mapping[str, float]:
-        """By picture, of a rung that the host has come to."""
+    def _host_at(self, step: int) -> Reading | None:
+        """The host at a rung; None: it has not come to it."""
         for asked in self.running.values():
             if asked.is_host:
-                return asked.readings[step].alignments
+                return asked.readings.get(step)
         host = self.host()
-        assert host is not None
-        known: Mapping[str, float] = host.user_attrs.get("alignments", {}).get(str(step), {})
-        return known
-
-    def _host_fidelity(self, step: int) -> float | None:
-        running = [asked for asked in self.running.values() if asked.is_host]
-        if running:
-            own = running[0].readings.get(step)
-            return own.fidelity if own else None
-        host = self.host()
-        for row in host.user_attrs["readings"] if host else ():
-            if row["step"] == step:
-                return float(row["fidelity"])
-        return None
+        return None if host is None else readings_of(host).get(step)
 
     # Beginning
 
@@ -567,6 +579,11 @@ def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Rea
         )
         for step, own in readings.items()
     }
+
+
+def readings_of(trial: FrozenTrial) -> dict[int, Reading]:
+    """What was read of a trial that counts, by step."""
+    return {row["step"]: Reading(**row) for row in trial.user_attrs["readings"]}
 
 
 def candidate_of(trial: FrozenTrial) -> Candidate:

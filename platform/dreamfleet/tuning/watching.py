@@ -17,7 +17,16 @@ from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.engine import STATE
 from dreamfleet.tuning.rule import best_first
 from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
-from dreamfleet.tuning.study import DONE, ERROR, HOST, ROOT, Asked, SubjectStudy, candidate_of
+from dreamfleet.tuning.study import (
+    DONE,
+    ERROR,
+    HOST,
+    ROOT,
+    Asked,
+    Standing,
+    SubjectStudy,
+    candidate_of,
+)
 from dreamfleet.tuning.trial import Reading, sheet
 
 if TYPE_CHECKING:
@@ -144,7 +153,7 @@ class Watcher:
     _begun: float = field(default_factory=time.monotonic)
     _shown: float = 0.0
     _done_before: int | None = None
-    _known: dict[str, tuple[int, FrozenTrial | None]] = field(default_factory=dict)
+    _known: dict[str, tuple[int, Standing | None]] = field(default_factory=dict)
 
     def started(self, study: SubjectStudy, asked: Asked) -> None:
         self.recorder.started(study, asked.number, asked.params, asked.is_host)
@@ -172,7 +181,7 @@ class Watcher:
         left = self._left_s(done, total)
         return (
             f"trials {done}/{total}, slots {used}/{places}"
-            + (f", best #{best.number} {best.user_attrs['alignment']:.3f}" if best else "")
+            + (f", best #{best.candidate.label} {best.candidate.alignment:.3f}" if best else "")
             + (f", about {left / 60:.0f} min left" if left >= 90 else "")
         )
 
@@ -191,7 +200,7 @@ class Watcher:
             if (best := self._told(study)[1]) is not None
         ]
 
-    def _told(self, study: SubjectStudy) -> tuple[int, FrozenTrial | None]:
+    def _told(self, study: SubjectStudy) -> tuple[int, Standing | None]:
         """How many trials count, and the best one. Both change only when a trial ends: asking the
         database at every tick took a twelfth of a core.
         """
@@ -200,18 +209,16 @@ class Watcher:
         return self._known[study.name]
 
 
-def _best(study: SubjectStudy) -> FrozenTrial | None:
-    found = best_first(study.candidates())
-    if not found or not found[0].feasible:
-        return None
-    return next(own for own in study.trials() if str(own.number) == found[0].label)
+def _best(study: SubjectStudy) -> Standing | None:
+    known = {own.candidate.label: own for own in study.standings()}
+    found = best_first([own.candidate for own in known.values()])
+    return known[found[0].label] if found and found[0].feasible else None
 
 
-def _best_row(study: SubjectStudy, best: FrozenTrial) -> tuple[str, ...]:
-    attrs = best.user_attrs
-    scores = (float(attrs["alignment"]), float(attrs["fidelity"]))
-    label = f"{study.name} #{best.number} best"
-    return _cells(study, label, int(attrs["steps"]), scores, attrs["setting"])
+def _best_row(study: SubjectStudy, best: Standing) -> tuple[str, ...]:
+    scores = (best.candidate.alignment, best.candidate.fidelity)
+    label = f"{study.name} #{best.trial.number} best"
+    return _cells(study, label, best.steps, scores, best.trial.user_attrs["setting"])
 
 
 def _row(study: SubjectStudy, asked: Asked) -> tuple[str, ...]:

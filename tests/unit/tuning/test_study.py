@@ -155,11 +155,28 @@ def test_pruned_trials_fill_the_finals(url: str) -> None:
     host, *others = (own.number for own in asked if own)
     run(study, host, 0.5, 0.9, 0.9)
     for number, values in zip(others, [(0.4,), (0.6, 0.8), (0.3,)], strict=True):
-        run(study, number, *values)
+        run(study, number, *values, fidelity=0.55)
     assert len(study.trials(TrialState.PRUNED)) == 3
     found = contenders(study)
     assert [own.number for own in found] == [others[1], others[0], host], "the furthest, the better"
     assert {own.steps for own in found} == {40}, "at the recipe's length"
+
+
+def test_a_pruned_trial_is_a_shorter_training(url: str) -> None:
+    study = opened(url, halved(tune__num_samples=4))
+    host, *others = (own.number for own in [study.ask() for _ in range(4)] if own)
+    for step, alignment, fidelity in [(10, 0.9, 0.2), (20, 0.5, 0.4), (40, 0.1, 0.7)]:
+        study.read(host, reading(step, alignment, fidelity))
+    study.end(host)
+    rival, early, _ = others
+    run(study, rival, 0.97, 0.9, 0.8, fidelity=0.6)  # well aligned, but never the subject
+    assert not study.read(early, reading(10, 0.99, 0.6)), "not near enough yet"
+    assert study.read(early, reading(20, 0.45, 0.69)), "the rival is far better aligned"
+    study.end(early)
+    (standing,) = [own for own in study.standings() if own.trial.number == early]
+    assert standing.candidate.feasible and standing.steps == 20
+    found = [(own.number, own.steps) for own in contenders(study)]
+    assert found == [(early, 20), (rival, 40), (host, 40)]
 
 
 def test_pruning_spares_the_host(url: str) -> None:
