@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from peft import set_peft_model_state_dict
+from torch import Tensor
 
 from dreamfleet.adapters.files import save_lora
+from dreamfleet.adapters.lora import ADAPTER_NAME
 from dreamfleet.adapters.lora_slots import LoraShape, fresh_lora, lora_shape_metadata, lora_to_file
 from dreamfleet.bases import Base, load_base
 
 SIZE = 0.1
+
+
+def set_lora_state(base: Base, state: Mapping[str, Tensor]) -> None:
+    """Put the values of `lora.lora_state` back into an adapter of the same shape."""
+    for prefix, module in (("unet", base.unet), *base.text_encoders.items()):
+        own = {
+            key.removeprefix(f"{prefix}."): value
+            for key, value in state.items()
+            if key.startswith(f"{prefix}.")
+        }
+        if own:
+            set_peft_model_state_dict(module, own, adapter_name=ADAPTER_NAME)
 
 
 def write_adapter(base: Base, folder: Path, seed: int, rank: int = 4) -> Path:

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from dreamfleet.config import RunConfig, TrackingConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.tracking import Contest, MlflowTracker, flush_spool, open_run, open_tracker
+from dreamfleet.tracking.registry import fetch_version, registered_adapters
 from dreamfleet.tracking.runs import compare_runs, list_runs, show_runs
 from dreamfleet.tracking.store import MlflowStore
 
@@ -76,7 +77,9 @@ def test_a_run_with_all_its_records(
     tracker = _tracker(uri, tmp_path / "spool", "all", lines)
     long = "x" * 10_000
     params = RunConfig().model_dump(mode="json")
-    run = tracker.start_run("biscuit", {**params, "note": long}, TAGS, key="biscuit-key")
+    odd = os.fsdecode(b"\xff.jpg")  # a file's name can be any bytes
+    given = {**params, "note": long, "photos": [odd]}
+    run = tracker.start_run("biscuit", given, {**TAGS, "photo": odd}, key="biscuit-key")
     for step in range(1, 301):
         run.log_metrics({"loss": 1 / step, "rho": step / 300, "odd name (!)": 1.0}, step)
     run.log_grid([("a photo of sks dog", Image.new("RGB", (64, 64), "red"))] * 2, "samples", 100)
@@ -96,6 +99,8 @@ def test_a_run_with_all_its_records(
     assert recorded.data.params["train.mode"] == "lora"
     assert recorded.data.params["sude.weight"] == "0.0"
     assert 5_000 < len(recorded.data.params["note"]) <= 6_000
+    assert recorded.data.tags["photo"] == "\\udcff.jpg"
+    assert recorded.data.params["photos"] == '["\\udcff.jpg"]'
     assert recorded.data.metrics["loss"] == pytest.approx(1 / 300)
     history = client.get_metric_history(run.run_id, "rho")
     assert [metric.step for metric in history] == list(range(1, 301))
@@ -323,6 +328,9 @@ def test_a_server_that_was_away_gets_everything_once_it_is_there(
         assert row.status == "FINISHED" and row.metrics == {"loss": 0.5}
         assert [entry.path for entry in client.list_artifacts(row.run_id)] == ["images"]
         assert client.get_model_version_by_alias("late", "candidate").run_id == row.run_id
+        (late,) = registered_adapters(uri, ["late"])  # behind a server named nowhere else
+        weights = fetch_version(uri, late.versions[0], tmp_path / "fetched")
+        assert weights.read_bytes() == (adapter / weights.name).read_bytes()
 
 
 class _server:  # noqa: N801  used as a function

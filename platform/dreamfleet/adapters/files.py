@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamfleet.adapters.lora import (
     ADAPTER_NAME,
@@ -23,6 +23,7 @@ from dreamfleet.adapters.lora import (
     lora_state,
     remove_lora,
 )
+from dreamfleet.adapters.scales import lora_scales
 from dreamfleet.bases import Base
 from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
@@ -125,8 +126,9 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
 
 def read_adapter_for(
     base: Base, source: str | Path, *, check_base: bool = True
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of the adapter at `source`, checked against `base`; nothing is put in.
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors of the adapter at `source`, and of each layer alpha / rank, checked against `base`;
+    nothing is put in.
 
     Raises:
         AdapterFileError: as `load_adapter`.
@@ -136,7 +138,7 @@ def read_adapter_for(
     if check_base:
         _check_base(path, metadata, base)
     _check_fits(path, state, base)
-    return state, metadata
+    return state, lora_scales(path, state, metadata)
 
 
 def adapter_path(source: str | Path) -> Path:
@@ -175,13 +177,15 @@ def adapter_kind(folder: str | Path) -> str:
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of an adapter file, checked: whole, finite, in PEFT's naming.
+    """Tensors and metadata of an adapter file, checked: whole, finite, in PEFT's naming, two
+    factors of one rank to a layer.
 
     Raises:
         AdapterFileError: naming what is wrong.
     """
     state, metadata = read_tensors(path)
     _check_names(path, state)
+    _check_pairs(path, state)
     return state, metadata
 
 
@@ -245,6 +249,7 @@ def _add_metadata(path: Path, base: Base) -> None:
     metadata = {**header.pop("__metadata__", {}), METADATA_KEY: json.dumps(about, sort_keys=True)}
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}).encode()
     text += b" " * (-len(text) % 8)  # tensors stay aligned
+    path.unlink()  # safetensors wrote it for the owner alone; a new one goes by the umask
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text + content[end:])
         file.flush()
@@ -309,25 +314,41 @@ def _check_base(path: Path, metadata: Mapping[str, str], base: Base) -> None:
         )
 
 
+def _check_pairs(path: Path, state: Mapping[str, Tensor]) -> None:
+    for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
+        down, up = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
+        if down is None or up is None:
+            raise AdapterFileError(f"{path}: layer {layer}, of which one factor is missing")
+        check_factors(path, layer, down, up)
+
+
+def check_factors(path: Path, layer: str, down: Tensor, up: Tensor) -> None:
+    """Whether two factors are matrices (or kernels) of one rank, which is at least 1.
+
+    Raises:
+        AdapterFileError: they are not.
+    """
+    if min(down.ndim, up.ndim) < 2 or not down.shape[0] == up.shape[1] >= 1:
+        raise AdapterFileError(
+            f"{path}: layer {layer} has factors {tuple(down.shape)} and {tuple(up.shape)}, which "
+            "do not fit each other; expected (rank, in) and (out, rank)"
+        )
+
+
 def _check_fits(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
-    """Both factors of every layer, of the shapes that the layer has."""
+    """Factors of the shapes that the base's layers have."""
     modules = {"unet": dict(base.unet.named_modules())}
     modules |= {name: dict(encoder.named_modules()) for name, encoder in base.text_encoders.items()}
-    layers = {key.rsplit(".lora_", 1)[0] for key in state}
-    for layer in sorted(layers):
+    for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
         prefix, _, name = layer.partition(".")
         module = _module(modules.get(prefix, {}), name)
-        factors = [state.get(f"{layer}.lora_{side}.weight") for side in "AB"]
-        if module is None or factors[0] is None or factors[1] is None:
-            what = (
-                "which this base does not have"
-                if module is None
-                else "of which one factor is missing"
-            )
+        if not isinstance(module, nn.Linear | nn.Conv2d):
             raise AdapterFileError(
-                f"{path}: layer {layer}, {what}; is it an adapter for {base.name!r}?"
+                f"{path}: layer {layer}, which this base does not have as a linear or convolution "
+                f"layer; is it an adapter for {base.name!r}?"
             )
-        _check_shapes(path, layer, factors[0], factors[1], module)
+        down, up = (state[f"{layer}.lora_{side}.weight"] for side in "AB")
+        _check_shapes(path, layer, down, up, module)
 
 
 def _module(modules: Mapping[str, Any], name: str) -> Any:
@@ -342,15 +363,12 @@ def _module(modules: Mapping[str, Any], name: str) -> Any:
     return getattr(module, "base_layer", module)
 
 
-def _check_shapes(path: Path, layer: str, down: Tensor, up: Tensor, module: Any) -> None:
+def _check_shapes(
+    path: Path, layer: str, down: Tensor, up: Tensor, module: nn.Linear | nn.Conv2d
+) -> None:
     weight = module.weight
-    rank = down.shape[0]
-    fits = (
-        up.shape[1] == rank
-        and down.shape[1:] == weight.shape[1:]
-        and up.shape[0] == weight.shape[0]
-    )
-    if not fits:
+    kernel = (1,) * (weight.ndim - 2)  # of the second factor of a convolution
+    if down.shape[1:] != weight.shape[1:] or up.shape != (*weight.shape[:1], len(down), *kernel):
         raise AdapterFileError(
             f"{path}: layer {layer} has factors {tuple(down.shape)} and {tuple(up.shape)}, which "
             "do not fit weights "

@@ -7,7 +7,6 @@ original implementation (`adapters.sgm_names`), the others by diffusers' own.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -17,12 +16,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamfleet.adapters.files import (
     METADATA_KEY,
     adapter_path,
+    check_factors,
     load_adapter,
     read_adapter,
     read_tensors,
@@ -30,6 +30,7 @@ from dreamfleet.adapters.files import (
     write_lora,
 )
 from dreamfleet.adapters.lora import remove_lora
+from dreamfleet.adapters.scales import lora_scales
 from dreamfleet.adapters.sgm_names import sgm_path
 from dreamfleet.bases import Base, BaseFiles
 from dreamfleet.errors import AdapterFileError
@@ -56,7 +57,7 @@ def export_kohya(adapter: str | Path, target: str | Path, files: BaseFiles) -> P
     if path.suffix != ".safetensors":
         raise AdapterFileError(f"{path}: expected a name that ends with .safetensors")
     state, metadata = read_adapter(source)
-    scales = _Scales(metadata)
+    scales = lora_scales(source, state, metadata)
     written: dict[str, Tensor] = {}
     for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
         component, _, module_path = layer.partition(".")
@@ -64,11 +65,11 @@ def export_kohya(adapter: str | Path, target: str | Path, files: BaseFiles) -> P
         down, up = (state[f"{layer}.lora_{side}.weight"] for side in "AB")
         written[f"{name}.lora_down.weight"] = down.contiguous()
         written[f"{name}.lora_up.weight"] = up.contiguous()
-        alpha = scales.scale(component, module_path, down.shape[0]) * down.shape[0]
+        alpha = scales[layer] * down.shape[0]
         written[f"{name}.alpha"] = torch.tensor(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(written, part, _network_metadata(written, metadata, files))
+    part.write_bytes(save(written, _network_metadata(written, metadata, files)))
     return part.replace(path)
 
 
@@ -177,6 +178,9 @@ def _layers(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Te
     for name, parts in layers.items():
         if not {"lora_down.weight", "lora_up.weight"} <= set(parts):
             raise AdapterFileError(f"{path}: of layer {name} one factor is missing")
+        check_factors(path, name, parts["lora_down.weight"], parts["lora_up.weight"])
+        if "alpha" in parts and parts["alpha"].numel() != 1:
+            raise AdapterFileError(f"{path}: alpha of layer {name} is no single number")
     return layers
 
 
@@ -217,26 +221,6 @@ def _write_with_alphas(
 
 def _usual(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
-
-
-class _Scales:
-    """alpha / rank of each layer, from the metadata of a file of diffusers'."""
-
-    def __init__(self, metadata: Mapping[str, str]) -> None:
-        flat: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        self._about: dict[str, dict[str, Any]] = {}
-        for key, value in flat.items():
-            component, _, name = key.partition(".")
-            self._about.setdefault(component, {})[name] = value
-
-    def scale(self, component: str, path: str, rank: int) -> float:
-        """Without metadata alpha is the rank, as diffusers takes it."""
-        from peft.utils.other import get_pattern_key
-
-        about = self._about.get(component, {})
-        patterns = about.get("alpha_pattern") or {}
-        alpha = patterns.get(get_pattern_key(list(patterns), path), about.get("lora_alpha", rank))
-        return float(alpha) / (math.sqrt(rank) if about.get("use_rslora") else rank)
 
 
 def _network_metadata(

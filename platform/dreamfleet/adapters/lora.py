@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -118,17 +118,6 @@ def lora_state(base: Base) -> dict[str, Tensor]:
         for prefix, module in _adapted(base)
         for key, value in get_peft_model_state_dict(module, adapter_name=ADAPTER_NAME).items()
     }
-
-
-def set_lora_state(base: Base, state: dict[str, Tensor]) -> None:
-    """Put the values of `lora_state` back into an adapter of the same shape."""
-    for prefix, module in _adapted(base):
-        own = {
-            key.removeprefix(f"{prefix}."): value
-            for key, value in state.items()
-            if key.startswith(f"{prefix}.")
-        }
-        set_peft_model_state_dict(module, own, adapter_name=ADAPTER_NAME)
 
 
 def has_lora(base: Base) -> bool:

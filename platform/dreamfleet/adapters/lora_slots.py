@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from dreamfleet.adapters.lora import (
 from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
-PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file
 LAYERS = ("attention", "attention_ff", "all")  # each has the layers of those before it
 IN_PARAMETERS = f".{ADAPTER_NAME}."
 _TARGET_ENDS = tuple(f".{name}" for name in (*target_modules("sd1", "all"), *TEXT_ENCODER_TARGETS))
@@ -229,13 +227,7 @@ def read_lora_slot(base: Base, source: str | Path, *, check_base: bool = True) -
     Raises:
         AdapterFileError: as `files.load_adapter`.
     """
-    tensors, metadata = read_adapter_for(base, source, check_base=check_base)
-    about = json.loads(metadata.get(PEFT_METADATA_KEY, "{}"))
-    scales = {}
-    for key, value in tensors.items():
-        layer, _, side = key.removesuffix(".weight").rpartition(".")
-        if side == "lora_A":
-            scales[layer] = _scale(layer, int(value.shape[0]), about)
+    tensors, scales = read_adapter_for(base, source, check_base=check_base)
     return lora_from_file(base, tensors, scales)
 
 
@@ -246,17 +238,6 @@ def shape_of(state: SlotState) -> LoraShape:
     layers = {name.partition(".lora_")[0] for name in state.tensors}
     more = frozenset(layer for layer in layers if not layer.endswith(_TARGET_ENDS))
     return LoraShape(max(ranks, default=1), 1.0, "all", text, more)
-
-
-def _scale(layer: str, rank: int, about: Mapping[str, Any]) -> float:
-    """alpha / rank of a layer (alpha / sqrt(rank) for rsLoRA); 1 where the file does not say."""
-    prefix, _, name = layer.partition(".")
-    patterns = about.get(f"{prefix}.alpha_pattern") or {}
-    own = [alpha for pattern, alpha in patterns.items() if name.endswith(pattern)]
-    alpha = own[0] if own else about.get(f"{prefix}.lora_alpha")
-    if alpha is None:
-        return 1.0
-    return float(alpha) / (rank**0.5 if about.get(f"{prefix}.use_rslora") else rank)
 
 
 def lora_shape_metadata(base: Base, shape: LoraShape) -> dict[str, dict[str, Any]]:

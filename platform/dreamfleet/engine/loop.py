@@ -27,6 +27,7 @@ class EngineLoop:
         self._build = build
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._closed = False
+        self._guard = threading.Lock()  # of what is put into the queue, and of its end
         self._failed: BaseException | None = None  # why it was not built
         self._broken_steps: list[Exception] = []  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -37,10 +38,11 @@ class EngineLoop:
         future's.
         """
         result: Future[T] = Future()
-        if self._closed:
-            result.set_exception(RuntimeError("the engine is closed"))
-        else:
-            self._commands.put((command, result))
+        with self._guard:
+            if self._closed:
+                result.set_exception(_closed())
+            else:
+                self._commands.put((command, result))
         return result
 
     def trouble(self) -> str:
@@ -60,6 +62,16 @@ class EngineLoop:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # whatever ended it: nobody shall wait for ever
+            with self._guard:
+                self._closed = True
+            while not self._commands.empty():
+                if (command := self._commands.get()) is not None:
+                    _answer(command[1], _closed())
+
+    def _work(self) -> None:
         try:
             engine = self._build()
         except BaseException as error:
@@ -98,6 +110,13 @@ class EngineLoop:
     def _refuse(self, error: BaseException) -> None:
         """An engine that could not be built answers every command with the reason."""
         while (command := self._commands.get()) is not None:
-            result = command[1]
-            if result.set_running_or_notify_cancel():
-                result.set_exception(error)
+            _answer(command[1], error)
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("the engine is closed")
+
+
+def _answer(result: Future[Any], error: BaseException) -> None:
+    if result.set_running_or_notify_cancel():
+        result.set_exception(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dreamfleet.bases import Base
@@ -89,16 +89,18 @@ class TeacherCache:
         path = self._path(self.folder, key)
         try:
             value = load_file(path)["prediction"]
-            os.utime(path)  # used now
         except (OSError, SafetensorError, KeyError):
             return None  # not there, or not whole: computed again
+        with contextlib.suppress(OSError):  # somebody else's folder may be read only
+            os.utime(path)  # used now
         return value
 
     def _write(self, folder: Path, key: str, value: Tensor) -> None:
         path = self._path(folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"prediction": value.detach().cpu().contiguous()}, part)
+        # Not `save_file`, whose errors are no OSErrors, and which leaves files of its own behind.
+        part.write_bytes(save({"prediction": value.detach().cpu().contiguous()}))
         part.replace(path)
         size = path.stat().st_size
         self._written += size
@@ -137,8 +139,9 @@ class FrozenTeacher:
         schedule = base.schedule
         digest = hashlib.sha256(schedule.alphas_cumprod.numpy().tobytes())
         digest.update(schedule.prediction_type.encode())
-        parts = (base.unet_hash, base.text_encoder_hash, str(base.dtype), digest.hexdigest())
-        self._model = "|".join(parts)
+        device = base.device.type + (" tf32" if torch.backends.cuda.matmul.allow_tf32 else "")
+        parts = (base.unet_hash, base.text_encoder_hash, str(base.dtype), device)
+        self._model = "|".join((*parts, digest.hexdigest()))
         self._token_ids: dict[str, str] = {}
         self.forwards = 0
 
@@ -215,9 +218,9 @@ def _bytes(value: Tensor) -> int:
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """(time, size, path) of all kept predictions."""
+    """(time, size, path) of all kept predictions, and of what a kill left half written."""
     found = []
-    for path in folder.glob("*/*.safetensors"):
+    for path in folder.glob("*/*"):
         with contextlib.suppress(OSError):
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,9 +119,16 @@ class FolderSource:
 
     def read(self) -> Listing:
         entries = {entry.id: entry for entry in self._entries()}
+        named: Mapping[str, Mapping[str, str]] = {}
+        with suppress(BadInputError):  # half written by hand: as if it were not there
+            named = self._aliases()
         aliases = {
-            model_id: {alias: name for alias, name in own.items() if name in entries}
-            for model_id, own in self._aliases().items()
+            model_id: {
+                alias: name
+                for alias, name in own.items()
+                if name in entries and ALIAS.fullmatch(alias)
+            }
+            for model_id, own in named.items()
             if model_id in entries
         }
         versions = {
@@ -137,7 +145,7 @@ class FolderSource:
             if name not in names:
                 raise BadInputError(f"{name!r}: no such adapter in {self.root.name}")
         with self._lock():
-            aliases = {key: dict(own) for key, own in self._aliases().items()}
+            aliases = self._aliases()
             aliases.setdefault(model_id, {})[alias] = version
             part = self.root / f".{ALIASES_FILE}.tmp"
             part.write_text(json.dumps(aliases, indent=1, sort_keys=True), encoding="utf-8")
@@ -196,21 +204,25 @@ class FolderSource:
         return known[1]
 
     def _aliases(self) -> dict[str, dict[str, str]]:
+        """What the file says, whether it means anything or not.
+
+        Raises:
+            BadInputError: it cannot be read.
+        """
         path = self.root / ALIASES_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return {
-                str(model_id): {
-                    str(alias): str(name)
-                    for alias, name in own.items()
-                    if ALIAS.fullmatch(str(alias))
-                }
+                str(model_id): {str(alias): str(name) for alias, name in own.items()}
                 for model_id, own in content.items()
             }
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError):
-            return {}  # half written by hand: as if it were not there
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise BadInputError(
+                f'{path}: cannot be read ({first_line(error)}); expected {{"id": {{"alias": '
+                '"folder name"}}; mend it, or move it away to begin without aliases'
+            ) from error
 
 
 class RegistrySource:
@@ -395,7 +407,7 @@ def inspect(model_id: str, version: str, folder: Path) -> Entry:
         version=version,
         location=str(folder),
         key=f"{model_id}#{hashlib.sha256(told.encode()).hexdigest()[:16]}",
-        base_hash=str(about.get("base_hash", "")),
+        base_hash=str(about.get("base_hash") or ""),
         rank=rank,
         created=int(stamp[0] / 1e9),
         about=_adapter_json(folder),

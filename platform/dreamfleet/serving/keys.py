@@ -40,10 +40,6 @@ class ApiKey:
     name: str
     created: str
 
-    def may(self, scope: Scope) -> bool:
-        """Whether the key covers `scope`."""
-        return self.scope in (scope, "admin")
-
 
 def default_keys_file() -> Path:
     """DREAMFLEET_HOME/keys.json."""

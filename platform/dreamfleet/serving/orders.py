@@ -104,9 +104,7 @@ class BaseAbout:
 
     name: str
     hash: str
-    family: str
     resolution: int
     resolution_step: int
     num_inference_steps: int
     guidance_scale: float
-    safety_checker: bool

@@ -261,12 +261,10 @@ def _about(engine: Engine) -> BaseAbout:
     return BaseAbout(
         name=base.name,
         hash=base.hash,
-        family=base.family,
         resolution=base.resolution,
         resolution_step=base.files.resolution_step,
         num_inference_steps=base.defaults.num_inference_steps,
         guidance_scale=base.defaults.guidance_scale,
-        safety_checker=base.safety_checker is not None,
     )
 
 

@@ -92,8 +92,8 @@ def _photos(folder: Path) -> Iterator[Path]:
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         named = [Path(str(entry)).expanduser() for entry in settings["subject"]["images"]]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, yaml.YAMLError):
+        return  # RuntimeError: ~somebody without a home; or nested too deeply
     if len(named) == 1 or all(path.suffix.lower() in PICTURES for path in named):
         for path in named[:LOOKED_AT]:
             yield from _pictures(path) if path.is_dir() else _pictures(path.parent, path.name)

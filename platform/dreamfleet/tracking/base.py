@@ -79,9 +79,6 @@ class Run(Protocol):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Figures of one step; sent in batches."""
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters; a nested mapping gets dotted names."""
-
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
 
     def log_image(self, image: Image.Image | bytes, key: str, step: int = 0) -> None:
@@ -94,9 +91,6 @@ class Run(Protocol):
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """A file, or a folder with all that is in it, as it is now."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """A text as an artifact file called `name`."""
 
     def register_adapter(
         self,
@@ -170,8 +164,6 @@ class NullRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
 
     def log_image(self, image: Image.Image | bytes, key: str, step: int = 0) -> None: ...
@@ -181,8 +173,6 @@ class NullRun:
     ) -> None: ...
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
-
-    def log_text(self, text: str, name: str) -> None: ...
 
     def register_adapter(
         self,

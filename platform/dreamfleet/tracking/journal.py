@@ -174,7 +174,7 @@ class Journal:
 
     def reject(self, record: Mapping[str, Any], reason: str) -> None:
         """Put a record aside that MLflow will never take."""
-        line = json.dumps({"reason": reason, "record": dict(record)}, ensure_ascii=False)
+        line = json.dumps({"reason": reason, "record": dict(record)})
         with self._guard, (self.folder / REJECTED).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -202,7 +202,7 @@ class Journal:
             self._write({"op": "metrics", "rows": rows})
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(dict(record), ensure_ascii=False, default=str).encode() + b"\n"
+        line = json.dumps(dict(record), default=str).encode() + b"\n"
         try:
             with (self.folder / RECORDS).open("r+b" if self._size else "wb") as file:
                 file.seek(self._size)  # over what an earlier, failed write may have left

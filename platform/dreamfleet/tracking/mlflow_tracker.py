@@ -76,9 +76,6 @@ class MlflowRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._journal.add_metrics(metrics, step, now_ms())
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._append({"op": "params", "params": flatten(params)})
-
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         self._append({"op": "tags", "tags": dict(tags)})
 
@@ -97,13 +94,6 @@ class MlflowRun:
         file = self._journal.keep_path(Path(path))
         if file:
             self._append({"op": "artifact", "file": file, "path": artifact_path})
-
-    def log_text(self, text: str, name: str) -> None:
-        place = Path(name)
-        file = self._journal.keep_bytes(text.encode(), place.name)
-        if file:
-            folder = None if str(place.parent) == "." else place.parent.as_posix()
-            self._append({"op": "artifact", "file": file, "path": folder})
 
     def register_adapter(
         self,

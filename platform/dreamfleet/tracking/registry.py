@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dreamfleet.errors import BadInputError
+from dreamfleet.tracking.base import without_password
 from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, plain_reason
 
 Result = TypeVar("Result")
@@ -92,7 +92,7 @@ def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
             place = Path(part) / "files"
             place.mkdir()
-            _asked(uri, lambda client: _download(version.source, place))
+            _asked(uri, lambda client: _download(uri, version.source, place))
             with suppress(OSError):  # another process was first
                 place.rename(folder)
     found = next(iter(sorted(folder.rglob(WEIGHTS))), None)
@@ -148,10 +148,11 @@ def retire(uri: str, name: str) -> None:
     _asked(uri, lambda client: client.set_registered_model_tag(name, RETIRED, "true"))
 
 
-def _download(source: str, folder: Path) -> None:
+def _download(uri: str, source: str, folder: Path) -> None:
+    """Sources mlflow-artifacts:/… mean nothing without the server's address."""
     from mlflow.artifacts import download_artifacts
 
-    download_artifacts(artifact_uri=source, dst_path=str(folder))
+    download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri)
 
 
 def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
@@ -160,14 +161,9 @@ def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
     try:
         return question(MlflowStore.connect(uri, create=False).client)
     except (Unreachable, MlflowException, OSError) as error:
-        place = _without_password(uri)
+        place = without_password(uri)
         reason = plain_reason(error).replace(uri, place)
         raise BadInputError(f"MLflow at {place}: {reason}") from error
-
-
-def _without_password(uri: str) -> str:
-    """An address as logs and answers may have it."""
-    return re.sub(r"//[^/]*@", "//", uri)
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dreamfleet.config import dreamfleet_home
 from dreamfleet.tracking.journal import Journal, has_unsent, left_behind
 from dreamfleet.tracking.sender import Notify, Player
-from dreamfleet.tracking.store import Unreachable
+from dreamfleet.tracking.store import NotRecordedYet, Unreachable
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def flush_spool(
             if had_records and uri not in down:
                 player = players.setdefault(uri, Player(uri, notify))
                 player.play(journal, should_stop)
+        except NotRecordedYet:
+            pass
         except (Unreachable, OSError) as error:
-            if "is not recorded yet" not in str(error):
-                down[uri] = f"MLflow at {uri}: {error}"
+            down[uri] = f"MLflow at {uri}: {error}"
         finished += had_records and journal.is_sent
         waiting += not journal.is_sent
         journal.release()

@@ -57,6 +57,10 @@ class Unreachable(Exception):
     """MLflow did not take a record now, but may later."""
 
 
+class NotRecordedYet(Unreachable):
+    """MLflow answers, but another journal's record has to come first."""
+
+
 class Refused(Exception):
     """MLflow will never take this record."""
 
@@ -132,7 +136,7 @@ class MlflowStore:
                 experiment,
                 start_time=record["time"],
                 tags={_name(key): _cut(value, TAG_LENGTH) for key, value in tags.items()},
-                run_name=record["name"],
+                run_name=_cut(record["name"], NAME_LENGTH),
             )
             return str(run.info.run_id)
         self.client.update_run(run_id, status="RUNNING")
@@ -302,7 +306,7 @@ class MlflowStore:
             return handle.run_id
         run_id = self._find_run(self._experiment_id(handle.experiment), handle.key)
         if run_id is None:
-            raise Unreachable(f"run {handle.key} is not recorded yet")
+            raise NotRecordedYet(f"run {handle.key} is not recorded yet")
         journal.set_run_id(run_id)
         return run_id
 
@@ -435,4 +439,5 @@ def _name(key: str) -> str:
 
 def _cut(value: Any, length: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files can be any bytes
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -21,6 +21,7 @@ from dreamfleet.runtime.storage import Folder
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _STEP = re.compile(r"^step-(\d{8})$")
 
 
@@ -69,7 +70,11 @@ class CheckpointFolder:
             ) from error
 
     def read(self, name: str) -> Checkpoint | None:
-        """The checked folder `name`, or None when it is missing or not whole."""
+        """The checked folder `name`, or None when it is missing or not whole.
+
+        Raises:
+            DreamfleetError: the storage cannot be read now; to begin anew would write over it.
+        """
         source = self.folder.child(name)
         try:
             manifest = json.loads(source.read(MANIFEST))
@@ -80,8 +85,13 @@ class CheckpointFolder:
                 return None
             info = dict(manifest["info"])
             return Checkpoint(name, int(info.get("step", -1)), files, info)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (*NOT_THERE, ValueError, KeyError, TypeError, AttributeError):
             return None
+        except OSError as error:
+            raise DreamfleetError(
+                f"checkpoint {source.location}: cannot be read ({error}); mend the storage, then "
+                "go on with --resume"
+            ) from error
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint."""

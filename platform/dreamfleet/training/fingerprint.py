@@ -18,6 +18,7 @@ FREE = (
     "subject.id",
     "data.max_photos",
     "data.max_pixels",
+    "data.cache_path",
     "data.cache_max_gib",
     "data.teacher_cache_gib",
     "prior.class_data_dir",
@@ -63,7 +64,11 @@ def run_fingerprint(
 
 def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Raise ResumeError naming the first settings that differ from those of the checkpoint."""
-    different = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    different = [
+        key
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key) and not key.startswith(FREE)  # an older version saved it
+    ]
     if not different:
         return
     shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in different[:4])

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import dump_config
-from dreamfleet.errors import DreamfleetError, TrainingError
+from dreamfleet.errors import ConfigError, DreamfleetError, ResumeError, TrainingError
 from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import (
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 HISTORY = "metrics.jsonl"
+# What every worker of a group meets at the same step: settings, a checkpoint of others, a common
+# gradient that is no number.
+COMMON_ERRORS = (ConfigError, ResumeError, TrainingError)
 
 # Called on every worker after a checkpoint was written (step, metrics of the step).
 OnCheckpoint = Callable[[int, Mapping[str, float]], None]
@@ -132,7 +135,6 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self.resumed_from: int | None = None
-        self.saved_step = -1
         self.checkpoints = CheckpointFolder(Folder(self.task.checkpoints))
         self.fingerprint = _fingerprint(self.task, self.group.world_size)
 
@@ -182,7 +184,7 @@ class Run:
             io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True
         )
         job.load_state_dict(state)
-        self.step = self.saved_step = self.resumed_from = checkpoint.step
+        self.step = self.resumed_from = checkpoint.step
         self._recall(checkpoint)
         self._say("resumed", f"going on from step {checkpoint.step}")
 
@@ -221,17 +223,20 @@ class Run:
     def failed(self, error: Exception) -> TrainOutcome:
         """The outcome for an error that another attempt would repeat; others are raised again.
 
+        So is, where other workers wait for this one in their next collective, what happened to it
+        alone: returning would let them wait for ever.
+
         Raises:
-            TrainingError: out of memory, where other workers wait for this one in their next
-                collective.
+            TrainingError: out of memory, where there are other workers.
         """
         identity, step = self.task.subject.id, self.step
-        if isinstance(error, DreamfleetError):
+        several = self.group.world_size > 1
+        if isinstance(error, COMMON_ERRORS if several else DreamfleetError):
             return TrainOutcome(identity, "failed", step, message=str(error))
         if not is_out_of_memory(error):
             raise error
         message = out_of_memory_message(identity, step, self.task.device, self.task.config)
-        if self.group.world_size > 1:
+        if several:
             raise TrainingError(message)
         return TrainOutcome(identity, "failed", step, message=message)
 
@@ -264,7 +269,6 @@ class Run:
             self.checkpoints.save(
                 self.step, files, self._info(), self.task.config.train.checkpoints_total_limit
             )
-        self.saved_step = self.step
         self.on_checkpoint(self.step, metrics)
 
     def _info(self) -> dict[str, Any]:

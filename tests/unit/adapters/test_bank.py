@@ -22,7 +22,6 @@ from dreamfleet.adapters.lora import (
     lora_metadata,
     lora_parameters,
     lora_state,
-    set_lora_state,
 )
 from dreamfleet.adapters.lora_slots import (
     LoraShape,
@@ -34,6 +33,7 @@ from dreamfleet.adapters.lora_slots import (
 )
 from dreamfleet.bases import Base, load_base
 from dreamfleet.errors import AdapterFileError, CapacityError, ConfigError
+from tests.tiny_adapters import set_lora_state
 
 WIDE = LoraShape(8, 8.0, "all", train_text_encoder=True)
 SHAPES = [LoraShape(4, 2.0, "all"), LoraShape(8, 8.0, "attention"), LoraShape(2, 6.0, "all", True)]

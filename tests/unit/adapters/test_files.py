@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ from dreamfleet.adapters.files import (
     save_full,
 )
 from dreamfleet.adapters.lora import add_lora, has_lora, lora_state
+from dreamfleet.adapters.lora_slots import read_lora_slot
+from dreamfleet.adapters.scales import PEFT_METADATA_KEY
 from dreamfleet.bases import Base, load_base
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import AdapterFileError
@@ -100,6 +103,9 @@ def test_equal_adapters_make_equal_files(tiny_base_folder: Path, tmp_path: Path)
         save_adapter(tmp_path / str(i), adapted(tiny_base_folder)).read_bytes() for i in range(2)
     ]
     assert files[0] == files[1]
+    mode = (tmp_path / "0" / WEIGHTS_NAME).stat().st_mode
+    (tmp_path / "plain").touch()
+    assert mode == (tmp_path / "plain").stat().st_mode, "by the umask, not for the owner alone"
     with safe_open(tmp_path / "0" / WEIGHTS_NAME, framework="pt") as file:
         about = json.loads(file.metadata()[METADATA_KEY])
     assert about["base_hash"] == load_base(tiny_base_folder).hash and about["family"] == "sd1"
@@ -158,6 +164,42 @@ def _foreign_name(state: State) -> None:
     state["something"] = torch.zeros(1)
 
 
+def _shaped(**shapes: tuple[int, ...]) -> Callable[[State], None]:
+    """Of one layer the factors in other shapes."""
+
+    def change(state: State) -> None:
+        layer = next(key for key in state if "to_q.lora_A" in key).removesuffix("A.weight")
+        for side, shape in shapes.items():
+            state[f"{layer}{side}.weight"] = torch.zeros(shape)
+
+    return change
+
+
+def _of(layer: str) -> Callable[[State], None]:
+    """A LoRA of something that is no layer."""
+
+    def change(state: State) -> None:
+        state |= {f"{layer}.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}
+
+    return change
+
+
+def _told(**about: Any) -> Callable[[Path], None]:
+    """Other words in PEFT's config."""
+
+    def spoil(path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+        told = {**json.loads(metadata[PEFT_METADATA_KEY]), **about}
+        save_file(load_file(path), path, {**metadata, PEFT_METADATA_KEY: json.dumps(told)})
+
+    return spoil
+
+
+def _no_config(path: Path) -> None:
+    save_file(load_file(path), path, {PEFT_METADATA_KEY: "{"})
+
+
 def _header(size: int) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
         path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
@@ -181,6 +223,18 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
+@pytest.fixture(scope="module")
+def bare(tiny_base_folder: Path) -> Base:
+    """A base into which nothing gets."""
+    return load_base(tiny_base_folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter's file; to be copied."""
+    return save_adapter(tmp_path_factory.mktemp("saved"), adapted(tiny_base_folder))
+
+
 ONE = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
 TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
 
@@ -195,6 +249,18 @@ TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
         (_with(_other_rank), "do not fit"),
         (_with(_other_width), "do not fit"),
         (_with(_foreign_name), "no LoRA factor"),
+        (_with(_shaped(A=())), "do not fit"),
+        (_with(_shaped(B=(4,))), "do not fit"),
+        (_with(_shaped(A=(0, 32), B=(32, 0))), "do not fit"),
+        (_with(_of("unet")), "does not have"),
+        (_with(_of("unet.mid_block")), "does not have"),
+        (_with(_of("unet.conv_norm_out")), "does not have"),
+        (_no_config, "no config of PEFT's"),
+        (_told(**{"unet.lora_alpha": None}), "no config of PEFT's"),
+        (_told(**{"unet.lora_alpha": float("nan")}), "finite"),
+        (_told(**{"unet.lora_alpha": float("inf")}), "finite"),
+        (_told(**{"unet.alpha_pattern": {"(": 2}}), "no config of PEFT's"),
+        (_told(**{"unet.alpha_pattern": [2]}), "no config of PEFT's"),
         (_header(2 * 2**30), "not a safetensors file"),
         (_header(0), "not a safetensors file"),
         (_raw(b""), "not a safetensors file"),
@@ -206,14 +272,14 @@ TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
     ],
 )
 def test_bad_files_are_refused(
-    tiny_base_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+    bare: Base, saved: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    path = save_adapter(tmp_path, adapted(tiny_base_folder))
+    path, base = Path(shutil.copy(saved, tmp_path)), bare
     damage(path)
-    base = load_base(tiny_base_folder)
-    with pytest.raises(AdapterFileError, match=message) as caught:
-        load_adapter(base, tmp_path)
-    assert str(path) in str(caught.value)
+    for read in (load_adapter, read_lora_slot):
+        with pytest.raises(AdapterFileError, match=message) as caught:
+            read(base, tmp_path)
+        assert str(path) in str(caught.value)
     assert not has_lora(base), "a refused file leaves the base as it was"
 
 

@@ -26,6 +26,7 @@ from tests.unit.adapters.test_lora import output, perturb
 pytestmark = pytest.mark.heavy
 
 PROMPT = "a sks dog"
+MIXED = "lora_unet_mid_block_resnets_0_conv1."  # a layer of `foreign_file`
 
 
 def adapted(folder: Path, layers: str, alpha: float = 2.0) -> Base:
@@ -71,6 +72,8 @@ def test_there_and_back_is_the_same_adapter(
     base = adapted(family_folder, layers, alpha=3.0)
     ours = save_adapter(tmp_path / "ours", base)
     exported = export_adapter(tmp_path / "ours", tmp_path / "kohya.safetensors")
+    (tmp_path / "plain").touch()
+    assert exported.stat().st_mode == (tmp_path / "plain").stat().st_mode, "by the umask"
     with safe_open(exported, framework="pt") as file:
         assert {key.partition(".")[2] for key in file.keys()} == {  # noqa: SIM118
             "lora_down.weight",
@@ -201,6 +204,9 @@ def test_an_imported_adapter_names_its_base(tiny_base_folder: Path, tmp_path: Pa
         ({"lora_unet_conv_in.hada_w1_a": torch.ones(1, 1)}, "no part of a plain LoRA"),
         ({"lora_unet_conv_in.dora_scale": torch.ones(1)}, "no part of a plain LoRA"),
         ({"lora_unet_conv_in.alpha": torch.tensor(float("nan"))}, "NaN"),
+        ({MIXED + "alpha": torch.ones(2)}, "no single number"),
+        ({MIXED + "lora_down.weight": torch.tensor(1.0)}, "do not fit"),
+        ({MIXED + "lora_up.weight": torch.ones(3)}, "do not fit"),
     ],
 )
 def test_what_cannot_be_read_is_refused(

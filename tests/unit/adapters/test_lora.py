@@ -15,11 +15,11 @@ from dreamfleet.adapters.lora import (
     has_lora,
     lora_state,
     remove_lora,
-    set_lora_state,
     target_modules,
 )
 from dreamfleet.bases import Base, load_base
 from dreamfleet.errors import ConfigError
+from tests.tiny_adapters import set_lora_state
 
 
 def output(base: Base) -> Tensor:

@@ -408,7 +408,38 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
     lost.close()
     lost = EngineLoop(slow)
     lost.call(lambda engine: None).cancel()
+    last = lost.call(lambda engine: None)
+    lost._commands.put(None)
+    late = lost.call(lambda engine: None)  # behind the end, as by a thread beside `close`
     left.set()
     with pytest.raises(OSError, match="no such base"):
-        lost.call(lambda engine: None).result(5)
+        last.result(5)
+    for refused in (late, lost.call(lambda engine: None)):
+        with pytest.raises(RuntimeError, match="closed"):
+            refused.result(5)
     lost.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_ends_by_itself_lets_nobody_wait() -> None:
+    class Broken:
+        def step(self) -> bool:
+            raise RuntimeError("out of order")
+
+        def abort(self, error: Exception) -> None:
+            raise SystemExit
+
+    begun = threading.Event()
+
+    def build() -> Any:
+        begun.wait(10)
+        return Broken()
+
+    loop = EngineLoop(build)
+    first = loop.call(lambda engine: None)
+    begun.set()
+    first.result(5)
+    loop._thread.join(5)
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.call(lambda engine: None).result(5)
+    assert "ended" in loop.trouble()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from dreamfleet.engine.memory import rows_that_fit
 from dreamfleet.engine.metrics import StepMetrics
 from dreamfleet.engine.packed_job import PackedJob
 from dreamfleet.engine.packed_training import PackedTrainer
-from dreamfleet.engine.teacher import TeacherCache
+from dreamfleet.engine.teacher import FrozenTeacher, TeacherCache
 from dreamfleet.errors import CapacityError, ConfigError, ResumeError, TrainingError
 from dreamfleet.methods import Batch
+from dreamfleet.methods.dreambooth.text import TextCache
 from tests.tiny_jobs import PROMPT, latent_set, packed_job, packed_trainer, tiny_job, tiny_spec
 
 pytestmark = pytest.mark.heavy
@@ -262,6 +264,41 @@ def test_the_teacher_cache_is_bounded_and_shared_on_disk(tmp_path: Path) -> None
     nowhere = TeacherCache(folder=tmp_path / "a file")
     nowhere.put("row 7", rows["row 7"])
     assert nowhere.folder is None and nowhere.get("row 7") is not None, "kept in memory"
+
+
+def test_trouble_with_the_teachers_folder_costs_the_cache_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = torch.ones(4, 16, 16)
+    full = TeacherCache(folder=tmp_path)
+    path = full._path(tmp_path, "row")
+    path.with_suffix(f".{os.getpid()}.part").mkdir(parents=True)  # so that no file can be written
+    full.put("row", row)
+    assert full.folder is None and full.get("row") is not None
+    left = path.with_name("0123.99.part")  # by a kill
+    left.write_bytes(b"x" * 10**5)
+    os.utime(left, (0, 0))
+    TeacherCache(folder=tmp_path, max_disk_bytes=10**5).put("other row", row)
+    assert not left.exists()
+
+    def refused(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert TeacherCache(folder=tmp_path).get("other row") is not None
+
+
+def test_a_teacher_on_another_device_or_in_tf32_is_asked_anew(tiny_base_folder: Path) -> None:
+    base = load_base(tiny_base_folder)
+    matmul = torch.backends.cuda.matmul
+    models, before = set(), matmul.allow_tf32
+    try:
+        for device, matmul.allow_tf32 in (("cpu", False), ("cuda", False), ("cuda", True)):
+            there = replace(base, device=torch.device(device))
+            models.add(FrozenTeacher(there, TextCache(base), TeacherCache(), 4)._model)
+    finally:
+        matmul.allow_tf32 = before
+    assert len(models) == 3
 
 
 def test_what_cannot_be_packed_is_refused(tiny_base_folder: Path) -> None:

@@ -137,6 +137,31 @@ def test_blocks_drawn_elsewhere_give_the_same_files(
         assert there.read_bytes() == here.read_bytes()
 
 
+def test_a_kill_while_progress_is_noted_costs_no_portraits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[range] = []
+
+    def blank(function: Callable[[range], Any], blocks: Iterable[range]) -> Iterable[Any]:
+        for rows in blocks:
+            drawn.append(rows)
+            pictures = np.zeros((len(rows), 64, 64, 3), np.uint8)
+            yield pictures, pictures[..., 0]
+
+    def killed(path: Path, text: str, **options: Any) -> None:
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dreamfleet.training.pretraining.portraits.BLOCK", 10)
+    portraits = Portraits(tmp_path, 3, 1, 1)
+    portraits.draw(lambda done, count: None, lambda draw, rows: blank(draw, list(rows)[:1]))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", killed)
+        portraits.draw(map_blocks=blank)
+    portraits.draw(map_blocks=blank)
+    assert [rows.start for rows in drawn][:3] == [0, 10, 10], "the first block is kept"
+
+
 def test_processes_keep_the_order() -> None:
     with ordered_map(2) as in_processes:
         assert list(in_processes(operator.neg, range(12))) == [-i for i in range(12)]

@@ -335,6 +335,9 @@ class TestModels:
             assert picture is not None
             shown = Image.open(io.BytesIO(picture))
             assert np.asarray(shown).mean((0, 1)).argmax() == strongest
+        settings = {"subject": {"images": ["~nobody-here/x.png"]}}
+        (client.folder / "ada" / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        assert thumbnail_of(str(client.folder / "ada")) is not None
         report = client.get("/v1/models/ada/report")
         assert (
             report.text == "<h1>Ada</h1>" and "sandbox" in report.headers["Content-Security-Policy"]

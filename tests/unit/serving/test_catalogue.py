@@ -10,11 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.serving.api import _model
 from dreamfleet.serving.backend import combined
-from dreamfleet.serving.catalogue import Catalogue, Entry, FolderSource, Listing, registered_as
+from dreamfleet.serving.catalogue import (
+    METADATA_KEY,
+    Catalogue,
+    Entry,
+    FolderSource,
+    Listing,
+    registered_as,
+)
 from dreamfleet.serving.orders import RegistryFiles
 from dreamfleet.serving.problems import ApiProblem
 from dreamfleet.serving.server import base_of_adapters
@@ -68,6 +76,18 @@ def test_an_alias_is_a_version_and_survives_a_restart(folder: Path) -> None:
     assert again.resolve("ada@champion").id == "cy"
     with pytest.raises(BadInputError, match="'nobody'"):
         first.promote("ada", "champion", "nobody")
+
+
+@pytest.mark.parametrize("content", ['{"ada": {"champion": "bo"},', "[]", '{"ada": "bo"}'])
+def test_a_file_of_aliases_that_cannot_be_read_is_not_written_over(
+    folder: Path, content: str
+) -> None:
+    (folder / "aliases.json").write_text(content, encoding="utf-8")
+    own = catalogue(folder)
+    assert len(own.usable()) == 3 and own.usable()[0][1] == {}
+    with pytest.raises(BadInputError, match="aliases.json: cannot be read"):
+        own.promote("ada", "champion", "cy")
+    assert (folder / "aliases.json").read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize(
@@ -169,6 +189,10 @@ def test_an_adapter_of_another_base_is_refused(folder: Path) -> None:
     assert own.usable() == []
     with pytest.raises(ApiProblem, match="another|hash"):
         own.resolve("ada")
+    tensors = load_file(folder / "ada" / WEIGHTS)
+    save_file(tensors, folder / "ada" / WEIGHTS, {METADATA_KEY: '{"base_hash": null}'})
+    own.refresh()
+    assert own.resolve("ada").base_hash == "", "it does not say"
 
 
 def test_an_adapter_of_too_large_a_rank_is_refused(folder: Path) -> None:

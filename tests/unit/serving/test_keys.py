@@ -21,7 +21,7 @@ def test_a_key_is_found_until_it_is_revoked(tmp_path: Path) -> None:
     key, entry = file.create("generate", "ada")
     other, admin = file.create("admin")
     assert file.find(key) == entry and file.find(other) == admin
-    assert entry.may("generate") and not entry.may("admin") and admin.may("generate")
+    assert (entry.scope, admin.scope) == ("generate", "admin")
     assert file.find(key[:-1]) is None and file.find("") is None
     seen_elsewhere = KeyFile(file.path)
     assert seen_elsewhere.find(key) == entry

@@ -24,7 +24,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A registry without MLflow: sources are folders; which of them were copied."""
     found: list[str] = []
 
-    def download(source: str, folder: Path) -> None:
+    def download(uri: str, source: str, folder: Path) -> None:
         found.append(source)
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -93,6 +93,6 @@ def test_an_error_names_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
             raise Unreachable(f"{uri}: connection refused")
 
     monkeypatch.setattr(registry, "MlflowStore", Down)
-    with pytest.raises(BadInputError, match="MLflow at http://host:5000") as error:
+    with pytest.raises(BadInputError, match="MLflow at http://me@host:5000") as error:
         registry.registered_adapters("http://me:secret@host:5000")
     assert "secret" not in str(error.value) and isinstance(error.value.__cause__, Unreachable)

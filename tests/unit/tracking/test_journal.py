@@ -23,12 +23,14 @@ def _texts(journal: Journal, limit: int = 20) -> list[object]:
 
 def test_records_come_back_in_order_and_are_marked_one_by_one(tmp_path: Path) -> None:
     journal = Journal.begin(tmp_path, HANDLE)
-    for text in ("a", "b", "ü\n"):
+    texts = ["a", "b", "ü\n", os.fsdecode(b"\xff.jpg")]  # a file's name can be any bytes
+    for text in texts:
         journal.append({"op": "note", "text": text})
-    assert _texts(journal) == ["a", "b", "ü\n"]
+    assert _texts(journal) == texts
     _, mark = journal.next_records(1)[0]
     journal.mark_sent(mark)
-    assert _texts(journal) == ["b", "ü\n"]
+    assert _texts(journal) == texts[1:]
+    journal.reject({"op": "note", "text": texts[3]}, "no")
     assert not journal.is_sent
 
 

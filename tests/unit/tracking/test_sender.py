@@ -66,8 +66,8 @@ def test_everything_arrives_in_order(store: FakeStore, tmp_path: Path) -> None:
     assert run.wait_for_id() == "id-1"
     for step in range(1, 6):
         run.log_metrics({"loss": 1 / step}, step)
-    run.log_text("a: 1", "config/config.yaml")
     (tmp_path / "adapter.json").write_text("{}")
+    run.log_artifact(tmp_path / "adapter.json", "config")
     assert run.register_adapter(tmp_path, "biscuit/1", base_model="/base") == "3"
     assert run.finish()
     tracker.close()
@@ -119,14 +119,14 @@ def test_a_server_that_dies_and_comes_back_mid_run_misses_nothing(
     run = tracker.start_run("biscuit")
     run.wait_for_id()
     store.behaviour = _dead
-    run.log_text("a", "while_down.txt")
+    run.set_tags({"while": "down"})
     deadline = time.monotonic() + 60
     while not lines and time.monotonic() < deadline:
         time.sleep(0.01)
     store.behaviour = lambda record: None
     assert run.finish()
     tracker.close()
-    assert store.kinds == ["create", "artifact", "finish"]
+    assert store.kinds == ["create", "tags", "finish"]
     assert len(lines) == 2
     assert "answers again" in lines[1]
 

@@ -69,6 +69,11 @@ def fingerprint(world_size: int = 1, **values: Any) -> dict[str, Any]:
 def test_fingerprint_ignores_what_does_not_change_the_adapter() -> None:
     check_same_run(fingerprint(), fingerprint(checkpointing_steps=7, max_train_steps=99), "OUT")
     check_same_run(fingerprint(train_batch_size=2), fingerprint(world_size=2), "OUT")
+    elsewhere = RunConfig.model_validate({"data": {"cache_path": "elsewhere"}})
+    keys = {"world_size": 1, "subject_key": "s", "prior_key": "", "base_hash": "b"}
+    here = run_fingerprint(RunConfig(), **keys)  # type: ignore[arg-type]
+    check_same_run(here, run_fingerprint(elsewhere, **keys), "OUT")  # type: ignore[arg-type]
+    check_same_run({**here, "data.cache_path": "elsewhere"}, here, "OUT")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dreamfleet.errors import DreamfleetError, ResumeError
+from dreamfleet.errors import ConfigError, DreamfleetError, ResumeError, TrainingError
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training import worker
 from dreamfleet.training.checkpoints import CheckpointFolder
+from dreamfleet.training.group import Group
 from dreamfleet.training.task import DirectReporter, StepEvent, TrainEvent, TrainTask
 from dreamfleet.training.worker import train_in_process
 from tests.unit.training.stubs import StubJob, task
@@ -188,6 +189,34 @@ def test_full_disk_is_said_and_keeps_what_there_is(
         patch.setattr(Folder, "write", full)
         outcome = train_in_process(task(tmp_path))
     assert outcome.status == "failed" and "No space left" in outcome.message
+    assert train_in_process(task(tmp_path)).resumed_from == 10
+
+
+def test_one_of_several_workers_raises_what_the_others_do_not_meet(tmp_path: Path) -> None:
+    """They wait in a collective, and only an error ends the group."""
+    alone = worker.Run(task(tmp_path), DirectReporter(), Group())
+    several = worker.Run(task(tmp_path), DirectReporter(), Group(0, 2))
+    full = DreamfleetError("checkpoint: No space left")
+    assert alone.failed(full).message == str(full)
+    with pytest.raises(DreamfleetError, match="No space left"):
+        several.failed(full)
+    for common in (ResumeError("r"), ConfigError("c"), TrainingError("broke down")):
+        assert several.failed(common).message == str(common)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_none(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_in_process(task(tmp_path), reporter=stop_after(9))
+
+    def refused(self: Folder, name: str) -> bytes:
+        raise OSError("AWS Error ACCESS_DENIED during GetObject operation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", refused)
+        outcome = train_in_process(task(tmp_path))
+    assert outcome.status == "failed" and "ACCESS_DENIED" in outcome.message
+    (tmp_path / "step-00000099").write_text("a file")
     assert train_in_process(task(tmp_path)).resumed_from == 10
 
 

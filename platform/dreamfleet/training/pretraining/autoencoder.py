@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from dreamfleet.training.pretraining.corpus import Corpus
 from dreamfleet.training.pretraining.stage import Stage, StageSettings
 
-PATCH_PX = 4
 WIDTHS = (16, 32, 64)
 NORM_GROUPS = 4
 ANCHOR = 100.0  # the constant channels: large against values of unit size

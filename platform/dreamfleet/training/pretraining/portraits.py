@@ -119,7 +119,9 @@ class Portraits:
             images.flush()
             masks.flush()
             done = stop
-            marker.write_text(json.dumps({"done": done}))
+            partial = marker.with_suffix(".partial")
+            partial.write_text(json.dumps({"done": done}), encoding="utf-8")
+            partial.replace(marker)
             if progress is not None:
                 progress(done, self.count)
 
