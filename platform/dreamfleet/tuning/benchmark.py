@@ -19,7 +19,7 @@ from dreamfleet.world.splits import benchmark_photo, subjects
 NUM_SAMPLES = 16
 TRAIN_STEPS = 400
 # The finals train the best two and the host together. The host is never trained for fewer steps;
-# but a step with SuDe takes up to a quarter more than one without: at least the two's share.
+# but a step with SuDe takes up to a quarter more than one without. So the two took 5/7 at most.
 SUDE_STEP = 1.25
 FINALISTS_SHARE = FINALISTS * SUDE_STEP / (FINALISTS * SUDE_STEP + 1)
 CLASS_IMAGES = 16  # as many as make a prior; how many does not change a step's time

@@ -86,8 +86,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     ),
     "sweep_training_in_runs": ("of that, training", ""),
     "sweep_finals_in_runs": (
-        "its finals: the best two on two new seeds, the same; two thirds of the finals' time, "
-        "which the host shares",
+        "its finals: the best two on two new seeds, the same; 5/7 of the finals' time, the rest is "
+        "the host's",
         "≤ 4",
     ),
     "sweep_finals_training_in_runs": ("of that, training", ""),
