@@ -79,7 +79,7 @@ def postgres(tmp_path: Path) -> Iterator[int]:
     )
     if initdb is None or importlib.util.find_spec("psycopg") is None:
         pytest.skip(
-            "needs PostgreSQL's programs (initdb) and psycopg (pip install dreamfleet[dev])"
+            "needs PostgreSQL's programs (initdb) and psycopg (pip install '.[dev]')"
         )
     (port,) = free_ports(1)
     folder = Path(initdb).resolve().parent
