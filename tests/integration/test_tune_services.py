@@ -78,9 +78,7 @@ def postgres(tmp_path: Path) -> Iterator[int]:
         (found for place in on_debian if (found := shutil.which("initdb", path=place))), None
     )
     if initdb is None or importlib.util.find_spec("psycopg") is None:
-        pytest.skip(
-            "needs PostgreSQL's programs (initdb) and psycopg (pip install '.[dev]')"
-        )
+        pytest.skip("needs PostgreSQL's programs (initdb) and psycopg (pip install '.[dev]')")
     (port,) = free_ports(1)
     folder = Path(initdb).resolve().parent
     data, user = tmp_path / "pg", []
