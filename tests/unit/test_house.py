@@ -216,3 +216,10 @@ class TestPublicNames:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.xdist_group("house")
+def test_groups_of_tests_stay_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Of pytest and pytest-xdist not all versions agree on how a test's group is told."""
+    grouped = getattr(request.config.option, "loadgroup", False)
+    assert not grouped or request.node.nodeid.endswith("@house")
