@@ -57,8 +57,7 @@ def fidelity_excess(own: Mapping[str, float], host: Mapping[str, float], margin:
         own, host: fidelity by picture; those that both have are compared.
         margin: what may be lost.
     """
-    common = [own[name] - host[name] for name in host if name in own]
-    bound = lower_bound(common)
+    bound = _paired_bound(own, host)
     return 2.0 if math.isinf(bound) else -margin - bound
 
 
@@ -69,7 +68,12 @@ def is_less_aligned(own: Mapping[str, float], host: Mapping[str, float]) -> bool
     Args:
         own, host: alignment by picture.
     """
-    return lower_bound([host[name] - value for name, value in own.items() if name in host]) > 0
+    return _paired_bound(host, own) > 0
+
+
+def _paired_bound(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """`lower_bound` of one minus the other, over the pictures that both have."""
+    return lower_bound([value - other[name] for name, value in one.items() if name in other])
 
 
 def rung_value(alignment: float, fidelity: float, host: float, margin: float) -> float:

@@ -134,12 +134,10 @@ def suggest(
     """One setting; what does not matter in it is not asked for. The host's w_s is 0, also where the
     space fixes another.
     """
-    without = WITH_PRIOR in space and not space[WITH_PRIOR].suggest(trial, WITH_PRIOR)
+    if WITH_PRIOR in space and not space[WITH_PRIOR].suggest(trial, WITH_PRIOR):
+        space = {**space, PRIOR: Dimension(choices=(0.0,))}
     names = [METHOD, WEIGHT, PRIOR, RATE, *([RANK] if RANK in space else [])]
-    params = {
-        name: 0.0 if name == PRIOR and without else space[name].suggest(trial, name)
-        for name in names
-    }
+    params = {name: space[name].suggest(trial, name) for name in names}
     params |= {WEIGHT: 0.0} if host else {}
     if params[WEIGHT] > 0:
         params[POINT] = space[POINT].suggest(trial, POINT)

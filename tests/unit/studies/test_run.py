@@ -197,17 +197,9 @@ class TestRun:
         whole, broken = make("f_", tmp_path / "one"), make("f_", tmp_path / "two")
         whole.run()
 
-        def stop(text: str) -> None:
-            if "step 1 of 2" in text:
-                raise SystemExit
-
-        broken.report = stop
-        with pytest.raises(SystemExit):
-            broken.run()
+        _stop_at_the_first_step(broken)
         again = make("f_", tmp_path / "two")
-        again.run()
-        told = [text for text in again.said if "step" in text]  # type: ignore[attr-defined]
-        assert not any("step 1 of 2" in text for text in told)
+        _go_on_from_there(again)
         one, two = _weights(whole, "chosen"), _weights(again, "chosen")
         assert _alike(one, two)  # bit for bit only where the same arms run together again
         assert len(again.logs()) == len(whole.logs()) == 6
@@ -229,18 +221,10 @@ class TestRun:
         whole, broken = full("one"), full("two")
         whole.run()
 
-        def stop(text: str) -> None:
-            if "step 1 of 2" in text:
-                raise SystemExit
-
-        broken.report = stop
-        with pytest.raises(SystemExit):
-            broken.run()
+        _stop_at_the_first_step(broken)
         assert list(tmp_path.rglob("state.pt"))
         again = full("two")
-        again.run()
-        told = [text for text in again.said if "step" in text]  # type: ignore[attr-defined]
-        assert not any("step 1 of 2" in text for text in told)
+        _go_on_from_there(again)
         one, two = _pictures(whole, whole.arms[0].name), _pictures(again, whole.arms[0].name)
         assert one and all((one[name] == two[name]).all() for name in one)
 
@@ -335,6 +319,25 @@ class TestRun:
         assert len(logs) == 4 and all(0 <= row["t"] < 1000 for row in logs)
         assert len({row["t"] for row in logs}) == 2  # both arms see the same samples
         assert all(row["rho"] is not None for row in logs)
+
+
+FIRST_STEP = "step 1 of 2"
+
+
+def _stop_at_the_first_step(run: StudyRun) -> None:
+    def stop(text: str) -> None:
+        if FIRST_STEP in text:
+            raise SystemExit
+
+    run.report = stop
+    with pytest.raises(SystemExit):
+        run.run()
+
+
+def _go_on_from_there(run: StudyRun) -> None:
+    run.run()
+    told = [text for text in run.said if "step" in text]  # type: ignore[attr-defined]
+    assert not any(FIRST_STEP in text for text in told)
 
 
 def _until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:

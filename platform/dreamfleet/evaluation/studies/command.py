@@ -29,7 +29,7 @@ from dreamfleet.evaluation.studies.report import (
 from dreamfleet.evaluation.studies.run import Report, StudyRun
 from dreamfleet.evaluation.studies.settings import (
     SETTINGS,
-    Settings,
+    check_settled,
     check_split,
     hashes,
     read_settings,
@@ -94,7 +94,7 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
     if study.split != "D" and order.data_dir is None:
         check_split(settings, study.split, current_hashes(order.base_model))
         if study.primary:
-            _check_settled(order, settings)
+            check_settled(settings, order.overrides)
     if study.searches:
         raise ConfigError(f"{order.config}: its arms search; use dreamfleet.tuning.reach")
     arms = planned_arms(study, settings, order.overrides)
@@ -202,17 +202,6 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
 def current_hashes(base_model: str = "embedded") -> dict[str, str]:
     """What the protocol freezes, as it is now."""
     return hashes(inspect_base(base_model).hash, weights_hash(*EVALUATORS))
-
-
-def _check_settled(order: StudyOrder, settings: Settings) -> None:
-    """The primary claim is drawn with every host's setting chosen before, and with no other."""
-    for host in settings.diseased():
-        settings.chosen(host)
-    if order.overrides:
-        raise BadInputError(
-            f"--set {', '.join(order.overrides)}: the primary claim is run with the settled "
-            "settings alone (docs/protocol.md, section 6); try things on D (--split D)"
-        )
 
 
 def _field(

@@ -162,3 +162,18 @@ def check_split(settings: Settings, split: str, now: Mapping[str, str]) -> None:
             f"--split {split}: {', '.join(changed)} differ from what {settings.path} has frozen "
             "(docs/protocol.md, sections 3 and 6); held-back subjects must not be drawn with them"
         )
+
+
+def check_settled(settings: Settings, overrides: Mapping[str, Any]) -> None:
+    """The primary claim is drawn with every host's setting chosen before, and with no other.
+
+    Raises:
+        BadInputError: a host has none yet, or a command line changes it.
+    """
+    for host in settings.diseased():
+        settings.chosen(host)
+    if overrides:
+        raise BadInputError(
+            f"--set {', '.join(overrides)}: the primary claim is run with the settled settings "
+            "alone (docs/protocol.md, section 6); try things on D (--split D)"
+        )
