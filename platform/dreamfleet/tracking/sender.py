@@ -95,8 +95,7 @@ class Sender:
                 seen, deadline = self._player.sent, time.monotonic() + timeout_s
             if time.monotonic() > deadline:
                 return False
-            with self._change:
-                self._change.wait(0.05)
+            time.sleep(0.02)  # a Ctrl-C inside `Condition.wait` can come out as another error
         return True
 
     def _ask_again(self) -> int | None:

@@ -16,8 +16,9 @@ STOP_WITHIN_S = 60.0
 class Fit(threading.Thread):
     """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself.
 
-    `ended` is what to wait for: a Ctrl-C inside `Thread.join` makes Python 3.11 take the thread for
-    ended.
+    `ended` is what to look at, not to wait for: a Ctrl-C inside `Thread.join` makes Python 3.11
+    take the thread for ended, and one inside `Event.wait` can come out as `RuntimeError: release
+    unlocked lock`.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -51,7 +52,8 @@ def follow(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
     """
     fit.start()
     try:
-        while not fit.ended.wait(DRIVER_POLL_S):
+        while not fit.ended.is_set():
+            time.sleep(DRIVER_POLL_S)
             hand_over(relay, on_event)
     except KeyboardInterrupt:
         _stop(fit, relay, on_event)
@@ -65,5 +67,6 @@ def _stop(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
         relay.request_stop.remote()  # not waited for: on a busy machine that alone can take long
         deadline = time.monotonic() + STOP_WITHIN_S
-        while not fit.ended.wait(DRIVER_POLL_S) and time.monotonic() < deadline:
+        while not fit.ended.is_set() and time.monotonic() < deadline:
+            time.sleep(DRIVER_POLL_S)
             hand_over(relay, on_event)
