@@ -1,4 +1,4 @@
-"""Following a fit: wherever Ctrl-C strikes, the workers are asked to stop, and it stays a Ctrl-C."""
+"""Following a fit: wherever Ctrl-C strikes, the workers are asked to stop, and it is a Ctrl-C."""
 
 from __future__ import annotations
 
