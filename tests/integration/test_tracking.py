@@ -20,12 +20,16 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from dreamfleet.assessment import compare
 from dreamfleet.config import RunConfig, TrackingConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
+from dreamfleet.evaluation.report import Metric
 from dreamfleet.tracking import Contest, MlflowTracker, flush_spool, open_run, open_tracker
 from dreamfleet.tracking.registry import fetch_version, registered_adapters
 from dreamfleet.tracking.runs import compare_runs, list_runs, show_runs
 from dreamfleet.tracking.store import MlflowStore
+from tests.unit.evaluation.test_report import report_data
 
 PATIENCE_S = 200.0  # a new database takes seconds, on a busy machine many
 TAGS = {"dreamfleet.subject": "biscuit", "dreamfleet.method": "dreambooth"}
@@ -227,6 +231,35 @@ def test_runs_are_listed_and_compared(uri: str, tmp_path: Path) -> None:
         compare_runs("zzzz", new.run_id, uri, "listed")
     with pytest.raises(BadInputError, match="2 runs begin so"):
         compare_runs("", new.run_id, uri, "listed")
+
+
+def test_recorded_adapters_are_compared_by_their_figures_and_judges(
+    uri: str, tmp_path: Path
+) -> None:
+    """As the folders that were recorded are: losses are no figures of an adapter."""
+    tracker, ids = _tracker(uri, tmp_path / "spool", "compared"), []
+    for name, judge, identity in (("a", "CLIP", 0.8), ("b", "CLIP", 0.5), ("c", "DINO", 0.5)):
+        (tmp_path / name).mkdir()
+        metric = Metric("identity", "Identity", identity, 0.4, "alike", judge)
+        data = report_data(base_hash="ab" * 32, metrics=[metric])
+        run = tracker.start_run(name, {}, TAGS)
+        run.log_metrics({"loss": identity, "identity": identity}, 1)
+        run.log_artifact(write_adapter_json(tmp_path / name, adapter_info(data)))
+        assert run.finish(timeout_s=PATIENCE_S)
+        ids.append(str(run.run_id))
+    unfinished = tracker.start_run("d", {}, TAGS)
+    unfinished.log_metrics({"loss": 1.0}, 1)
+    assert unfinished.finish(timeout_s=PATIENCE_S)
+    tracker.close()
+    where: Any = {"tracking_uri": uri, "experiment": "compared"}
+    for one, other in ((ids[0], ids[1]), (ids[0], str(tmp_path / "b"))):
+        (_, compared), (row,) = compare([one, other], **where)
+        assert compared.name == "b" and row["figure"] == "identity"
+        assert row["mean_difference"] == pytest.approx(0.3)
+    with pytest.raises(BadInputError, match="not measured alike: judges identity CLIP"):
+        compare([ids[0], ids[2]], **where)
+    with pytest.raises(BadInputError, match=rf"run {unfinished.run_id}: neither summary\.json"):
+        compare([ids[0], str(unfinished.run_id)], **where)
 
 
 def test_processes_that_make_one_database_at_once_all_succeed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.cards import ADAPTER_JSON, read_adapter_json
 from dreamfleet.evaluation.evaluation_report import main_arm
 from dreamfleet.evaluation.results import SUMMARY, read_summary
-from dreamfleet.evaluation.scores import compare_entries, higher_is_better, title
+from dreamfleet.evaluation.scores import compare_entries, headline, higher_is_better, title
 
 # Settings without which two figures do not measure the same thing.
 SAME_SETTINGS = (
@@ -93,8 +94,10 @@ def _difference(row: Mapping[str, Any]) -> str:
         text += f"  [{low:+.3f}, {high:+.3f}]  p {_p(row['p_t'])}, Holm {_p(row['p_holm'])}"
     if row["p_sign_flip"] is not None and row["interval"] is not None:
         text += f", sign flip {_p(row['p_sign_flip'])}"
+    if abs(mean) < 5e-4 or not headline([row["figure"]]):  # of an unknown figure nobody can say
+        return text
     better = (mean > 0) == higher_is_better(row["figure"])
-    return text if abs(mean) < 5e-4 else f"{text}  ({'better' if better else 'worse'})"
+    return f"{text}  ({'better' if better else 'worse'})"
 
 
 def _p(value: float | None) -> str:
@@ -105,31 +108,35 @@ def _p(value: float | None) -> str:
 
 def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
     folder = Path(place).expanduser()
-    if not folder.exists():
-        if "/" in place:  # no run's id has one
-            raise BadInputError(f"{place}: no such folder; {EXPECTED}")
-        return _read_run(place, tracking_uri, experiment)
+    if folder.exists():
+        return _read_folder(folder, folder.name or place, str(folder))
+    if "/" in place:  # no run's id has one
+        raise BadInputError(f"{place}: no such folder; {EXPECTED}")
+    return _read_run(place, tracking_uri, experiment)
+
+
+def _read_folder(folder: Path, name: str, origin: str) -> Compared:
     if (folder / SUMMARY).is_file():
-        summary = read_summary(folder / SUMMARY)
-        return _of_summary(folder.name, summary)
+        return _of_summary(name, read_summary(folder / SUMMARY))
     if (folder / ADAPTER_JSON).is_file():
         info = read_adapter_json(folder)
         # The same names mean other quantities to other judges.
         judges = ", ".join(f"{figure} {judge}" for figure, judge in sorted(info.judges.items()))
         settings = {"base hash": info.base.hash[:16], "judges": judges}
-        return Compared(folder.name, _single(info.name, info.metrics), settings)
-    raise BadInputError(f"{folder}: neither {SUMMARY} nor {ADAPTER_JSON} in it; {EXPECTED}")
+        return Compared(name, _single(info.name, info.metrics), settings)
+    raise BadInputError(f"{origin}: neither {SUMMARY} nor {ADAPTER_JSON} in it; {EXPECTED}")
 
 
 def _read_run(run_id: str, tracking_uri: str | None, experiment: str) -> Compared:
+    """What the run keeps of the folder that it recorded: its own metrics are losses, too, and do
+    not say how they were measured.
+    """
     from dreamfleet.tracking.runs import fetch_run
 
-    row, text = fetch_run(run_id, SUMMARY, tracking_uri, experiment)
-    if text is not None:
-        import json
-
-        return _of_summary(row.name or run_id, json.loads(text))
-    return Compared(row.name or run_id, _single(row.subject or run_id, row.metrics))
+    with tempfile.TemporaryDirectory() as kept:
+        files = (SUMMARY, ADAPTER_JSON)
+        row = fetch_run(run_id, files, Path(kept), tracking_uri, experiment)
+        return _read_folder(Path(kept), row.name or run_id, f"run {run_id}")
 
 
 def _of_summary(name: str, summary: Mapping[str, Any]) -> Compared:

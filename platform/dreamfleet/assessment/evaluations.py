@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def evaluate(
         *asks_for(protocol, config.subject.class_word, world=config.base_model == EMBEDDED),
         Ask(config.subject.class_prompt, "class"),
     ]
-    subject_id = config.subject.id or place.stem
+    subject_id = config.subject.id or _name_of(place)
     output = local_output(config)
     arm = adapter_arm(place, "adapter", steps, config.train.seed)
     count = num_images or images_per_prompt(protocol)
@@ -140,10 +141,16 @@ def _complete(
             "and --images (the photos)"
         )
     if "output_dir" not in overrides:
-        config.output_dir = f"runs/{beside.name}-{protocol}"
+        config.output_dir = f"runs/{_name_of(beside)}-{protocol}"
     files = inspect_base(config.base_model)
     info = read_adapter_json(beside) if (beside / ADAPTER_JSON).is_file() else None
     return resolved_config(config, files), files, info.steps if info else 0
+
+
+def _name_of(place: Path) -> str:
+    """A folder's name, `.` included, or a file's without its ending."""
+    whole = Path(os.path.abspath(place))
+    return whole.name if place.is_dir() else whole.stem
 
 
 def _photos(config: RunConfig) -> tuple[bytes, ...]:

@@ -147,15 +147,15 @@ def draw_and_judge(
 
 
 def _finished(keys: Sequence[str], parts: Path, plan: DrawingPlan) -> set[str]:
-    """Keys of parts that hold all that can be scored: one that was scored while a judge could not
-    be loaded is done again once that judge can be.
+    """Keys of parts that hold all that can be scored, and whose pictures are there: one that was
+    scored while a judge could not be loaded is done again once that judge can be.
     """
     missing: dict[str, set[str]] = {}
     for key in keys:
         path = parts / f"{key}.json"
-        if path.is_file():
-            left_out = json.loads(path.read_text(encoding="utf-8"))["left_out"]
-            missing[key] = {judge for judge, why in left_out.items() if why != NOT_NAMED}
+        part = _part(path)
+        if part and all((parts.parent / row["picture"]).is_file() for row in part["rows"]):
+            missing[key] = {judge for judge, why in part["left_out"].items() if why != NOT_NAMED}
     still: set[str] = set()
     if any(missing.values()):
         still = set(Judges(plan.judges, {}).left_out)
@@ -183,7 +183,17 @@ def _collected(
         raise DreamfleetError(
             f"no subject has the pictures of every arm: {_first_failure(failures)}"
         )
-    return Drawn(rows, left_out, failures, tuple(lost))
+    return Drawn(_judged_alike(rows) if left_out else rows, left_out, failures, tuple(lost))
+
+
+def _judged_alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the figures that all pictures of their kind have: a judge that one actor could not
+    load would score some prompts of one arm, and others of the other.
+    """
+    common: dict[str, set[str]] = {}
+    for row in rows:
+        common[row["kind"]] = common.get(row["kind"], set(row)) & set(row)
+    return [{n: v for n, v in row.items() if n in common[row["kind"]]} for row in rows]
 
 
 def _check_arms(

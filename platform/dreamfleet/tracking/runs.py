@@ -123,26 +123,27 @@ def compare_runs(
 
 
 def fetch_run(
-    run_id: str, artifact: str, uri: str | None = None, experiment: str = "dreamfleet"
-) -> tuple[RunRow, str | None]:
-    """A run, by its id or a unique beginning, and the text of one of its artifacts (None: it has
-    no such).
+    run_id: str,
+    artifacts: Sequence[str],
+    folder: Path,
+    uri: str | None = None,
+    experiment: str = "dreamfleet",
+) -> RunRow:
+    """A run, by its id or a unique beginning; those of `artifacts` that it has are put in `folder`.
 
     Raises:
         BadInputError: no run, or several, have such an id.
         DreamfleetError: the tracking server does not answer.
     """
-    import tempfile
-
     row = _by_id(list_runs(uri, experiment, limit=10_000), run_id, experiment)
     client = _client(uri)
     assert client is not None  # the run was found there
     try:
-        if artifact not in {item.path for item in client.list_artifacts(row.run_id)}:
-            return row, None
-        with tempfile.TemporaryDirectory() as folder:
-            path = client.download_artifacts(row.run_id, artifact, folder)
-            return row, Path(path).read_text(encoding="utf-8")
+        kept = {item.path for item in client.list_artifacts(row.run_id)}
+        for name in artifacts:
+            if name in kept:
+                client.download_artifacts(row.run_id, name, str(folder))
+        return row
     except Exception as error:
         raise _no_answer(uri, error) from error
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreamfleet.adapters.files import save_adapter
 from dreamfleet.adapters.lora import add_lora
 from dreamfleet.assessment import BenchmarkPlan, compare, evaluate
 from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
-from dreamfleet.assessment.common import checkpoints_of, local_output, mean_history
+from dreamfleet.assessment.common import Assessment, checkpoints_of, local_output, mean_history
 from dreamfleet.bases import Base, load_base
 from dreamfleet.config import dump_config
 from dreamfleet.errors import AdapterFileError, BadInputError, SubjectSetError
 from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
-from dreamfleet.evaluation.drawing import BARE
+from dreamfleet.evaluation.drawing import BARE, Unit
 from dreamfleet.evaluation.report import Metric
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.training.checkpoints import json_lines, step_name
@@ -114,6 +116,35 @@ def test_what_evaluate_needs_on_this_machine_is_named(tmp_path: Path) -> None:
     save_adapter(tmp_path / "rex", lora_base(tmp_path / "tiny"))
     with pytest.raises(SubjectSetError, match=r"moved: no such folder.*; --images says where"):
         evaluate(tmp_path / "rex", "dreambench", {})
+
+
+def test_an_adapter_is_named_by_its_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no config.yaml names: `.` has no name of its own, and `v1.5` is not `v1`. Nobody's
+    photos are those of a subject without a name.
+    """
+    base, here, drawn = make_tiny_sd1(tmp_path / "tiny"), tmp_path / "v1.5", []
+    here.mkdir()
+    save_adapter(here, lora_base(base))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "00.png")
+
+    def draw(self: Assessment, units: list[Unit], *_: Any) -> Any:
+        asked = {unit.question.subject_id for unit in units}
+        drawn.append((set(self.references), asked, self.output_dir.name))
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("dreamfleet.runtime.session.ray_session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(Assessment, "draw", draw)
+    given = {
+        "base_model": str(base), "subject.class_word": "dog",
+        "subject.images": [str(tmp_path / "photos")],
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(".", "dreambench", given)
+    assert drawn == [({"v1.5"}, {"v1.5"}, "v1.5-dreambench")]
 
 
 def lora_base(folder: Path) -> Base:

@@ -20,7 +20,14 @@ from dreamfleet.bases import load_base
 from dreamfleet.data.photos import to_png
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BadInputError, DreamfleetError
-from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
+from dreamfleet.evaluation.drawing import (
+    Arm,
+    DrawingPlan,
+    Drawn,
+    Unit,
+    _collected,
+    draw_and_judge,
+)
 from dreamfleet.evaluation.evaluation_report import EvaluationPage, render_evaluation
 from dreamfleet.evaluation.judges import NOT_NAMED, Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics import WorldIdentityBackbone, dino_i
@@ -182,6 +189,18 @@ class TestDrawing:
         part = next((folder / "out" / "parts").glob("*.json"))
         assert part.stat().st_size > 0
 
+    def test_a_picture_that_is_gone_is_drawn_again(
+        self, base: Path, evaluators: Path, tmp_path: Path
+    ) -> None:
+        """The report shows it: without it the same command would end in an error for ever."""
+        half = units([Arm()], ("state", "class"))
+        first = draw_and_judge(half, plan(base, evaluators), tmp_path, None, SilentProgress())
+        picture, said = tmp_path / first.rows[0]["picture"], Notes()
+        picture.unlink()
+        again = draw_and_judge(half, plan(base, evaluators), tmp_path, None, said)
+        assert picture.is_file() and again.rows == first.rows
+        assert said.lines == ["pictures: 1 of 2 prompts done before"]
+
     def test_changed_settings_never_meet_old_results(self, base: Path, evaluators: Path) -> None:
         unit = units([Arm()])[0]
         first = plan(base, evaluators)
@@ -235,6 +254,24 @@ class TestDrawing:
             said = Notes()
             draw_and_judge(half, judges, tmp_path, None, said)
             assert len(said.lines) == done_before
+
+    def test_a_judge_that_one_actor_could_not_load_is_left_out_of_all_arms(
+        self, base: Path, evaluators: Path, adapter: Path, tmp_path: Path
+    ) -> None:
+        both = units([Arm(), Arm("lora", str(adapter), "hash", 7)], ("state", "class"))
+        judges = plan(base, evaluators)
+        whole = draw_and_judge(both, judges, tmp_path, None, SilentProgress())
+        keys, parts = [judges.key(unit) for unit in both], tmp_path / "parts"
+        assert _collected(keys, both, parts, {}).rows == whole.rows
+        stored = json.loads((parts / f"{keys[0]}.json").read_text())  # the bare base's states
+        rows = [{n: v for n, v in r.items() if not n.startswith("clip_")} for r in stored["rows"]]
+        edited = json.dumps({"rows": rows, "left_out": {"CLIP": "timed out"}})
+        (parts / f"{keys[0]}.json").write_text(edited)
+        found = _collected(keys, both, parts, {})
+        assert found.left_out == {"CLIP": "timed out"} and len(found.rows) == len(whole.rows)
+        first, *_ = summarise_scores(found.rows)["against_base"]
+        assert not [name for name in first["differences"] if name.startswith("clip_")]
+        assert {"dino_i[world-identity]", DRIFT, DIVERSITY} <= set(first["differences"])
 
     def test_a_lora_file_draws_as_its_folder(
         self, drawn: Drawn, base: Path, evaluators: Path, adapter: Path, folder: Path

@@ -200,6 +200,14 @@ class TestPages:
             assert not any(str(path.parent) in shown for pair in pairs for path in (pair.a, pair.b))
             assert "<i>sks</i>" not in response.text  # prompts are escaped
 
+    def test_who_comes_back_by_a_link_is_known(self, pairs: list[Pair], votes: Votes) -> None:
+        """Browsers keep a strict cookie back when a page of another site leads here (RFC 6265bis,
+        section 5.2); the answer would then replace it.
+        """
+        with TestClient(preference_app(pairs, votes)) as client:
+            cookie = client.get("/").headers["set-cookie"].lower()
+        assert "samesite=lax" in cookie and "httponly" in cookie
+
     def test_forged_requests_are_refused(self, pairs: list[Pair], votes: Votes) -> None:
         good = {"pair": pairs[0].pair_id, "subject": "left", "text": "left"}
         with TestClient(preference_app(pairs, votes)) as client:

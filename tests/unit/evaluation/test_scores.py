@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dreamfleet.assessment import compare, comparison_lines
+from dreamfleet.assessment.comparisons import Compared
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.charts import Point, by_steps, scatter
 from dreamfleet.evaluation.results import SUMMARY, read_summary, write_summary
@@ -61,6 +62,12 @@ def entry(values: dict[str, list[float]]) -> dict[str, Any]:
     return {"host": "x", "steps": 1, "means": means, "subjects": subjects}
 
 
+def comparison_text(found: list[dict[str, Any]]) -> list[str]:
+    """The lines of the figures."""
+    compared = [Compared("a", {}), Compared("b", {})]
+    return [line for line in comparison_lines(compared, found) if line.startswith("  ")][:-1]
+
+
 class TestCompare:
     def test_eight_pairs_give_an_interval_and_holm_over_all_tests(self) -> None:
         better = [0.1 + 0.01 * i for i in range(8)]
@@ -72,6 +79,14 @@ class TestCompare:
         assert first["interval"][0] < 0.135 < first["interval"][1]
         assert first["p_sign_flip"] == pytest.approx(2 / 2**8)  # all signs alike: 2 of 256
         assert first["p_holm"] == pytest.approx(min(1, 2 * min(r["p_t"] for r in found)))
+
+    def test_a_figure_of_no_known_direction_gets_no_verdict(self) -> None:
+        """Less diversity than another adapter's is neither better nor worse."""
+        a, b = ({"diversity": [value], CLIP: [value]} for value in (0.3, 0.2))
+        found = compare_entries(entry(a), {"b": entry(b)})
+        first, second = comparison_text(found)
+        assert "+0.100" in first and "better" not in first
+        assert "+0.100" in second and "better" in second
 
     def test_seven_pairs_give_none(self) -> None:
         a, b = entry({CLIP: [0.2] * 7}), entry({CLIP: [0.1] * 7})

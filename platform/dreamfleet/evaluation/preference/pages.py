@@ -56,7 +56,9 @@ def preference_app(
             questions=QUESTIONS,
         )
         response = HTMLResponse(html, headers=NO_STORE)
-        response.set_cookie(COOKIE, voter, max_age=30 * 86400, httponly=True, samesite="strict")
+        # Not "strict": who comes back by a link in a mail would be somebody new. "lax" goes with
+        # links, and with no form of another site.
+        response.set_cookie(COOKIE, voter, max_age=30 * 86400, httponly=True, samesite="lax")
         return response
 
     @app.get("/picture/{pair_id}/{side}")
