@@ -174,9 +174,9 @@ class OutputFolder:
             _remove(self.place, name)
         if self.remote:
             self._clear_working_path()
-        for name in self._shared.names() if self._shared else ():
-            if OF_A_RUN.fullmatch(name):
-                self._shared.delete_folder(name)
+        if (shared := self._shared) is not None:
+            for name in filter(OF_A_RUN.fullmatch, shared.names()):
+                shared.delete_folder(name)
 
     def withdraw(self) -> None:
         """Take back `begin` in a folder that was not used before: nothing came of the run."""

@@ -105,7 +105,12 @@ def test_large_files_at_a_uri_are_refused_unread(monkeypatch: pytest.MonkeyPatch
     entries = [Entry(name, size, 0.0) for name, size in sizes.items()]
     read: list[str] = []
     monkeypatch.setattr(Folder, "entries", lambda folder: entries)
-    monkeypatch.setattr(Folder, "read", lambda folder, name: read.append(name) or b"a photo")
+
+    def read_text(folder: Folder, name: str) -> bytes:
+        read.append(name)
+        return b"a photo"
+
+    monkeypatch.setattr(Folder, "read", read_text)
     found = find_photos(["s3://bucket/photos"], max_photos=200)
     assert [(photo.name, photo.caption) for photo in found.photos] == [("0.png", "a photo")]
     reasons = {item.name: item.reason for item in found.skipped}

@@ -121,7 +121,8 @@ def test_a_gpu_that_this_machine_has_not(
 def test_a_device_against_the_clusters(
     tmp_path: Path, base: Path, device: str, use_gpu: bool
 ) -> None:
-    given = {"base_model": str(base), "device": device, "cluster": {"use_gpu": use_gpu}}
+    cluster = {"use_gpu": use_gpu}
+    given: dict[str, Any] = {"base_model": str(base), "device": device, "cluster": cluster}
     assert "the opposite" in refused(config_for(write_photos(tmp_path / "Rex"), **given))
 
 
@@ -173,7 +174,8 @@ def test_a_folder_that_cannot_be_taken_leaves_the_others_as_they_were(
     took: Any = OutputFolder.begin
     monkeypatch.setattr(OutputFolder, "begin", begin)
     photos = [write_photos(tmp_path / name) for name in ("Bo", "Rex")]
-    out, given = tmp_path / "out", {"base_model": str(base), "tracking": {"enabled": False}}
+    out = tmp_path / "out"
+    given: dict[str, Any] = {"base_model": str(base), "tracking": {"enabled": False}}
     assert "bucket" in refused(config_for(*photos, output_dir=str(out), **given))
     assert not [path for path in out.iterdir() if path.name != ".lock"]
 
