@@ -226,10 +226,16 @@ def _loaded(
         name = _base_name(base_model, None)
         return load_base(name, device=device, safety_checker=checked), None
     with local_copy(adapter) as place:
-        whole = _is_whole_model(place)
-        name = _base_name(place if whole else base_model, place)
-        base = load_base(name, device=device, safety_checker=checked)
-        if not whole:
+        if _is_whole_model(place):
+            if base_model is not None:
+                raise BadInputError(
+                    f"adapter {adapter} is a whole model, which takes no other base; leave "
+                    f"--base-model {base_model} out"
+                )
+            base = load_base(place, device=device, safety_checker=checked)
+        else:
+            name = _base_name(base_model, place)
+            base = load_base(name, device=device, safety_checker=checked)
             _load_lora(base, place)
         return base, _recipe_beside(place)
 

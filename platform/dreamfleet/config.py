@@ -489,6 +489,20 @@ def flat_fields() -> dict[str, Any]:
     return fields
 
 
+class _EveryKeyOnce(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place, of which YAML's readers drop the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"the key {key.value!r} stands there twice; keep one"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def load_config(
     path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> RunConfig:
@@ -501,7 +515,7 @@ def load_config(
     origin = str(path) if path else "configuration"
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _EveryKeyOnce)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"config file {path}: cannot be read ({error}); give a readable YAML file"

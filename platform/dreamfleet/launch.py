@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import RunConfig
-from dreamfleet.errors import DreamfleetError
+from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.runtime.progress import Progress, SilentProgress
-from dreamfleet.runtime.storage import is_uri
+from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from dreamfleet.serving.settings import ServeSettings
@@ -85,8 +85,8 @@ def launch(
     check_port(settings.host, settings.port)  # not after an hour of training
     told = progress or SilentProgress()
     made = make_adapters(config, settings, say, told)
-    first = _FirstPicture(settings, made, say)
     served = _serve_settings(config, made.source)
+    first = _FirstPicture(settings, made, say)  # its key is forgotten below, whatever comes
     try:
         serve_foreground(
             served,
@@ -118,15 +118,20 @@ def _trained(
     """One training per subject; served out of their folder."""
     from dreamfleet.personalization import personalize
 
+    if config.output_dir and Folder(config.output_dir).local is None:
+        raise BadInputError(
+            f"output_dir = {config.output_dir!r}: a folder on this machine is served; launch with "
+            "a local --output-dir, or personalize there and `dreamfleet serve --registry`"
+        )
     result = personalize(
         config, resume=settings.resume, overwrite=settings.overwrite, progress=progress
     )
     finished = [subject for subject in result.subjects if subject.status == "finished"]
     if not finished:
         raise DreamfleetError("no subject was finished, see above; there is nothing to serve")
-    folder = _served_folder(finished[0].file(), len(result.subjects))
-    first = Path(finished[0].file())
-    return Made(first.name, first, {"adapters": folder}, len(result.failures))
+    first = finished[0].output_dir
+    folder = first if len(result.subjects) == 1 else first.parent
+    return Made(first.name, first, {"adapters": str(folder)}, len(result.failures))
 
 
 def _tuned(
@@ -205,16 +210,6 @@ class _FirstPicture:
             )
         finally:
             self.done.set()
-
-
-def _served_folder(adapter: str, subjects: int) -> str:
-    """The one adapter's folder, or that of all."""
-    if is_uri(adapter):
-        raise DreamfleetError(
-            f"the adapters are at {adapter}, and a folder on this machine is served; launch with a "
-            "local --output-dir, or serve them with `dreamfleet serve --registry`"
-        )
-    return adapter if subjects == 1 else str(Path(adapter).parent)
 
 
 def _serve_settings(config: RunConfig, source: Mapping[str, Any]) -> ServeSettings:

@@ -70,6 +70,10 @@ class TestGenerate:
         assert np.abs(with_it - bare).max() > 4
         assert np.abs(off - bare).max() <= 1
 
+    def test_a_whole_model_takes_no_other_base(self, tiny_base_folder: Path) -> None:
+        with pytest.raises(BadInputError, match="whole model.*--base-model embedded"):
+            dreamfleet.generate("a", adapter=tiny_base_folder, base_model="embedded", **FEW)
+
     def test_of_a_file_alone(self, adapter: Path) -> None:
         file = adapter / "pytorch_lora_weights.safetensors"
         of_file = pixels(dreamfleet.generate("a cat", adapter=file, **FEW))

@@ -221,6 +221,7 @@ BAD_YAML = [
     ("train: 5", "train = 5"),
     ("- a list", "expected a mapping of keys"),
     ("train: [1", "not valid YAML"),
+    ("train: {seed: 1}\nsude: {weight: 1}\ntrain: {rank: 4}\n", "key 'train' stands there twice"),
     ("train: 3", "train = 3: expected a section with keys"),
 ]
 

@@ -37,7 +37,7 @@ from dreamfleet.evaluation.protocols import (
 )
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
-from dreamfleet.personalization import SubjectResult, personalize
+from dreamfleet.personalization import personalize
 from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import with_pinned_base
 from dreamfleet.runtime.locks import exclusive_run
@@ -201,7 +201,6 @@ class _Benchmark:
             own = config.model_copy(deep=True)
             own.subject.class_word = member.class_word
             complete = resolved_config(own, self.files)
-            _check_steps(subject, complete)
             arm = adapter_arm(subject.output_dir, self.plan.arm, subject.steps, config.train.seed)
             arms[member.subject_id] = arm, complete
         if not arms:
@@ -218,7 +217,7 @@ class _Benchmark:
         ]
         listed.write_text(yaml.safe_dump(rows, sort_keys=False), encoding="utf-8")
         config = self.plan.config.model_copy(deep=True)
-        config.subject.images = [str(listed)]
+        config.subject.images, config.subject.id = [str(listed)], None
         config.train.seed += index
         seed = f"seed-{config.train.seed}"
         place = self.output / "adapters" / seed
@@ -337,16 +336,6 @@ def _states_text(states: Mapping[str, Sequence[str]] | None) -> str:
         return "all"
     named = sorted((name, sorted(own)) for name, own in states.items())
     return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
-
-
-def _check_steps(subject: SubjectResult, config: RunConfig) -> None:
-    """Refuse an adapter of an earlier run of the command that was trained for longer."""
-    wanted = config.train.max_train_steps
-    if subject.steps != wanted:
-        raise BadInputError(
-            f"{subject.id}: its adapter in {subject.output_dir} was trained for {subject.steps} "
-            f"steps, and {wanted} are asked for; give another --output-dir"
-        )
 
 
 def _check_flags(plan: BenchmarkPlan) -> None:

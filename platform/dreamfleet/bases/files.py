@@ -130,8 +130,14 @@ class BaseFiles:
         return load_tokenizer(self.path / self.family.tokenizers[0])
 
     def _component_hash(self, component: str) -> str:
+        """Of all files but the weights of other variants: they may come and go (a hub's snapshot
+        has room for all), and a base with other weights is another one.
+        """
         digest = hashlib.sha256()
         for path in sorted((self.path / component).iterdir()):
+            weights = _WEIGHTS_NAME.fullmatch(path.name)
+            if weights and _variant(weights) != self.weights_variant(component):
+                continue
             if path.is_file() and not path.name.startswith("."):
                 digest.update(path.name.encode() + b"\0" + _file_hash(path).encode())
         return digest.hexdigest()
@@ -197,8 +203,12 @@ def weight_variants(folder: Path) -> set[str | None]:
     for path in folder.glob("*.safetensors"):
         match = _WEIGHTS_NAME.fullmatch(path.name)
         if match:
-            found.add(match["variant"] or match["old_variant"])
+            found.add(_variant(match))
     return found
+
+
+def _variant(weights: re.Match[str]) -> str | None:
+    return weights["variant"] or weights["old_variant"]
 
 
 def _check_components(files: BaseFiles) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.config import dreamfleet_home
+from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.storage import Entry, Folder
 
 KINDS = ("photos", "prior_sets")
@@ -72,6 +73,8 @@ class Cache:
     def put(self, kind: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write an entry whole; of two writers of one key the last wins, and both wrote the
         same.
+
+        Raises DreamfleetError when the place cannot be written.
         """
         import pyarrow
         import pyarrow.parquet as parquet
@@ -79,7 +82,13 @@ class Cache:
         buffer = io.BytesIO()
         table = pyarrow.Table.from_pylist([dict(row) for row in rows])
         parquet.write_table(table, buffer, write_page_checksum=True, compression="zstd")
-        self.folder.child(kind).write(_file(key), buffer.getvalue())
+        try:
+            self.folder.child(kind).write(_file(key), buffer.getvalue())
+        except OSError as error:
+            raise DreamfleetError(
+                f"cache {self.root}: cannot be written ({error}); free space, or name another "
+                "place by --cache-path or DREAMFLEET_HOME"
+            ) from error
 
     def prune(self) -> int:
         """Delete the least recently used entries until the cache fits its bound; returns how many

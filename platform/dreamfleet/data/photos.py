@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 256 * 2**20
 MIN_SIDE = 32
 MAX_ASPECT = 4.0
+TURNED = range(2, 9)  # EXIF orientations other than upright; cameras also write 0: unknown
 THUMBNAIL = 16
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -131,11 +132,7 @@ def _decode(picture: Image.Image) -> UprightPhoto:
     except Exception:
         upright = picture
         notes.append("malformed EXIF ignored")
-    if (
-        upright.size != picture.size
-        or upright is not picture
-        and _orientation(picture) not in (None, 1)
-    ):
+    if upright.size != picture.size or upright is not picture and _orientation(picture) in TURNED:
         notes.append("turned upright by its EXIF orientation")
     try:
         rgb = to_rgb(upright, notes)

@@ -14,7 +14,7 @@ from dreamfleet.config import RunConfig
 from dreamfleet.data.cache import Cache, cache_key
 from dreamfleet.data.photos import shrink, to_png
 from dreamfleet.data.ray_pipeline import actor_pool, dataset, rows_of
-from dreamfleet.data.sources import find_photos
+from dreamfleet.data.sources import FoundPhotos, find_photos
 from dreamfleet.data.subject_set import PhotoStore, encode_pixels, stacked_moments
 from dreamfleet.data.subjects import fill_prompt
 from dreamfleet.errors import SubjectSetError
@@ -80,16 +80,14 @@ def prior_request(
 ) -> PriorRequest:
     """The prior set that `config` (with the base's defaults filled in) asks for."""
     prior = config.prior
-    guidance = (
-        config.sampling.guidance_scale if prior.guidance_scale is None else prior.guidance_scale
-    )
+    assert prior.guidance_scale is not None
     return PriorRequest(
         base_model=base_model,
         base_hash=base_hash,
         prompt=fill_prompt(config.subject.class_prompt, config),
         count=prior.num_class_images,
         num_inference_steps=prior.num_inference_steps,
-        guidance_scale=7.5 if guidance is None else guidance,
+        guidance_scale=prior.guidance_scale,
         resolution=resolution,
         seed=config.train.seed,
         batch_size=prior.sample_batch_size,
@@ -118,19 +116,32 @@ def generated_prior_set(
     return _as_set(request.key, [request.prompt] * len(rows), rows)
 
 
+def find_class_pictures(config: RunConfig) -> FoundPhotos:
+    """What lies in `prior.class_data_dir`.
+
+    Raises:
+        SubjectSetError: as `find_photos`.
+    """
+    limit = config.prior.num_class_images
+    return find_photos(
+        [str(config.prior.class_data_dir)], max_photos=limit, limited_by="prior.num_class_images"
+    )
+
+
 def own_prior_set(
     config: RunConfig, store: PhotoStore, session: RaySession | None, progress: Progress
 ) -> PriorSet:
     """The user's own class pictures (`prior.class_data_dir`), with their captions where they have
     some.
     """
-    entries = [str(config.prior.class_data_dir)]
-    found = find_photos(entries, max_photos=config.prior.num_class_images)
+    found = find_class_pictures(config)
     store.prepare([found], session, progress)
     used, skipped = store.rows(found)
     if not used:
         listed = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5])
-        raise SubjectSetError(f"class pictures {entries[0]}: none can be used: {listed}")
+        raise SubjectSetError(
+            f"class pictures {config.prior.class_data_dir}: none can be used: {listed}"
+        )
     for item in skipped:
         progress.info(f"class pictures: skipped {item.name}: {item.reason}")
     prompt = fill_prompt(config.subject.class_prompt, config)

@@ -20,6 +20,7 @@ from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.storage import Folder, file_at, is_uri
 
 MAX_TEXT_BYTES = 4 * 2**20
+NOT_TEXT = "its name is not UTF-8; rename it"
 JUNK = frozenset({"thumbs.db", "desktop.ini", ".ds_store", "__macosx", ".ipynb_checkpoints"})
 
 
@@ -67,32 +68,61 @@ class FoundPhotos:
     warnings: list[str] = field(default_factory=list)
 
 
-def find_photos(entries: Sequence[str], *, max_photos: int) -> FoundPhotos:
+def find_photos(
+    entries: Sequence[str], *, max_photos: int, limited_by: str = "data.max_photos"
+) -> FoundPhotos:
     """The photos of one subject.
 
     Args:
         entries: one folder, one zip or one URI of a folder; or picture files.
         max_photos: further photos (in order of their names) are skipped.
+        limited_by: the key that says so.
 
     Raises:
         SubjectSetError: the place is missing, unreadable, unsafe or holds no picture file.
     """
+    for entry in entries:
+        if not _is_text(entry):
+            raise SubjectSetError(f"photos {_readable(entry)}: {NOT_TEXT}")
+    entries = [as_path(entry) for entry in entries]
     if len(entries) == 1 and is_uri(entries[0]):
         found = _find_in_uri(entries[0])
     elif len(entries) == 1 and not is_picture_name(entries[0]):
-        path = Path(entries[0]).expanduser()
+        path = Path(entries[0])
         found = _find_in_zip(path) if path.suffix.lower() == ".zip" else _find_in_folder(path)
     else:
         found = _find_files(entries)
     if len(found.photos) > max_photos:
         for extra in found.photos[max_photos:]:
             found.skipped.append(
-                Skipped(extra.name, f"more than {max_photos} photos (data.max_photos)")
+                Skipped(extra.name, f"more than {max_photos} photos ({limited_by})")
             )
         del found.photos[max_photos:]
     if not found.photos:
         raise SubjectSetError(_nothing_found(found))
     return found
+
+
+def as_path(entry: str) -> str:
+    """A path with its home filled in, that of a `file://` URI too: what is refused of paths is
+    refused of it. Other URIs stay.
+    """
+    if is_uri(entry) and (local := Folder(entry).local) is not None:
+        return str(local)
+    return entry if is_uri(entry) else os.path.expanduser(entry)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written into settings, reports and records."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _readable(name: str) -> str:
+    return name.encode(errors="replace").decode()
 
 
 def is_picture_name(name: str) -> bool:
@@ -106,7 +136,8 @@ def _nothing_found(found: FoundPhotos) -> str:
         listed = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped[:5])
         more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
         return f"no photo in {found.location}: {expected}; skipped {listed}{more}"
-    return f"no photo in {found.location}: it is empty; {expected}"
+    state = "it is missing or empty" if is_uri(found.location) else "it is empty"
+    return f"no photo in {found.location}: {state}; {expected}"
 
 
 # ---- folders and files
@@ -122,11 +153,13 @@ def _find_in_folder(path: Path) -> FoundPhotos:
         raise SubjectSetError(f"photos {path}: neither a folder, nor a zip, nor a picture file")
     found = FoundPhotos(str(path.absolute()), path.absolute().name)
     try:
-        names = sorted(os.listdir(path))
+        listing = sorted(os.listdir(path))
     except OSError as error:
         raise SubjectSetError(
             f"photos {path}: the folder cannot be read ({error.strerror}); check its permissions"
         ) from error
+    names = [name for name in listing if _is_text(name)]
+    found.skipped += [Skipped(_readable(name), NOT_TEXT) for name in listing if name not in names]
     captions = captions_of(names, lambda name: _read_text(path, name), found.warnings)
     listed = [name for name in captions.paths if _inside(path, name, found)]
     root = path.resolve()
@@ -146,7 +179,8 @@ def _find_in_folder(path: Path) -> FoundPhotos:
 def _inside(path: Path, name: str, found: FoundPhotos) -> bool:
     """A name in metadata.jsonl may point into the folder's subfolders, and nowhere else."""
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or not (path / name).exists():
+    unsafe = parts.is_absolute() or ".." in parts.parts or not _is_text(name)
+    if unsafe or not (path / name).exists():
         found.warnings.append(f"metadata.jsonl names {name!r}, which is not a file in {path}")
         return False
     return True
@@ -169,10 +203,10 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _find_files(entries: Sequence[str]) -> FoundPhotos:
-    first = Path(entries[0]).expanduser().absolute()
+    first = Path(entries[0]).absolute()
     found = FoundPhotos(str(first.parent), first.parent.name if len(entries) > 1 else first.stem)
     for entry in entries:
-        path = Path(entry).expanduser()
+        path = Path(entry)
         if not os.path.lexists(path):
             raise SubjectSetError(f"photo {entry}: no such file")
         if path.is_dir() or not is_picture_name(entry):
@@ -270,14 +304,19 @@ def _find_in_uri(uri: str) -> FoundPhotos:
     folder = Folder(uri)
     found = FoundPhotos(folder.location, folder.name)
     try:
-        names = folder.names()
+        sizes = {entry.name: entry.bytes for entry in folder.entries()}
     except OSError as error:
         raise SubjectSetError(
             f"photos {uri}: cannot be listed ({error}); check the URI and its credentials"
         ) from error
-    captions = captions_of(names, lambda name: folder.read(name)[:MAX_TEXT_BYTES], found.warnings)
+    names = list(sizes)
+    captions = captions_of(
+        [name for name in names if sizes[name] <= MAX_TEXT_BYTES or is_picture_name(name)],
+        folder.read,
+        found.warnings,
+    )
     for name in names:
-        reason = _why_not(name, captions.files)
+        reason = _why_not(name, captions.files) or _wrong_size(sizes[name])
         if reason is None:
             found.photos.append(
                 PhotoSource(name, folder.child(name).location, None, captions.texts.get(name))

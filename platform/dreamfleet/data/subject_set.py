@@ -145,14 +145,27 @@ class PhotoStore:
         with progress.stage("photos", len(missing)) as stage:
             rows = _run(missing, self._settings, session)
             for done, row in enumerate(rows, start=1):
-                self._cache.put("photos", str(row.pop("key")), [row])
+                self._keep(missing, row)
                 stage.update(done)
+
+    def _keep(self, missing: Mapping[str, PhotoSource], row: dict[str, Any]) -> None:
+        """Put a row into the cache; not what befell the reading of its photo just now, which says
+        nothing about these bytes.
+        """
+        key = str(row.pop("key"))
+        wanted = _place(missing[key])
+        if row["sha256"] == self._hashes[wanted]:
+            self._cache.put("photos", key, [row])
+            return
+        reason = str(row["reason"]) or "changed while it was read; run the command again"
+        same = [place for place, found in self._hashes.items() if found == self._hashes[wanted]]
+        self._unreadable |= dict.fromkeys(same, reason)
 
     def _missing(self, sources: Sequence[PhotoSource]) -> dict[str, PhotoSource]:
         """Photos to prepare, by cache key; exact copies only once."""
         missing: dict[str, PhotoSource] = {}
         for source in sources:
-            place = (source.location, source.member)
+            place = _place(source)
             try:
                 self._hashes[place] = content_hash(source.read())
             except SubjectSetError as error:
@@ -205,7 +218,7 @@ class PhotoStore:
         """Usable photos of a place with their prepared rows, and all that is skipped."""
         used, skipped = [], list(found.skipped)
         for source in found.photos:
-            place = (source.location, source.member)
+            place = _place(source)
             if place in self._unreadable:
                 skipped.append(Skipped(source.name, self._unreadable[place]))
                 continue
@@ -220,6 +233,10 @@ class PhotoStore:
             else:
                 used.append((source, rows[0]))
         return used, skipped
+
+
+def _place(source: PhotoSource) -> tuple[str, str | None]:
+    return source.location, source.member
 
 
 def _photo(source: PhotoSource, row: Mapping[str, Any], weight: float) -> Photo:
@@ -318,7 +335,8 @@ def validate_row(row: dict[str, Any], settings: PhotoSettings) -> dict[str, Any]
     """One photo's bytes → a checked upright RGB picture with its shorter side at the training
     resolution.
 
-    Never raises for a bad photo: `reason` says why it cannot be used.
+    Never raises for a bad photo: `reason` says why it cannot be used. Without `sha256` the trouble
+    is this machine's and this moment's, not the photo's.
     """
     result: dict[str, Any] = {
         "key": row["key"],
@@ -337,7 +355,8 @@ def validate_row(row: dict[str, Any], settings: PhotoSettings) -> dict[str, Any]
     except SubjectSetError as error:
         return result | {"reason": str(error)}
     except MemoryError:
-        return result | {"reason": "needs more memory than there is; lower data.max_pixels"}
+        reason = "needs more memory than there is; lower data.max_pixels"
+        return result | {"reason": reason, "sha256": ""}
     notes = list(photo.notes)
     if min(photo.width, photo.height) < settings.resolution:
         notes.append(f"{photo.width}x{photo.height} enlarged to {settings.resolution}")

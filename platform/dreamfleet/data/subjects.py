@@ -13,7 +13,7 @@ import yaml
 
 from dreamfleet.config import RunConfig
 from dreamfleet.data.names import unique_ids
-from dreamfleet.data.sources import FoundPhotos, find_photos, is_picture_name
+from dreamfleet.data.sources import FoundPhotos, as_path, find_photos, is_picture_name
 from dreamfleet.errors import BadInputError, SubjectSetError
 from dreamfleet.runtime.storage import Folder, file_at, is_uri, suffix_of
 
@@ -96,9 +96,8 @@ def _request(
 
 
 def _absolute(entries: Sequence[str]) -> list[str]:
-    return [
-        entry if is_uri(entry) else str(Path(entry).expanduser().absolute()) for entry in entries
-    ]
+    paths = [as_path(entry) for entry in entries]
+    return [path if is_uri(path) else str(Path(path).absolute()) for path in paths]
 
 
 def _rows(config: RunConfig) -> list[dict[str, Any]]:
@@ -112,25 +111,26 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
             "photos: one of the names is empty (an unset variable?); name a folder of photos, or "
             "'.' for the present one"
         )
+    entries = [as_path(entry) for entry in entries]
     lists = [entry for entry in entries if suffix_of(entry) in LIST_SUFFIXES]
+    files = [entry for entry in entries if is_picture_name(entry) and not is_uri(entry)]
+    if config.subject.id and (lists or (len(entries) > 1 and not files)):
+        raise BadInputError(
+            f"subject.id = {config.subject.id!r} with several subjects: ids must differ; leave it "
+            "out, or give a CSV or YAML list with a column id"
+        )
     if lists:
         rows = [row for entry in lists for row in read_subject_list(entry)]
         return rows + [{"images": [entry]} for entry in entries if entry not in lists]
-    if all(is_picture_name(entry) and not is_uri(entry) for entry in entries):
+    if len(files) == len(entries):
         return [{"images": list(entries), "id": config.subject.id}]
-    if any(is_picture_name(entry) and not is_uri(entry) for entry in entries):
-        odd = next(entry for entry in entries if is_picture_name(entry))
+    if files:
+        other = next(entry for entry in entries if entry not in files)
         raise SubjectSetError(
-            f"photos: {odd} stands among folders; give folders (one per subject), or files, "
-            "not both"
+            f"photos: {files[0]} and {other}: give folders (one per subject), or picture files "
+            "(captions beside them are found), not both"
         )
     if len(entries) > 1:
-        if config.subject.id:
-            raise BadInputError(
-                f"subject.id = {config.subject.id!r} with {len(entries)} subjects: ids must "
-                "differ; "
-                "leave it out, or give a CSV or YAML list with a column id"
-            )
         return [{"images": [entry]} for entry in entries]
     return [{"images": list(entries), "id": config.subject.id}]
 
@@ -147,7 +147,7 @@ def read_subject_list(path: str | Path) -> list[dict[str, Any]]:
         text = folder.read(name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SubjectSetError(f"subject list {path}: cannot be read ({error})") from error
-    rows = _csv_rows(text) if suffix_of(str(path)) == ".csv" else _yaml_rows(path, text)
+    rows = _csv_rows(path, text) if suffix_of(str(path)) == ".csv" else _yaml_rows(path, text)
     if not rows:
         raise SubjectSetError(
             f"subject list {path}: no subject in it; expected the columns {', '.join(LIST_KEYS)}"
@@ -157,13 +157,16 @@ def read_subject_list(path: str | Path) -> list[dict[str, Any]]:
 
 def _below(folder: Folder, item: str) -> str:
     if folder.local is not None:
-        return str(folder.local / Path(item).expanduser())
+        return str(folder.local / as_path(item))
     return folder.child(item).location
 
 
-def _csv_rows(text: str) -> list[dict[Any, Any]]:
-    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    return [row for row in rows if any(row.values())]
+def _csv_rows(path: str | Path, text: str) -> list[dict[Any, Any]]:
+    rows = csv.DictReader(io.StringIO(text, newline=None), skipinitialspace=True)
+    try:
+        return [row for row in rows if any(row.values())]
+    except csv.Error as error:
+        raise SubjectSetError(f"subject list {path}: not valid CSV: {error}") from error
 
 
 def _yaml_rows(path: str | Path, text: str) -> list[Any]:

@@ -166,9 +166,6 @@ class Command:
         from dreamfleet.runtime.session import ray_address, ray_session
 
         fresh = [folder for folder in self.folders.values() if not folder.is_used()]
-        for request in self.requests:
-            if request.found is not None:
-                self._mark(request)
         with (
             ThreadPoolExecutor(1, thread_name_prefix="tracker") as pool,
             contextlib.ExitStack() as opened,
@@ -177,6 +174,9 @@ class Command:
             address = ray_address(self.config.cluster)
             self.progress.info(f"joining Ray at {address}" if address else "starting Ray")
             try:
+                for request in self.requests:
+                    if request.found is not None:
+                        self._mark(request)
                 session = opened.enter_context(ray_session(self.config.cluster))
                 preparation, usable = self._prepare(session)
             except BaseException:

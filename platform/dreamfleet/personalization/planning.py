@@ -66,9 +66,9 @@ def _check_tracking(config: RunConfig) -> None:
 
 def _check_class_data(config: RunConfig) -> None:
     if config.prior.with_prior_preservation and config.prior.class_data_dir:
-        from dreamfleet.data.sources import find_photos
+        from dreamfleet.data.prior_set import find_class_pictures
 
-        find_photos([config.prior.class_data_dir], max_photos=config.prior.num_class_images)
+        find_class_pictures(config)
 
 
 def with_pinned_base(config: RunConfig) -> RunConfig:

@@ -16,7 +16,8 @@ PROBE_TIMEOUT_S = 60.0
 
 
 def check_local_device(config: RunConfig) -> None:
-    """Refuse a GPU that this machine has not, where the work would be done by a private Ray here.
+    """Refuse settings that contradict each other, and a GPU that this machine has not, where the
+    work would be done by a private Ray here.
 
     Raises:
         BadInputError: as `choose_device`, before Ray starts.
@@ -25,6 +26,11 @@ def check_local_device(config: RunConfig) -> None:
 
     from dreamfleet.runtime.session import ray_address
 
+    if (config.device, config.cluster.use_gpu) in (("cpu", True), ("cuda", False)):
+        raise BadInputError(
+            f"device = {config.device!r} with cluster.use_gpu = {config.cluster.use_gpu}: one says "
+            "the opposite of the other; leave one of them out"
+        )
     if not _gpu_asked(config) or ray_address(config.cluster):
         return
     ray = sys.modules.get("ray")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ WRITTEN = (
     "samples",
     CHECKPOINTS,
 )
+# The same in shared storage: checkpoints, the finished adapter's copy, Ray Train's own folder.
+OF_A_RUN = re.compile(r"step-\d{8}|adapter|ray")
 
 
 def working_path(place: Folder) -> Path:
@@ -73,6 +76,12 @@ class OutputFolder:
     @property
     def remote(self) -> bool:
         return self.place.local is None
+
+    @property
+    def _shared(self) -> Folder | None:
+        """The checkpoints, where they lie outside the folder."""
+        inside = self.place.child(CHECKPOINTS).location
+        return None if self.checkpoints.location == inside else self.checkpoints
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that must not be written; changes nothing.
@@ -111,9 +120,7 @@ class OutputFolder:
             return self.is_used()
 
     def is_used(self) -> bool:
-        return bool(self._names()) or bool(
-            self.checkpoints.local is None and self.checkpoints.names()
-        )
+        return bool(self._names()) or bool(self._shared and self._shared.names())
 
     def is_ours(self) -> bool:
         if self.place.exists(MARKER):
@@ -121,7 +128,7 @@ class OutputFolder:
         try:
             return b"dreamfleet" in self.place.read("adapter.json")
         except OSError:
-            return not self._names() and self.checkpoints.local is None
+            return not self._names() and self._shared is not None
 
     def begin(self, *, overwrite: bool, info: dict[str, Any]) -> None:
         """Clear what an earlier run wrote (with `overwrite`) and mark the folder as ours.
@@ -167,14 +174,14 @@ class OutputFolder:
             _remove(self.place, name)
         if self.remote:
             self._clear_working_path()
-        if self.checkpoints.local is None:
-            for name in self.checkpoints.names():
-                self.checkpoints.delete_folder(name)
+        if (shared := self._shared) is not None:
+            for name in filter(OF_A_RUN.fullmatch, shared.names()):
+                shared.delete_folder(name)
 
     def withdraw(self) -> None:
         """Take back `begin` in a folder that was not used before: nothing came of the run."""
-        self.clear()
-        with contextlib.suppress(OSError):  # not empty: there was something of the user's
+        with contextlib.suppress(OSError):  # storage that failed, or something of the user's
+            self.clear()
             (self.path / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
 

@@ -94,7 +94,7 @@ def earlier_outcome(task: TrainTask, world_size: int) -> TrainOutcome | None:
     adapter = checkpoints.read(ADAPTER)
     found = adapter or checkpoints.newest()
     if found is not None:
-        check_same_run(found.info["fingerprint"], _fingerprint(task, world_size), task.checkpoints)
+        _check_goes_on(found, _fingerprint(task, world_size), task)
     if adapter is None or adapter.step < int(task.config.train.max_train_steps or 0):
         return None
     return TrainOutcome(
@@ -105,6 +105,18 @@ def earlier_outcome(task: TrainTask, world_size: int) -> TrainOutcome | None:
         history=read_json_lines(adapter.files[HISTORY]),
         resumed_from=adapter.step,
     )
+
+
+def _check_goes_on(found: Checkpoint, fingerprint: Mapping[str, Any], task: TrainTask) -> None:
+    """Raise ResumeError unless `task` can go on from `found`."""
+    check_same_run(found.info["fingerprint"], fingerprint, task.checkpoints)
+    wanted = int(task.config.train.max_train_steps or 0)
+    if found.step > wanted:
+        raise ResumeError(
+            f"{task.checkpoints}: trained for {found.step} steps already, and "
+            f"train.max_train_steps is {wanted}; ask for as many or more, or begin again with "
+            "--overwrite or another --output-dir"
+        )
 
 
 def _fingerprint(task: TrainTask, world_size: int) -> dict[str, Any]:
@@ -167,7 +179,7 @@ class Run:
         adapter = self.checkpoints.read(ADAPTER)
         if adapter is None or adapter.step < self.last_step:
             return None
-        check_same_run(adapter.info["fingerprint"], self.fingerprint, self.task.checkpoints)
+        _check_goes_on(adapter, self.fingerprint, self.task)
         self.step = adapter.step
         self._recall(adapter)
         return self._outcome("finished")
@@ -179,7 +191,7 @@ class Run:
             return
         import torch
 
-        check_same_run(checkpoint.info["fingerprint"], self.fingerprint, self.task.checkpoints)
+        _check_goes_on(checkpoint, self.fingerprint, self.task)
         state = torch.load(
             io.BytesIO(checkpoint.files[STATE]), map_location="cpu", weights_only=True
         )

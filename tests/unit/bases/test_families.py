@@ -123,6 +123,14 @@ def test_variants_are_chosen_and_missed_by_name(two_variants: Path) -> None:
     assert load_config().base_source == "embedded"
 
 
+def test_a_variant_that_nobody_reads_changes_no_hash(two_variants: Path) -> None:
+    """A hub's snapshot gets one when it is drawn with, and adapters know their base by its hash."""
+    full, half = inspect_base(two_variants), inspect_base(f"{two_variants}#fp16")
+    assert full.unet_hash != half.unet_hash and full.vae_hash == half.vae_hash
+    (two_variants / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    assert inspect_base(two_variants).hash == full.hash
+
+
 def test_downloads_that_did_not_end_are_named(tmp_path: Path) -> None:
     folder = make_tiny_sd1(tmp_path / "base")
     (folder / UNET).rename(folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from dreamfleet.data.cache import Cache, cache_key
+from dreamfleet.errors import DreamfleetError
 
 
 def test_round_trip_and_miss(tmp_path: Path) -> None:
@@ -13,6 +16,12 @@ def test_round_trip_and_miss(tmp_path: Path) -> None:
     cache.put("photos", "k", [{"a": 1, "b": b"xyz"}])
     assert cache.get("photos", "k") == [{"a": 1, "b": b"xyz"}]
     assert cache.get("photos", "other") is None
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").write_text("a file, where the folder would be")
+    with pytest.raises(DreamfleetError, match=f"cache {tmp_path}: .* --cache-path or DREAMFLEET"):
+        Cache(tmp_path, 2**20).put("photos", "k", [{"a": 1}])
 
 
 def test_damaged_entry_is_a_miss(tmp_path: Path) -> None:

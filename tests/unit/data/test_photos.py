@@ -86,6 +86,13 @@ def test_every_exif_orientation_ends_upright(orientation: int) -> None:
     np.testing.assert_array_equal(np.asarray(photo.image), np.asarray(upright))
 
 
+@pytest.mark.parametrize(("orientation", "turned"), [(0, False), (1, False), (6, True), (9, False)])
+def test_only_what_was_turned_is_said_to_be(orientation: int, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert bool(read(encoded(picture(), "JPEG", exif=exif)).notes) == turned
+
+
 def test_malformed_exif_is_ignored() -> None:
     data = encoded(picture(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f garbage")
     assert read(data).width == 80

@@ -60,7 +60,7 @@ def stub_maker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_set_is_known_by_its_key_before_it_is_made(tmp_path: Path) -> None:
     prior = {"with_prior_preservation": True, "num_class_images": 2, "num_inference_steps": 2}
-    config = config_for(tmp_path, prior=prior)
+    config = config_for(tmp_path, prior={**prior, "guidance_scale": 3.0})
     base = SimpleNamespace(hash="hash", vae_hash="vae", resolution=64)
     preparation = Preparation(
         base=cast(Any, base),
@@ -136,6 +136,9 @@ def test_own_class_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     own = own_prior_set(config, store, None, progress)
     assert own.prompts == ("a brown dog", "a photo of dog", "a photo of dog")
     assert any("bad.jpg" in line for line in progress.lines)
+    fewer = config_for("x", prior={"class_data_dir": str(folder), "num_class_images": 3})
+    own_prior_set(fewer, store, None, progress)
+    assert any("more than 3 photos (prior.num_class_images)" in line for line in progress.lines)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(SubjectSetError, match="it is empty"):

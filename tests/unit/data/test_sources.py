@@ -13,6 +13,7 @@ import pytest
 
 from dreamfleet.data.sources import find_photos
 from dreamfleet.errors import SubjectSetError
+from dreamfleet.runtime.storage import Entry, Folder
 from tests.unit.data.helpers import encoded, picture, write_photos
 
 
@@ -84,6 +85,56 @@ def test_links_out_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     assert "pipe" in reasons["pipe.png"]
     assert "0 bytes" in reasons["empty.png"]
     assert "dangling.png" in reasons
+
+
+def test_a_file_uri_is_looked_at_like_a_path(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos", 2)
+    os.mkfifo(folder / "pipe.png")
+    found = find_photos([f"file://{folder}"], max_photos=200)
+    assert [photo.name for photo in found.photos] == ["0.png", "1.png"]
+    assert "pipe" in found.skipped[0].reason
+    assert len(find_photos([f"file://{folder}/0.png"], max_photos=200).photos) == 1
+    with pytest.raises(SubjectSetError, match="no such folder"):
+        find_photos([f"file://{tmp_path}/none"], max_photos=200)
+    with pytest.raises(SubjectSetError, match="no such folder"):
+        find_photos(["~nobody-here/photos"], max_photos=200)
+
+
+def test_large_files_at_a_uri_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"0.png": 10, "0.txt": 9, "1.png": 4 * 2**30, "1.txt": 4 * 2**30, "2.png": 0}
+    entries = [Entry(name, size, 0.0) for name, size in sizes.items()]
+    read: list[str] = []
+    monkeypatch.setattr(Folder, "entries", lambda folder: entries)
+
+    def read_text(folder: Folder, name: str) -> bytes:
+        read.append(name)
+        return b"a photo"
+
+    monkeypatch.setattr(Folder, "read", read_text)
+    found = find_photos(["s3://bucket/photos"], max_photos=200)
+    assert [(photo.name, photo.caption) for photo in found.photos] == [("0.png", "a photo")]
+    reasons = {item.name: item.reason for item in found.skipped}
+    assert "4096 MiB" in reasons["1.png"] and "0 bytes" in reasons["2.png"]
+    assert read == ["0.txt"]
+    entries.clear()
+    with pytest.raises(SubjectSetError, match="missing or empty"):
+        find_photos(["s3://bucket/photos/0.png"], max_photos=200)
+
+
+def test_names_that_no_record_can_hold(tmp_path: Path) -> None:
+    """Latin-1 names, as old zips leave them: they cannot be written into a report."""
+    folder = write_photos(tmp_path / "photos", 1)
+    os.rename(folder / "0.png", os.fsencode(folder) + b"/caf\xe9.png")
+    write_photos(folder, 1)
+    found = find_photos([str(folder)], max_photos=200)
+    assert [photo.name for photo in found.photos] == ["0.png"]
+    assert [(item.name, "not UTF-8" in item.reason) for item in found.skipped] == [
+        ("caf?.png", True)
+    ]
+    named = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.rename(folder, named)
+    with pytest.raises(SubjectSetError, match=r"caf\?: its name is not UTF-8"):
+        find_photos([named], max_photos=200)
 
 
 def test_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from dreamfleet.data import subject_set
 from dreamfleet.data.cache import Cache
 from dreamfleet.data.crops import crop_square, gradient_energy
 from dreamfleet.data.duplicates import duplicate_groups, weights
-from dreamfleet.data.photos import fingerprint
+from dreamfleet.data.photos import UprightPhoto, fingerprint, read_photo
+from dreamfleet.data.sources import PhotoSource
 from dreamfleet.data.subject_set import PhotoSettings, PhotoStore, SubjectSet
 from dreamfleet.data.subjects import requested_subjects
 from dreamfleet.errors import SubjectSetError
@@ -108,6 +109,38 @@ def test_caption_without_the_token_is_warned_of(tmp_path: Path, prepare: Prepare
     subject = prepare(config_for(folder))
     assert subject.prompts == ("a dog on grass", "a sks dog on grass")
     assert len(subject.warnings) == 1 and "lacks the token" in subject.warnings[0]
+
+
+def test_what_befell_the_reading_is_not_kept(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo that could not be read, or changed meanwhile, is as good as new the next time."""
+    folder = write_photos(tmp_path / "Rex", 4)
+    kept: Callable[[PhotoSource], bytes] = PhotoSource.read
+    reads: dict[str, int] = {}
+
+    def second_time(source: PhotoSource) -> bytes:  # the first is for the file's hash
+        reads[source.name] = reads.get(source.name, 0) + 1
+        if reads[source.name] > 1 and source.name == "0.png":
+            raise SubjectSetError("cannot be read (Connection reset by peer)")
+        changed = reads[source.name] > 1 and source.name == "1.png"
+        return encoded(picture(50)) if changed else kept(source)
+
+    def scarce(data: bytes, **limits: int) -> UprightPhoto:
+        if data == (folder / "2.png").read_bytes():
+            raise MemoryError
+        return read_photo(data, **limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoSource, "read", second_time)
+        patch.setattr(subject_set, "read_photo", scarce)
+        subject = prepare(config_for(folder))
+    assert [photo.name for photo in subject.photos] == ["3.png"]
+    reasons = {item.name: item.reason for item in subject.skipped}
+    assert "reset by peer" in reasons["0.png"]
+    assert "changed while it was read" in reasons["1.png"]
+    assert "memory" in reasons["2.png"]
+    assert len(prepare(config_for(folder)).photos) == 4
 
 
 def test_small_photos_are_enlarged_and_noted(tmp_path: Path, prepare: Prepare) -> None:

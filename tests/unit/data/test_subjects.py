@@ -93,6 +93,10 @@ def test_csv_and_yaml_lists(tmp_path: Path) -> None:
         ("rex", "dog"),
         ("b", "cat"),
     ]
+    with pytest.raises(BadInputError, match="'Max' with several subjects.* column id"):
+        requested_subjects(config_for(tmp_path / "list.csv", subject={"id": "Max"}))
+    (tmp_path / "list.csv").write_bytes(b"images,class_word\ra,dog\rb,cat\r")  # as old Macs do
+    assert len(requested_subjects(config_for(tmp_path / "list.csv"))) == 2
     (tmp_path / "list.yaml").write_text(
         "subjects:\n  - {images: [a/0.png, a/1.png], class_word: dog, token: ohwx}\n"
     )
@@ -107,6 +111,7 @@ def test_csv_and_yaml_lists(tmp_path: Path) -> None:
         ("l.csv", "class_word\ndog\n", "must name"),
         ("l.csv", "images,class_word\na,dog,small\n", "subject 1: more cells than the header"),
         ("l.csv", "images\n", "no subject in it"),
+        pytest.param("l.csv", f"images\n{'x' * 200_000}\n", "not valid CSV: field", id="long"),
         ("l.yaml", "a: [1", "not valid YAML"),
         ("l.yaml", "just text", "expected a list"),
         ("l.yaml", "- 3\n", "expected keys and values"),

@@ -17,7 +17,7 @@ from PIL import Image
 from dreamfleet.adapters.files import save_adapter
 from dreamfleet.adapters.lora import add_lora
 from dreamfleet.assessment import BenchmarkPlan, compare, evaluate
-from dreamfleet.assessment.benchmarks import _Benchmark, _check_steps, _Member, _states_text
+from dreamfleet.assessment.benchmarks import _Benchmark, _Member, _states_text
 from dreamfleet.assessment.common import Assessment, checkpoints_of, local_output, mean_history
 from dreamfleet.bases import Base, load_base
 from dreamfleet.config import dump_config
@@ -43,6 +43,7 @@ def test_runs_of_a_benchmark_share_no_checkpoints(
         base_model="tiny",
         output_dir=str(tmp_path / "bench"),
         cluster={"storage_path": "s3://bucket/runs?scheme=http"},
+        subject={"id": "of-the-recipe"},
     )
     bench = _Benchmark(BenchmarkPlan("dreambench", config, num_seeds=2), SilentProgress())
     bench.output.mkdir()
@@ -50,21 +51,13 @@ def test_runs_of_a_benchmark_share_no_checkpoints(
     session: Any = SimpleNamespace(num_cpus=2, num_gpus=0)
     first, second = (bench._training_config(members, index, session) for index in (0, 1))
     assert first.base_model == second.base_model == str(base)
+    assert first.subject.id is None, "the list names its subjects"
     assert first.cluster.storage_path == "s3://bucket/runs/bench/seed-0?scheme=http"
     assert second.cluster.storage_path == "s3://bucket/runs/bench/seed-1?scheme=http"
     assert config.cluster.storage_path == "s3://bucket/runs?scheme=http"
     # One subject lies where it would lie among several: the benchmark may go on with more.
     two = bench._training_config([*members, replace(members[0], subject_id="Tom")], 0, session)
     assert first.output_dir == f"{two.output_dir}/rex"
-
-
-def test_an_adapter_that_was_trained_for_longer_is_refused(tmp_path: Path) -> None:
-    config = config_for(tmp_path, train={"max_train_steps": 200})
-    subject: Any = SimpleNamespace(id="rex", steps=400, output_dir=tmp_path)
-    with pytest.raises(BadInputError, match=r"400 steps, and 200.*--output-dir"):
-        _check_steps(subject, config)
-    subject.steps = 200
-    _check_steps(subject, config)
 
 
 def test_scored_states_are_told_apart_by_what_they_hold() -> None:

@@ -24,6 +24,7 @@ from dreamfleet.personalization.planning import (
 from dreamfleet.runtime import session
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.runtime.session import RaySession
+from dreamfleet.training.output import OutputFolder
 from tests.tiny_bases import make_tiny_sd1
 from tests.unit.data.helpers import config_for, write_photos
 
@@ -116,6 +117,15 @@ def test_a_gpu_that_this_machine_has_not(
     complete_requests(config_for(photos, **given))
 
 
+@pytest.mark.parametrize(("device", "use_gpu"), [("cpu", True), ("cuda", False)])
+def test_a_device_against_the_clusters(
+    tmp_path: Path, base: Path, device: str, use_gpu: bool
+) -> None:
+    cluster = {"use_gpu": use_gpu}
+    given: dict[str, Any] = {"base_model": str(base), "device": device, "cluster": cluster}
+    assert "the opposite" in refused(config_for(write_photos(tmp_path / "Rex"), **given))
+
+
 def test_relative_output_inside_a_job_is_refused(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +161,23 @@ def test_without_ray_every_folder_is_as_it_was(tmp_path: Path, base: Path) -> No
     with pytest.raises(AssertionError, match="Ray was started"):
         personalize(config, overwrite=True)
     assert [(out / name).read_text() for name in earlier] == ["earlier"] * 3
+
+
+def test_a_folder_that_cannot_be_taken_leaves_the_others_as_they_were(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(folder: OutputFolder, *, overwrite: bool, info: dict[str, Any]) -> None:
+        if info["subject"] == "rex":
+            raise BadInputError("the bucket is gone")
+        took(folder, overwrite=overwrite, info=info)
+
+    took: Any = OutputFolder.begin
+    monkeypatch.setattr(OutputFolder, "begin", begin)
+    photos = [write_photos(tmp_path / name) for name in ("Bo", "Rex")]
+    out = tmp_path / "out"
+    given: dict[str, Any] = {"base_model": str(base), "tracking": {"enabled": False}}
+    assert "bucket" in refused(config_for(*photos, output_dir=str(out), **given))
+    assert not [path for path in out.iterdir() if path.name != ".lock"]
 
 
 def test_settings_of_a_run_stay_until_they_are_replaced_on_purpose(

@@ -86,6 +86,23 @@ def test_launch_draws_the_first_picture_as_a_client(
     assert served["settings"].adapters == str(adapter)
     assert any(str(adapter / "served.png") in line for line in said)
     assert KeyFile().keys() == [], "its key ended with it"
+    monkeypatch.setattr(launching, "_serve_settings", _refused)
+    with pytest.raises(BadInputError, match="such settings"):
+        launching.launch(config, settings, say=said.append)
+    assert KeyFile().keys() == [], "nor is one left of a service that never began"
+
+
+def _refused(*given: Any) -> Any:
+    raise BadInputError("such settings")
+
+
+def test_launch_refuses_results_at_a_uri_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamfleet.personalization.personalize", _refused)
+    config = load_config(None, {"output_dir": "s3://bucket/runs/ada"})
+    with pytest.raises(BadInputError, match="local --output-dir"):
+        launching.make_adapters(
+            config, launching.LaunchSettings(), lambda line: None, SilentProgress()
+        )
 
 
 @pytest.mark.parametrize("screen", [True, False])

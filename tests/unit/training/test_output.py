@@ -59,6 +59,21 @@ def test_checkpoints_may_lie_in_shared_storage(tmp_path: Path) -> None:
     assert folder.checkpoints.location == "s3://bucket/fleet/rex"
 
 
+@pytest.mark.parametrize("storage", ["{}/shared", "file://{}/shared"])
+def test_shared_storage_is_part_of_the_folder(tmp_path: Path, storage: str) -> None:
+    """On a disk as at a URI: what is there is asked about, and goes with --overwrite."""
+    kept = tmp_path / "shared" / "rex" / "step-00000010"
+    mine = tmp_path / "shared" / "rex" / "mine"
+    for made in (kept, mine):
+        made.mkdir(parents=True)
+    folder = OutputFolder.of(Folder(str(tmp_path / "out")), storage.format(tmp_path), "rex")
+    with pytest.raises(BadInputError, match="not empty"):
+        folder.check(resume=False, overwrite=False)
+    folder.check(resume=True, overwrite=False)
+    folder.begin(overwrite=True, info={})
+    assert mine.exists() and not kept.exists()
+
+
 def fingerprint(world_size: int = 1, **values: Any) -> dict[str, Any]:
     config = RunConfig.model_validate({"train": {"max_train_steps": 10, **values}})
     return run_fingerprint(

@@ -90,6 +90,15 @@ def test_more_steps_continue_a_finished_run(tmp_path: Path, jobs: Jobs) -> None:
     assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
 
 
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path, jobs: Jobs) -> None:
+    fewer = finish(tmp_path / "a", max_train_steps=10)
+    with pytest.raises(ResumeError, match="20 steps already, and train.max_train_steps is 10"):
+        worker.earlier_outcome(fewer, 1)
+    assert "20 steps already" in train_in_process(fewer).message
+    train_in_process(task(tmp_path / "b"), reporter=stop_after(14))
+    assert "15 steps already" in train_in_process(task(tmp_path / "b", steps=10)).message
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "missing file"])
 def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     tmp_path: Path, jobs: Jobs, damage: str
