@@ -37,6 +37,13 @@ os.environ.update(
 )
 
 
+def pytest_configure() -> None:
+    """Hypothesis draws the same examples every time, and stops none for the time that it takes."""
+    from hypothesis import settings
+
+    settings.load_profile("ci")
+
+
 def pytest_unconfigure() -> None:
     home = Path(os.environ.get("DREAMFLEET_HOME", ""))
     if home.name.startswith(HOME_PREFIX):
@@ -62,7 +69,7 @@ def s3_bucket() -> Iterator[Callable[[str], str]]:
     server.start()
     host, port = server.get_host_and_port()
     request = urllib.request.Request(f"http://{host}:{port}/fleet", method="PUT")
-    urllib.request.urlopen(request, timeout=30).close()
+    urllib.request.urlopen(request, timeout=300).close()
     yield lambda name: f"s3://fleet/{name}?endpoint_override={host}:{port}&scheme=http"
     server.stop()
 

@@ -23,7 +23,7 @@ from dreamfleet.serving.service import ImageService
 from dreamfleet.serving.settings import ServeSettings
 from dreamfleet.serving.shelf import Shelf
 
-STARTED_WITHIN_S = 120.0
+STARTED_WITHIN_S = 300.0
 
 
 def local_application(
@@ -59,13 +59,11 @@ def listening(app: Any) -> Iterator[str]:
 
     import uvicorn
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    taken = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
     thread.start()
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{taken.getsockname()[1]}"
     deadline = time.monotonic() + STARTED_WITHIN_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):

@@ -81,10 +81,11 @@ def launch(
     from dreamfleet.runtime.ports import free_port
     from dreamfleet.serving.server import check_port, serve_foreground
 
-    settings = replace(settings, port=settings.port or free_port(settings.host))
-    check_port(settings.host, settings.port)  # not after an hour of training
+    check_port(settings.host, settings.port or free_port(settings.host))  # not after an hour
     told = progress or SilentProgress()
     made = make_adapters(config, settings, say, told)
+    # Any free one: free now, whatever happened while the adapters were made.
+    settings = replace(settings, port=settings.port or free_port(settings.host))
     served = _serve_settings(config, made.source)
     first = _FirstPicture(settings, made, say)  # its key is forgotten below, whatever comes
     try:

@@ -25,6 +25,7 @@ from dreamfleet.training.worker import train_in_process
 from tests.unit.data.helpers import write_photos
 
 STEPS = 24
+ENDLESS = 100_000  # steps: of a run that is interrupted, however late its driver hears of it
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 

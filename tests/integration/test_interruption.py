@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, command: subprocess.Popen
         if "training: " in line and "loss" in line:
             break
     os.killpg(command.pid, signal.SIGINT)  # what a terminal does: to the whole group
-    _, rest = command.communicate(timeout=240)
+    _, rest = command.communicate(timeout=900)
     said = "".join(lines) + rest
     assert command.returncode == 130, said
     assert "--resume" in rest

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,11 +25,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dreamfleet.runtime.ports import free_port
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import CheckpointFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 600
+WAIT_S = 1200
 SMALL = (
     *("--max-train-steps", "3", "--no-with-prior-preservation", "--num-validation-images", "0"),
     *("--resources-per-worker", "CPU=1,GPU=1"),
@@ -50,11 +50,10 @@ TOKEN_LINE, JOB_LINE = readme_lines()
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port("127.0.0.1"))
+    return list(found)
 
 
 @dataclass
@@ -146,7 +145,7 @@ def running(shell: Shell, arguments: list[str]) -> Iterator[subprocess.Popen[str
     finally:
         process.terminate()
         try:
-            process.wait(timeout=120)
+            process.wait(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -194,7 +193,7 @@ def test_jobs_where_a_demo_has_run(shells: Callable[[str], Shell], embedded_base
         assert (out / "pytorch_lora_weights.safetensors").is_file()
         assert (out / "report.html").is_file()
         recorded = f"http://127.0.0.1:{shell.ports[2]}/api/2.0/mlflow/registered-models/get"
-        with urllib.request.urlopen(f"{recorded}?name=dog-biscuit", timeout=30) as reply:
+        with urllib.request.urlopen(f"{recorded}?name=dog-biscuit", timeout=300) as reply:
             assert json.load(reply)["registered_model"]["latest_versions"]
 
 
@@ -232,7 +231,7 @@ def test_jobs_from_a_fresh_home(shells: Callable[[str], Shell], embedded_base: P
 
         # the token is asked for, and what the command returned comes back through `submit`
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30)
+            urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=300)
         draw = 'generate --adapter /no --prompt x --output-dir "$HOME/pictures"'
         code, text = shell.run(f"unset RAY_AUTH_MODE; dreamfleet submit {draw}")
         assert code == 2, text

@@ -17,6 +17,7 @@ from dreamfleet.runtime.session import RaySession
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import CheckpointFolder
 from tests.integration.recipes import (
+    ENDLESS,
     STEPS,
     WEIGHTS,
     WatchingProgress,
@@ -74,15 +75,17 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     """Ends as one uninterrupted process with the double batch does."""
-    train = {"max_train_steps": 160, "checkpointing_steps": 40}
-    config = recipe(tmp_path, tiny_base, train={**train, "train_batch_size": 2})
-
+    doubled = {"checkpointing_steps": 40, "train_batch_size": 2}
+    endless = recipe(tmp_path, tiny_base, train={**doubled, "max_train_steps": ENDLESS})
     with pytest.raises(KeyboardInterrupt):
-        personalize(config, progress=WatchingProgress(interrupt_once(3)))
+        personalize(endless, progress=WatchingProgress(interrupt_once(3)))
     assert not (tmp_path / "out" / WEIGHTS).exists()
     stopped_at = CheckpointFolder(Folder(str(tmp_path / "out" / "checkpoints"))).newest_step()
-    assert stopped_at is not None and 3 <= stopped_at < 160
+    assert stopped_at is not None and 3 <= stopped_at < ENDLESS
 
+    steps = stopped_at + 150
+    config = recipe(tmp_path, tiny_base, train={**doubled, "max_train_steps": steps})
+    train = {"max_train_steps": steps, "checkpointing_steps": 40}
     two = recipe(tmp_path, tiny_base, train=train, cluster={"num_workers": 2})
     killed: list[int] = []
 
@@ -95,7 +98,7 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     progress = WatchingProgress(kill)
     (subject,) = personalize(two, resume=True, progress=progress).subjects
     assert killed
-    assert (subject.status, subject.steps) == ("finished", 160)
+    assert (subject.status, subject.steps) == ("finished", steps)
     assert sum("going on from step" in line for line in progress.lines) >= 2
     assert_close(load_file(tmp_path / "out" / WEIGHTS), trained_here(config, tmp_path / "here"))
     again = personalize(two, resume=True).subjects[0]  # finished: nothing is trained
@@ -143,21 +146,27 @@ def test_many_subjects_go_on_where_they_were_and_full_ones_run_alone(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     images = [str(write_photos(tmp_path / name, 2)) for name in ("Ada", "Bo", "Cleo")]
-    config = recipe(tmp_path, tiny_base, subject={"images": images}, train={"max_train_steps": 120})
+    endless = recipe(
+        tmp_path, tiny_base, subject={"images": images}, train={"max_train_steps": ENDLESS}
+    )
 
     def interrupt(step: int) -> None:
         if step >= 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        personalize(config, progress=WatchingProgress(interrupt))
+        personalize(endless, progress=WatchingProgress(interrupt))
+    kept = [
+        CheckpointFolder(Folder(str(tmp_path / "out" / name / "checkpoints"))).newest_step() or 0
+        for name in ("ada", "bo", "cleo")
+    ]
+    train = {"max_train_steps": max(kept) + 20}
+    config = recipe(tmp_path, tiny_base, subject={"images": images}, train=train)
     progress = WatchingProgress()
     result = personalize(config, resume=True, progress=progress)
     assert [subject.status for subject in result.subjects] == ["finished"] * 3
     assert sum("going on from step" in line for line in progress.lines) >= 1
-    alone = recipe(
-        tmp_path, tiny_base, subject={"images": images[2:]}, train={"max_train_steps": 120}
-    )
+    alone = recipe(tmp_path, tiny_base, subject={"images": images[2:]}, train=train)
     assert_close(
         load_file(tmp_path / "out" / "cleo" / WEIGHTS), trained_here(alone, tmp_path / "here")
     )

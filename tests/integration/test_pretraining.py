@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from dreamfleet.runtime.progress import SilentProgress, Stage
 from dreamfleet.training.pretraining.launch import PretrainJob, pretrain
 from dreamfleet.world.evaluators import load_oracle
-from tests.integration.recipes import own_train_workers
+from tests.integration.recipes import interrupt_once, own_train_workers
 from tests.unit.pretraining.recipes import TINY, write_recipe
 
 AT_EVERY_STEP = {"checkpoint_every_s": 0.0}
@@ -88,9 +88,11 @@ def test_interrupted_killed_and_resumed_on_ray_equals_plain(
     recipe = write_recipe(tmp_path / "tiny.yaml", stages=stages)
     on_ray = PretrainJob(recipe, tmp_path / "ray", (), "cpu", num_threads=1, num_processes=2)
 
+    once = interrupt_once(1)
+
     def interrupt(stage: str, done: int) -> None:
         if stage == "decoder":
-            raise KeyboardInterrupt
+            once(done)
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(on_ray, progress=Watching(interrupt))

@@ -32,6 +32,7 @@ from dreamfleet.training.output import OutputFolder, working_path
 from dreamfleet.training.task import SamplePlan, TrainOutcome, TrainTask
 from dreamfleet.training.worker import train_in_process
 from tests.integration.recipes import (
+    ENDLESS,
     WEIGHTS,
     WatchingProgress,
     assert_equal,
@@ -49,7 +50,7 @@ from dreamfleet.training.checkpoints import CheckpointFolder
 state = bytes(6_000_000)
 CheckpointFolder(Folder(sys.argv[1])).save(int(sys.argv[2]), {"state.pt": state}, {}, keep=2)
 """
-STUCK_WITHIN_S = 120.0
+STUCK_WITHIN_S = 600.0
 
 
 def test_storage_keeps_its_promises_in_a_bucket(s3_bucket: Bucket, tmp_path: Path) -> None:
@@ -251,14 +252,17 @@ def test_a_run_lives_in_the_bucket_and_resumes_there(
         "output_dir": out.location,
         "data": {"cache_path": s3_bucket("shared-cache")},
     }
-    train = {"max_train_steps": 200, "checkpointing_steps": 100}
-    config = recipe(tmp_path, tiny_base, train=train, **places)
-
+    endless = {"max_train_steps": ENDLESS, "checkpointing_steps": ENDLESS}
     with pytest.raises(KeyboardInterrupt):
-        personalize(config, progress=WatchingProgress(interrupt_once(3)))
+        personalize(
+            recipe(tmp_path, tiny_base, train=endless, **places),
+            progress=WatchingProgress(interrupt_once(3)),
+        )
     assert Cache(s3_bucket("shared-cache"), 2**30).info()[0].entries == 3
     stopped_at = CheckpointFolder(out.child("checkpoints")).newest_step()
-    assert stopped_at is not None and 3 <= stopped_at < 200
+    assert stopped_at is not None and 3 <= stopped_at < ENDLESS
+    train = {"max_train_steps": stopped_at + 20, "checkpointing_steps": 100}
+    config = recipe(tmp_path, tiny_base, train=train, **places)
     with pytest.raises(BadInputError, match="not empty; add --resume"):
         personalize(config)
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,19 +16,18 @@ from typing import Any
 import psutil
 import pytest
 
+from dreamfleet.runtime.ports import free_port
 from tests.tiny_adapters import write_adapters
 
-READY_S = 90.0
-BUSY_FACTOR = 4  # on a machine with other work
-END_S = 20.0
+READY_S = 900.0
+END_S = 300.0
+ANSWER_S = 300.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def started(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], str]:
     """The program, and the address at which it will listen."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "dreamfleet", *arguments, "--port", str(port)]
     environment = {**os.environ, "DREAMFLEET_HOME": str(home)}
     process = subprocess.Popen(
@@ -39,7 +37,7 @@ def started(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], st
 
 
 def wait_until_ready(process: subprocess.Popen[str], address: str) -> None:
-    deadline = time.monotonic() + BUSY_FACTOR * READY_S
+    deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         try:
@@ -74,7 +72,7 @@ def asked(address: str, key: str, body: dict[str, Any]) -> Any:
         json.dumps(body).encode(),
         {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
-    return urllib.request.urlopen(request, timeout=60)
+    return urllib.request.urlopen(request, timeout=ANSWER_S)
 
 
 def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
@@ -99,12 +97,15 @@ def test_serve_until_sigterm(tiny_base: Path, tmp_path: Path) -> None:
         with asked(address, key, long) as stream:
             assert stream.readline()
             process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=BUSY_FACTOR * END_S)
+            output, _ = process.communicate(timeout=END_S)
     finally:
         end(process)
     assert process.returncode == 0, output
     assert "ready: http://" in output and key not in output
-    assert [child for child in children if runs(child)] == []
+    deadline = time.monotonic() + END_S
+    while (left := [child for child in children if runs(child)]) and time.monotonic() < deadline:
+        time.sleep(0.3)  # those that were killed
+    assert left == []
 
 
 STUDY = ("--num-samples", "2", "--num-rungs", "1", "--images-at-end", "4", "--final-images", "4")
@@ -126,7 +127,7 @@ def test_launch_once(tmp_path: Path, study: bool) -> None:
         tmp_path / "home",
     )
     try:
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=1800)
     finally:
         end(process)
     assert process.returncode == 0, output

@@ -26,6 +26,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from dreamfleet.runtime.ports import free_port
 from dreamfleet.serving.keys import KeyFile
 from dreamfleet.serving.settings import ServeSettings
 from tests.tiny_adapters import write_adapters
@@ -40,8 +41,8 @@ ASK: dict[str, Any] = {
 }
 LONG = {**ASK, "num_inference_steps": 150, "n": 2}  # the most steps that are taken
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-READY_S = 180.0
-ANSWER_S = 120.0
+READY_S = 600.0
+ANSWER_S = 600.0
 
 pytestmark = pytest.mark.usefixtures("ray_running")
 
@@ -125,9 +126,7 @@ def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         drain_s=2.0,
         sample_images=100,
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1")
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": "127.0.0.1", "port": port},

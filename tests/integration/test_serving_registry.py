@@ -28,7 +28,7 @@ from dreamfleet.tracking.store import MlflowStore
 from tests.local_service import local_application
 from tests.tiny_adapters import write_adapters
 
-PATIENCE_S = 200.0
+PATIENCE_S = 600.0
 TAGS = {"class_word": "dog", "token": "sks"}
 
 

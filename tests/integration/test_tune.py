@@ -39,7 +39,7 @@ from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
 from tests.unit.data.helpers import write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_running")
-WAIT_S = 240.0
+WAIT_S = 900.0
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 Driver = Callable[..., "subprocess.Popen[bytes]"]  # a recipe, flags
 

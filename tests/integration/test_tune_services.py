@@ -110,7 +110,7 @@ def test_a_new_database_is_filled_once(postgres: int) -> None:
     url, at_once = f"postgresql+psycopg://fleet@127.0.0.1:{postgres}/studies", Barrier(4)
 
     def opened(number: int) -> str:
-        at_once.wait(60)
+        at_once.wait(300)
         return str(open_storage(url).create_new_study([StudyDirection.MAXIMIZE], f"s{number}"))
 
     with ThreadPoolExecutor(4) as pool:
@@ -131,7 +131,7 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "the MLflow server")
     yield f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(timeout=30)
+    process.wait(timeout=300)
 
 
 @pytest.mark.usefixtures("ray_running")
@@ -160,10 +160,10 @@ def test_two_sweeps_at_once_on_postgres(
     rex.wait()
     before = ended("rex")
     rex = driver(configs[0], "--resume")
-    assert [process.wait(timeout=580) for process in (rex, bello)] == [0, 0]
+    assert [process.wait(timeout=1800) for process in (rex, bello)] == [0, 0]
     assert before.items() <= ended("rex").items(), "nothing that ended is repeated"
     for name in ("rex", "bello"):
         assert len(ended(name)) == 3
         found = f"{server}/api/2.0/mlflow/registered-models/alias?name={name}&alias=champion"
-        with urllib.request.urlopen(found, timeout=30) as reply:
+        with urllib.request.urlopen(found, timeout=300) as reply:
             assert json.load(reply)["model_version"]["version"] == "1"

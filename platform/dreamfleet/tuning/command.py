@@ -493,7 +493,8 @@ class Run:
         if engine:
             import ray
 
-            ray.get_actor(engine).release.remote(job)
+            if ray.is_initialized():  # a final may outlive an interrupted command's Ray
+                ray.get_actor(engine).release.remote(job)
 
     # After
 

@@ -4,8 +4,9 @@ pictures.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,17 +152,42 @@ def final_order(
 def run_all(
     work: Sequence[Any], run: Callable[[Any], Any], at_once: int, done: Callable[[int], None]
 ) -> list[Any]:
-    """`run` each piece of work, some at once; results in order."""
-    pool = ThreadPoolExecutor(max(1, at_once), thread_name_prefix="finals")
+    """`run` each piece of work, some at once; results in order.
+
+    Not by `concurrent.futures`: the program's end waits for its threads, and one that waits for
+    Ray would keep an interrupted command alive. And a Ctrl-C inside `Future.result` can come out as
+    another error.
+    """
+    waiting: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def take_turns() -> None:
+        while not over.is_set():
+            try:
+                number, one = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                ended.put((number, run(one), None))
+            except BaseException as error:
+                ended.put((number, None, error))
+
+    for item in enumerate(work):
+        waiting.put(item)
+    results: dict[int, Any] = {}
     try:
-        futures = [pool.submit(run, one) for one in work]
-        results = []
-        for number, future in enumerate(futures, start=1):
-            results.append(future.result())
-            done(number)
-        return results
+        for _ in range(min(max(1, at_once), len(work))):
+            threading.Thread(target=take_turns, name="finals", daemon=True).start()
+        while len(results) < len(work):
+            number, result, error = ended.get()
+            if error is not None:
+                raise error
+            results[number] = result
+            done(len(results))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        over.set()
+    return [results[number] for number in range(len(work))]
 
 
 def final_reading(order: Order, task: TrainTask | None = None) -> Reading:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +23,21 @@ from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.progress import SilentProgress
 from tests.unit.data.helpers import StubBase, config_for, encoded, picture, write_photos
 
+PATIENCE_S = 60.0
 REQUEST = PriorRequest("embedded", "hash", "a photo of dog", 5, 2, 3.0, 64, 0, 2, "cpu")
 
 
 class StubMaker:
-    """Slow, and counts what it makes."""
+    """Counts what it makes, and begins once it may."""
 
     made: list[int] = []
+    may_begin = threading.Event()
 
     def __init__(self, request: PriorRequest) -> None:
         self.request = request
 
     def make(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        time.sleep(0.05)
+        assert self.may_begin.wait(PATIENCE_S)
         self.made.extend(indices)
         moments = np.full((4, 8, 8), float(indices[0]), np.float32).tobytes()
         names = ("mean", "std", "flipped_mean", "flipped_std")
@@ -55,6 +56,7 @@ class Lines(SilentProgress):
 @pytest.fixture(autouse=True)
 def stub_maker(monkeypatch: pytest.MonkeyPatch) -> None:
     StubMaker.made = []
+    StubMaker.may_begin.set()
     monkeypatch.setattr(prior_set, "PriorMaker", StubMaker)
 
 
@@ -90,20 +92,26 @@ def test_made_once_then_read(tmp_path: Path) -> None:
 
 
 def test_two_that_ask_at_once_share_one(tmp_path: Path) -> None:
-    cache, progress = Cache(tmp_path, 2**30), Lines()
-    ready = threading.Barrier(2)
+    cache = Cache(tmp_path, 2**30)
+    StubMaker.may_begin.clear()
+
+    class Told(Lines):
+        def info(self, text: str) -> None:
+            super().info(text)
+            if "another run is making it" in text:
+                StubMaker.may_begin.set()
 
     def ask() -> None:
-        ready.wait()
         generated_prior_set(REQUEST, cache, None, progress)
 
+    progress = Told()
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert sorted(StubMaker.made) == list(range(5))
-    assert any("another run is making it" in line for line in progress.lines)
+    assert StubMaker.may_begin.is_set(), "one of them has said that it waits"
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,7 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
     assert loop.call(lambda engine: engine.metrics()["jobs"]).result(60) == 0
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
-        loop.call(lambda engine: None).result(1)
+        loop.call(lambda engine: None).result(60)
 
     def no_base() -> Engine:
         raise OSError("no such base")
@@ -398,11 +398,11 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
     lost = EngineLoop(no_base)
     time.sleep(0.05)
     with pytest.raises(OSError, match="no such base"):
-        lost.call(lambda engine: None).result(5)
+        lost.call(lambda engine: None).result(60)
     left = threading.Event()
 
     def slow() -> Engine:
-        left.wait(10)
+        left.wait(60)
         raise OSError("no such base")
 
     lost.close()
@@ -413,10 +413,10 @@ def test_the_loop_works_by_itself(tiny_base_folder: Path) -> None:
     late = lost.call(lambda engine: None)  # behind the end, as by a thread beside `close`
     left.set()
     with pytest.raises(OSError, match="no such base"):
-        last.result(5)
+        last.result(60)
     for refused in (late, lost.call(lambda engine: None)):
         with pytest.raises(RuntimeError, match="closed"):
-            refused.result(5)
+            refused.result(60)
     lost.close()
 
 
@@ -432,14 +432,14 @@ def test_a_loop_that_ends_by_itself_lets_nobody_wait() -> None:
     begun = threading.Event()
 
     def build() -> Any:
-        begun.wait(10)
+        begun.wait(60)
         return Broken()
 
     loop = EngineLoop(build)
     first = loop.call(lambda engine: None)
     begun.set()
-    first.result(5)
-    loop._thread.join(5)
+    first.result(60)
+    loop._thread.join(60)
     with pytest.raises(RuntimeError, match="closed"):
-        loop.call(lambda engine: None).result(5)
+        loop.call(lambda engine: None).result(60)
     assert "ended" in loop.trouble()

@@ -21,6 +21,7 @@ from dreamfleet.runtime.progress import ConsoleProgress
 from dreamfleet.runtime.session import RaySession, added_environment, ray_address
 from dreamfleet.runtime.storage import Folder
 
+PATIENCE_S = 300.0
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
 
@@ -191,7 +192,7 @@ def _hold(
 ) -> None:
     with exclusive_run(Path(folder)):
         ready.set()
-        end.wait(20)
+        end.wait(PATIENCE_S)
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -200,12 +201,12 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     other = context.Process(target=_hold, args=(str(tmp_path), ready, end))
     other.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(PATIENCE_S)
         with pytest.raises(BadInputError, match="another run is writing"), exclusive_run(tmp_path):
             pass
     finally:
         end.set()
-        other.join(20)
+        other.join(PATIENCE_S)
     with exclusive_run(tmp_path):
         pass
 

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny_adapters import write_adapters
 from tests.tiny_bases import make_tiny_sd1
 
-READY_WITHIN_S = 120.0
+READY_WITHIN_S = 300.0
 NAMES = ("ada", "bo", "cy")
 
 

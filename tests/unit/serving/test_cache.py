@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -11,10 +13,19 @@ from dreamfleet.serving.cache import AdapterCache
 from dreamfleet.serving.orders import AdapterRef
 
 BYTES = 10
+PATIENCE_S = 60.0
 
 
 def ref(name: str) -> AdapterRef:
     return AdapterRef(name, name, f"/adapters/{name}")
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Let the others go on until it is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
 
 
 class Store:
@@ -127,7 +138,7 @@ def test_when_all_go_away_while_it_loads_it_is_counted_all_the_same() -> None:
             for user in users:
                 user.cancel()
             await asyncio.gather(*users, return_exceptions=True)
-        await asyncio.sleep(0.1)
+        await until(lambda: len(store.loads) == 3 and len(store.cache) == len(store.here) == 1)
         return store
 
     store = asyncio.run(story())
@@ -150,7 +161,7 @@ def test_one_who_goes_away_while_another_is_let_go_does_not_keep_it() -> None:
         await unloading.wait()
         user.cancel()
         await asyncio.gather(user, return_exceptions=True)
-        await asyncio.sleep(0.1)
+        await until(lambda: not store.here)
         return store
 
     assert asyncio.run(story()).here == set()

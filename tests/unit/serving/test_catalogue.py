@@ -125,21 +125,21 @@ def test_a_look_begun_earlier_does_not_hide_what_was_changed(
     def slowly() -> Listing:
         found = read()
         looked.set()
-        go_on.wait(30)
+        go_on.wait(300)
         return found
 
     monkeypatch.setattr(own._source, "read", slowly)
     background = threading.Thread(target=own.refresh)
     background.start()
-    assert looked.wait(30)
+    assert looked.wait(300)
     monkeypatch.setattr(own._source, "read", read)
     retiring = threading.Thread(target=own.retire, args=("ada",))
     retiring.start()
     while not (folder / "ada" / ".retired").exists() and retiring.is_alive():
         time.sleep(0.01)
     go_on.set()
-    background.join(30)
-    retiring.join(30)
+    background.join(300)
+    retiring.join(300)
     assert [entry.id for entry, _ in own.usable()] == ["bo", "cy"]
 
 

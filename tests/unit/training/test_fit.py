@@ -20,7 +20,7 @@ class _Trainer:
         self.asked = threading.Event()
 
     def fit(self) -> None:
-        assert self.asked.wait(30)
+        assert self.asked.wait(300)
 
 
 class _Relay:
