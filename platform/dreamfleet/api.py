@@ -120,7 +120,8 @@ def generate(
     Raises:
         AdapterFileError: the adapter is missing, damaged or for another base.
         BaseModelError: the base model cannot be loaded.
-        BadInputError: a prompt with `{token}` or `{class}`, and no adapter that says what they are.
+        BadInputError: a prompt with `{token}` or `{class}`, and no adapter that says what they are;
+            an adapter strength, and no LoRA.
     """
     from dreamfleet.engine.sampling import sample_images
     from dreamfleet.runtime.progress import SilentProgress

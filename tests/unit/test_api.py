@@ -74,6 +74,11 @@ class TestGenerate:
         with pytest.raises(BadInputError, match="whole model.*--base-model embedded"):
             dreamfleet.generate("a", adapter=tiny_base_folder, base_model="embedded", **FEW)
 
+    def test_a_whole_model_and_a_bare_base_have_no_strength(self, tiny_base_folder: Path) -> None:
+        for given in ({"adapter": tiny_base_folder}, {"base_model": tiny_base_folder}):
+            with pytest.raises(BadInputError, match=r"adapter strength 0\.5.*there is none"):
+                dreamfleet.generate("a", adapter_strength=0.5, **given, **FEW)
+
     def test_of_a_file_alone(self, adapter: Path) -> None:
         file = adapter / "pytorch_lora_weights.safetensors"
         of_file = pixels(dreamfleet.generate("a cat", adapter=file, **FEW))

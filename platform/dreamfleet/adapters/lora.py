@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreamfleet.bases import Base
-from dreamfleet.errors import ConfigError
+from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.seeding import torch_generator
 
 LoraLayers = Literal["attention", "attention_ff", "all"]
@@ -195,10 +195,19 @@ def adapter_disabled(base: Base) -> Iterator[None]:
 
 @contextlib.contextmanager
 def adapter_strength(base: Base, strength: float) -> Iterator[None]:
-    """The adapter's change times `strength` (1: as trained; 0: the bare base)."""
+    """The adapter's change times `strength` (1: as trained; 0: the bare base).
+
+    Raises BadInputError for another strength than 1 where there is no LoRA.
+    """
     with contextlib.ExitStack() as stack:
         if strength != 1.0:
-            for _, module in _adapted(base):
+            adapted = _adapted(base)
+            if not adapted:
+                raise BadInputError(
+                    f"adapter strength {strength:g}: a factor on a LoRA, and there is none (this "
+                    "is a whole model or a bare base); leave it out"
+                )
+            for _, module in adapted:
                 stack.enter_context(rescale_adapter_scale(module, strength))
         yield
 

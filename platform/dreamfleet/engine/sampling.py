@@ -48,7 +48,7 @@ def sample_images(
         on_step: called after each step with (steps done, steps in all).
 
     Raises:
-        BadInputError: counts or values that do not fit.
+        BadInputError: counts or values that do not fit; a strength where there is no LoRA.
     """
     scale = base.defaults.guidance_scale if guidance_scale is None else guidance_scale
     negatives = _checked(prompts, seeds, num_inference_steps, scale, negative_prompt)

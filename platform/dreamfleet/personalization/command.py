@@ -20,6 +20,7 @@ from dreamfleet.personalization.planning import (
     check_resume,
     complete_requests,
     output_root,
+    warn_of_idle_settings,
     warn_of_prompts,
 )
 from dreamfleet.personalization.results import (
@@ -159,6 +160,7 @@ class Command:
             folder.check(resume=resume, overwrite=overwrite)
         # After the folders: it imports torch, and a used folder should not take that long to say.
         requests, files, resolved = complete_requests(config, requested)
+        warn_of_idle_settings(config, files, progress)
         warn_of_prompts(requests, files, progress)
         return cls(requests, files, resolved, output, folders, resume, overwrite, progress)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,54 @@ def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Folder
     """Where the results of all subjects go."""
     default = f"runs/{requests[0].id if len(requests) == 1 else 'fleet'}"
     return Folder(config.output_dir or default)
+
+
+def warn_of_idle_settings(config: RunConfig, files: BaseFiles, progress: Progress) -> None:
+    """Say which of the settings given take no part in what is trained.
+
+    Args:
+        config: as it was given. Where it is what an earlier run has written, the base's own values
+            are filled in, and count as not given.
+    """
+    for names, reason in _idle_settings(config, files):
+        progress.warn(f"without effect: {', '.join(names)} ({reason})")
+
+
+def _idle_settings(config: RunConfig, files: BaseFiles) -> Iterator[tuple[list[str], str]]:
+    from dreamfleet.bases import resolved_config
+
+    train, prior, sude = config.train, config.prior, config.sude
+    lora = ("rank", "lora_alpha", "lora_layers")
+    images = (
+        "num_class_images", "class_data_dir", "num_inference_steps", "guidance_scale",
+        "sample_batch_size",
+    )  # fmt: skip
+    of_sude = ("preset", "teacher", "weighting", "truncation_point")
+    of_full = "train.mode is full: no LoRA is trained"
+    constant = "train.lr_scheduler is constant; constant_with_warmup has one"
+    no_prior = "prior.with_prior_preservation is off"
+    cases = (
+        (train.mode == "full", "train", lora, of_full),
+        (train.lr_scheduler == "constant", "train", ("lr_warmup_steps",), constant),
+        (not train.use_ema, "train", ("ema_decay",), "train.use_ema is off"),
+        (not prior.with_prior_preservation, "prior", ("form", "weight", *images), no_prior),
+        (
+            prior.with_prior_preservation and prior.form == "teacher",
+            "prior",
+            images,
+            "prior.form is teacher: no prior set is drawn",
+        ),
+        (sude.weight == 0, "sude", of_sude, "sude.weight is 0"),
+    )
+    defaults = (RunConfig(), resolved_config(RunConfig(), files))
+    for idle, section, names, reason in cases:
+        given = []
+        for key in (f"{section}.{name}" for name in names):
+            value = attrgetter(key)
+            if value(config) not in [value(usual) for usual in defaults]:
+                given.append(key)
+        if idle and given:
+            yield given, reason
 
 
 def warn_of_prompts(

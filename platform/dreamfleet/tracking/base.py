@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -244,12 +245,14 @@ def check_uri(given: str | None) -> None:
 
 
 def without_password(uri: str) -> str:
-    """`uri` as it may be shown: `postgresql://me:secret@host/x` is `postgresql://me@host/x`."""
-    scheme, separator, rest = uri.partition("://")
-    who, at, place = rest.partition("/")[0].rpartition("@")
-    if not at:
-        return uri
-    return f"{scheme}{separator}{who.partition(':')[0]}@{place}{rest[len(who) + 1 + len(place) :]}"
+    """`uri` as it may be shown: `postgresql://me:secret@host/x` is `postgresql://me@host/x`.
+
+    A database's password may hold any sign (SQLAlchemy's reading), also those that end the host of
+    an http address; or be given as `?password=`.
+    """
+    signs = "[^/]" if uri.lower().startswith(("http:", "https:")) else "."
+    shown = re.sub(rf"^([^:/]+://[^:/@]*):{signs}*@", r"\1@", uri)
+    return re.sub(r"([?&]password=)[^&]*", r"\1…", shown)
 
 
 def _plugged_in() -> set[str]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
 from dreamfleet.config import RunConfig, dreamfleet_home, dump_config
 from dreamfleet.data.cache import open_cache
@@ -782,12 +781,13 @@ def _check_placement(config: RunConfig) -> None:
 
 def _check_storage(config: RunConfig) -> None:
     """A database's URL is written into settings and records: no secret may be in it."""
-    parts = urlsplit(config.tune.storage or "")
-    if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+    from dreamfleet.tracking.base import without_password
+
+    given = config.tune.storage or ""
+    if without_password(given) != given:
         raise BadInputError(
-            f"tune.storage = {parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}: a "
-            "password in it would be written into settings and records; give it by the "
-            "environment, e.g. PGPASSWORD, or ~/.pgpass"
+            f"tune.storage = {without_password(given)} with a password: it would be written into "
+            "settings and records; give it by the environment, e.g. PGPASSWORD, or ~/.pgpass"
         )
 
 

@@ -59,8 +59,10 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return _sqlite_storage(url)
         return _server_storage(url)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
+        from dreamfleet.tracking.base import without_password
+
         raise BadInputError(
-            f"tune.storage = {_without_password(url)}: cannot be opened ({first_line(error)}); "
+            f"tune.storage = {without_password(url)}: cannot be opened ({first_line(error)}); "
             "expected an SQLAlchemy URL, e.g. postgresql+psycopg://user@host/database"
         ) from error
 
@@ -137,11 +139,6 @@ def delete_study(storage: optuna.storages.BaseStorage, name: str, keys: Collecti
 
 def _place(owner: Mapping[str, str]) -> str:
     return f"output folder {owner['output_dir']}" if owner else "of unknown origin"
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def make_sampler(tune: TuneConfig, name: str, trials_so_far: int) -> optuna.samplers.BaseSampler:

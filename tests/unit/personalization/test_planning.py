@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from dreamfleet.bases import embedded_path
-from dreamfleet.config import load_config
+from dreamfleet.bases import embedded_path, inspect_base
+from dreamfleet.config import RunConfig, SudeConfig, load_config
 from dreamfleet.data.tokens import token_warnings
 from dreamfleet.errors import BadInputError
 from dreamfleet.personalization import personalize
 from dreamfleet.personalization.command import Command
 from dreamfleet.personalization.planning import (
     complete_requests,
+    warn_of_idle_settings,
     warn_of_prompts,
     with_pinned_base,
 )
@@ -226,6 +227,49 @@ def test_tokens_are_judged(tmp_path: Path, base: Path, token: str, expected: str
     assert bool(progress.lines) == (expected is not None)
     assert expected is None or expected in progress.lines[0]
     assert requests[0].config.subject.token != "auto"
+
+
+def idle(config: RunConfig, base: Path) -> list[str]:
+    progress = Warnings()
+    warn_of_idle_settings(config, inspect_base(base), progress)
+    return progress.lines
+
+
+LORA_OF_FULL = {"mode": "full", "rank": 2, "lora_layers": "attention"}
+OWN_IMAGES = {"with_prior_preservation": True, "form": "teacher", "class_data_dir": "x"}
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "named", "reason"),
+    [
+        ("train", LORA_OF_FULL, "train.rank, train.lora_layers", "mode is full"),
+        ("train", {"lr_warmup_steps": 5}, "train.lr_warmup_steps", "constant_with_warmup"),
+        ("train", {"ema_decay": 0.9}, "train.ema_decay", "use_ema is off"),
+        ("prior", {"weight": 2, "form": "teacher"}, "prior.form, prior.weight", "tion is off"),
+        ("prior", OWN_IMAGES, "prior.class_data_dir", "no prior set is drawn"),
+        ("sude", {"teacher": "current"}, "sude.teacher", "weight is 0"),
+    ],
+)
+def test_settings_without_effect_are_named(
+    base: Path, section: str, given: dict[str, Any], named: str, reason: str
+) -> None:
+    (line,) = idle(RunConfig(**{section: given}), base)
+    assert f"without effect: {named} (" in line and reason in line
+
+
+def test_settings_with_an_effect_are_not(tmp_path: Path, base: Path) -> None:
+    """Those of recipes; and those that a run writes: there all that a base fills in looks given."""
+    recipes = [*Path("pipelines/recipes").glob("*.yaml")]
+    assert len(recipes) > 5
+    for recipe in recipes:
+        if recipe.name != "pretrain_embedded.yaml":
+            assert idle(load_config(recipe), base) == [], recipe.name
+    assert idle(RunConfig(sude=SudeConfig(preset="paper", weight=1)), base) == []
+    photos = write_photos(tmp_path / "Rex")
+    for mode in ("full", "lora"):
+        config = config_for(photos, base_model=str(base), train={"mode": mode})
+        written = complete_requests(config)[0][0].config
+        assert written.train.rank and idle(written, base) == []
 
 
 @pytest.mark.parametrize("token", ["snow", "backpack", "sunflowers", "mountain"])

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from dreamfleet.tracking import NullTracker, flatten, resolve_uri, runs
-from dreamfleet.tracking.base import sqlite_path, ui_command
+from dreamfleet.tracking.base import sqlite_path, ui_command, without_password
 from dreamfleet.tracking.images import grid, png_bytes
 from dreamfleet.tracking.runs import (
     Comparison,
@@ -66,6 +66,13 @@ def test_passwords_are_not_shown() -> None:
     shown = ui_command("postgresql+psycopg2://me:se:cr@et@host:5432/mlflow?ssl=1")
     assert shown.endswith("--backend-store-uri postgresql+psycopg2://me@host:5432/mlflow?ssl=1")
     assert ui_command("https://me:secret@host") == "https://me@host"
+    for given, shown in (
+        ("postgresql://me:a/b?c@host/x", "postgresql://me@host/x"),
+        ("postgresql://host/x?password=secret&ssl=1", "postgresql://host/x?password=…&ssl=1"),
+        ("sqlite:////a@b:c/d@e.db", "sqlite:////a@b:c/d@e.db"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+    ):
+        assert without_password(given) == shown
     assert ui_command("http://host/a@b:c") == "http://host/a@b:c"
 
 

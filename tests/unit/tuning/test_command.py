@@ -21,7 +21,10 @@ from dreamfleet.tuning.trial import Order, Reading
 from tests.unit.tuning.test_space import recipe
 
 
-@pytest.mark.parametrize("tail", ["fleet:secret@host/studies", "host/studies?password=secret"])
+@pytest.mark.parametrize(
+    "tail",
+    ["fleet:secret@host/studies", "fleet:secret/2@host/studies", "host/studies?password=secret"],
+)
 def test_a_password_is_not_written_down(tail: str) -> None:
     with pytest.raises(BadInputError, match="PGPASSWORD") as caught:
         _check_storage(recipe(tune__storage=f"postgresql+psycopg://{tail}"))
