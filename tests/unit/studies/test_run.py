@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, TrainingError
 from dreamfleet.evaluation.results import read_rows
 from dreamfleet.evaluation.studies import command
 from dreamfleet.evaluation.studies import run as run_module
@@ -291,6 +291,53 @@ class TestRun:
         assert not run.is_done(unit) and run.failures() == []
         unit.folder.note(failed="NaN", failed_at=2)
         assert run.is_done(unit) and [own["arm"] for own in run.failures()] == ["host"]
+
+    def test_what_comes_before_a_breakdown_is_still_read(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = make("f_", tmp_path)
+        run.arms = [replace(run.arms[0], rungs=(1, 2), factors=(0.5, 1.0))]
+        unit = run.unit(run.members()[0], run.arms[0], 0)
+        unit.folder.note(failed="NaN", failed_at=2)  # as a study that asked other prompts leaves it
+        assert not run.is_done(unit)
+        whole = run_module.train_together
+
+        def breaks_again(base: Any, ladders: Any) -> Any:
+            for reached in whole(base, ladders):
+                error = TrainingError("NaN") if reached.step == 2 else None
+                yield replace(reached, error=error)
+
+        monkeypatch.setattr(run_module, "train_together", breaks_again)
+        run.run()
+        assert {row["steps"] for row in run.rows()[0] if row["arm"] == "host"} == {1}
+        seen = trainings(monkeypatch)
+        run.run()
+        assert seen == [] and run.is_done(unit) and len(run.failures()) == 1
+        other = make("k_", tmp_path)
+        other.arms = [replace(other.arms[0], rungs=(1, 2), factors=(0.5, 1.0))]
+        other.run()  # other prompts: the weights before the breakdown are there
+        assert seen == [] and other.rows()[1] == []
+
+    def test_a_kill_between_two_files_of_a_rung_is_made_good(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = make("f_", tmp_path)
+        run.arms = run.arms[1:2]
+        folder = run.unit(run.members()[0], run.arms[0], 0).folder
+        folder.weights(2).mkdir(parents=True)  # and no file in it yet
+        with monkeypatch.context() as patched:
+            patched.setattr(ArmFolder, "write_log", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run.run()
+        assert not list(folder.weights(2).iterdir()), "with weights there, no log would be made"
+        run.run()
+        assert run.rows()[1] == [] and len(run.logs()) == 2
+
+    def test_a_shorter_training_leaves_the_longer_one_s_log(self, tmp_path: Path) -> None:
+        folder = ArmFolder(tmp_path)
+        folder.write_log([{"step": 1, "rho": 0.5}, {"step": 2, "rho": 0.6}])
+        folder.write_log([{"step": 1, "rho": 0.5}])
+        assert [row["step"] for row in folder.read_log()] == [1, 2]
 
     def test_arms_that_are_one_training_are_read_at_the_steps_of_both(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

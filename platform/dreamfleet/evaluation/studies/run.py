@@ -153,10 +153,8 @@ class StudyRun:
         return unit.folder.rung(steps, sampler, self.field.judges_key)
 
     def is_done(self, unit: Unit) -> bool:
-        """All of a unit's pictures are scored, or its training broke down."""
-        if _failed(unit):
-            return True
-        return not any(self.rung(unit, step).missing(unit.jobs) for step in unit.arm.rungs)
+        """All of a unit's pictures are scored, up to where its training broke down."""
+        return not any(self.rung(unit, step).missing(unit.jobs) for step in _reachable(unit))
 
     @property
     def bench(self) -> BenchSettings:
@@ -219,12 +217,12 @@ class StudyRun:
     def _read_known(self, unit: Unit) -> bool:
         """Score pictures that are there, draw with weights that are kept; whether that was all."""
         done = True
-        for step in unit.arm.rungs:
+        for step in _reachable(unit):
             rung, kept = self.rung(unit, step), unit.folder.weights(step)
             drawn = all(rung.picture(job).is_file() for job in rung.missing(unit.jobs))
             if drawn:
                 self._read(unit, step, self.base)
-            elif kept.is_dir():
+            elif any(kept.glob("*.safetensors")):  # a kill may leave the folder without
                 base = self.load()
                 load_adapter(base, kept)
                 self._read(unit, step, base)
@@ -321,9 +319,9 @@ class StudyRun:
 
     def _keep(self, unit: Unit, reached: RungReached, log: Sequence[Row]) -> None:
         assert reached.base is not None and reached.job is not None
+        unit.folder.write_log(log)  # first: with its weights a rung is not trained again
         if unit.arm.packs:
             reached.job.export(unit.folder.weights(reached.step))
-        unit.folder.write_log(log)
         self._read(unit, reached.step, reached.base)
 
     # Pictures
@@ -449,10 +447,15 @@ class StudyRun:
         ]  # fmt: skip
 
 
+def _reachable(unit: Unit) -> list[int]:
+    """The rungs before the one at which its training broke down; all, where it did not."""
+    at = unit.folder.about.get("failed_at")
+    return [step for step in unit.arm.rungs if at is None or step < int(at)]
+
+
 def _failed(unit: Unit) -> bool:
     """Whether its training broke down, at no later step than it is read at."""
-    at = unit.folder.about.get("failed_at")
-    return at is not None and int(at) <= unit.arm.rungs[-1]
+    return _reachable(unit) != list(unit.arm.rungs)
 
 
 def _joined(one: Unit, two: Unit) -> Unit:

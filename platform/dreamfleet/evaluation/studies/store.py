@@ -63,8 +63,8 @@ class ArmFolder:
         _whole(self.path / "arm.json", json.dumps(known, indent=1, default=str).encode())
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Figures of every step."""
-        if rows:
+        """Figures of every step; a longer log of the same training stays."""
+        if rows and len(rows) >= len(self.read_log()):
             self.path.mkdir(parents=True, exist_ok=True)
             write_rows(self.path / "log.parquet", rows)
 
