@@ -11,8 +11,9 @@ import pytest
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.studies.page import Evidence, fill_page, section_lines
-from dreamfleet.evaluation.studies.recipe import load_study
+from dreamfleet.evaluation.studies.recipe import Claim, load_study
 from dreamfleet.evaluation.studies.report import publish
+from dreamfleet.evaluation.studies.settings import write_settings
 from dreamfleet.evaluation.studies.tables import write_csv
 from tests.unit.studies.helpers import RECIPES, ROOT, made_up_table
 
@@ -116,6 +117,13 @@ def test_step_4_says_what_it_chose(tmp_path: Path) -> None:
         ({"complete": False}, "not finished"),
         ({"photographs": True}, "photographs"),
         ({"study": {"subjects": 3, "seeds": 2}}, "3 subjects of 24"),
+        ({"overrides": {"train.rank": "4"}}, "was run with --set train.rank"),
+        ({"base": "another"}, "on a base that is not the one that .*settings.yaml has frozen"),
+        ({"guidance": 7.5}, "at guidance 7.5, and .*settings.yaml says 3"),
+        (
+            {"study": {"subjects": 24, "seeds": 2, "hosts": "diseased", "oracle": "A"}},
+            "with other oracle than the recipe has now",
+        ),
     ],
 )
 def test_what_may_not_be_published(
@@ -123,8 +131,25 @@ def test_what_may_not_be_published(
 ) -> None:
     about = json.loads((finished / "about.json").read_text()) | change
     (finished / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    write_settings(tmp_path / "settings.yaml", guidance=3.0, frozen={"base": "the frozen one"})
     with pytest.raises(BadInputError, match=said):
         publish(finished, tmp_path, load_study(RECIPES / "a_primary_claim.yaml"))
+
+
+def test_a_claim_says_how_few_subjects_it_rests_on(tmp_path: Path) -> None:
+    loaded = load_study(RECIPES / "f_state_and_scene.yaml")
+    study = loaded.model_copy(update={"claims": [
+        Claim(claim="c", figure="alignment", arm="chosen", against="host"),
+        Claim(claim="l", figure="alignment", arm="chosen", against="host", subjects="live"),
+    ]})  # fmt: skip
+    table = made_up_table({("lora", "chosen"): (0.2, 0.0)}, subjects=12, spread=0.001)
+    about = {"study": {**study.model_dump(), "subjects": 12}, "hosts": ["lora"], "rungs": {},
+             "cpu_s": [], "hardware": "", "date": ""}  # fmt: skip
+    lines = section_lines(Evidence(study, RECIPES / "f.yaml", tmp_path, table, about), tmp_path)
+    whole, live = (next(line for line in lines if line.startswith(f"| {name} |")) for name in "cl")
+    assert "| +0.2" in whole and "subjects |" not in whole
+    assert "| < 0.001 |" in whole, "no p value is 0"
+    assert " (6 subjects) |" in live
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

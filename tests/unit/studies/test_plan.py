@@ -93,6 +93,12 @@ class TestRecipes:
             load_study(path)
 
 
+    def test_a_broken_file_beside_the_recipes_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.yaml").write_text("study: [", encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"broken\.yaml: cannot be read"):
+            studies_in(tmp_path)
+
+
 class TestSettings:
     def test_what_is_not_settled_names_the_step_that_settles_it(self, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=r"(?s)check_embedded_base.*trial_settings"):

@@ -431,8 +431,10 @@ class TestPublishing:
     def test_a_trial_is_not_published(self, make: Make, tmp_path: Path) -> None:
         run = make("f_")
         run.run()
+        run.overrides = {"train.rank": "4"}
         folder, _ = write_results(run, settings_of(run))
-        with pytest.raises(BadInputError, match="trial settings, has 1 subjects of 8"):
+        said = "trial settings, has 1 subjects of 8, was run with --set train.rank, .*other pictures"
+        with pytest.raises(BadInputError, match=said):
             publish(folder, tmp_path, next(o.study for o in SHARED if o.study.study == "f"))
 
     def test_a_page_is_made_from_committed_tables_again_and_again(

@@ -101,7 +101,7 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
     load = functools.partial(load_base_of, order)
     place = field_ or _field(order, study, settings.scored_states, report)
     run = StudyRun(study, place, arms, settings.guidance, load, Path(order.output_dir),
-                   order.part, report)  # fmt: skip
+                   order.part, report, overrides=order.overrides)  # fmt: skip
     return run
 
 

@@ -35,7 +35,7 @@ SYNTHETIC = (
     "oracle that reads them. What may carry over is the method's own behaviour: the loss, its "
     "hinge, what the weight and the teacher do, which term costs what. What does not: sizes of "
     "effects, the best weight, and anything about photographs. Holds: a one-sided paired t below "
-    "0.05, after Holm within the study. Refuted: the whole 95 % interval, not adjusted, lies on "
+    "0.05, after Holm over the study's claims (exploratory ones by themselves). Refuted: the whole 95 % interval, not adjusted, lies on "
     "the other side. Below 8 subjects no interval is given."
 )
 PAPER_PRIMARY = "BLIP-T +1.2 and +1.5 points on SD 1.4 and 1.5, DINO-I about equal"
@@ -262,13 +262,13 @@ def _primary_table(own: Evidence) -> list[str]:
     ]
     for result in primary_of(own):
         few = f", without {result.dropped} subjects" if result.dropped else ""
-        flips = "; ".join(_number(part.p_sign_flip) for part in (result.alignment, result.identity)
+        flips = "; ".join(_p(part.p_sign_flip) for part in (result.alignment, result.identity)
                           if part is not None and part.p_sign_flip is not None)  # fmt: skip
         lines.append(
             f"| {result.host} | {result.setting}{'' if result.is_papers else ' (variant)'}{few} | "
             f"{_signed(result.alignment)} | {_interval(result.alignment)} | "
             f"{_signed(result.identity)} | {_interval(result.identity)} | "
-            f"{_number(result.p_holm)} | {flips} | {result.verdict} |"
+            f"{_p(result.p_holm)} | {flips} | {result.verdict} |"
         )
     return lines
 
@@ -282,10 +282,12 @@ def _claims_table(own: Evidence) -> list[str]:
         claim, found = judged.claim, judged.comparison
         where = f"{judged.host}: " if len(own.hosts) > 1 else ""
         flip = None if found is None else found.p_sign_flip
+        less = found is not None and found.num_subjects < own.about["study"]["subjects"]
+        few = f" ({found.num_subjects} subjects)" if found is not None and less else ""
         lines.append(
             f"| {_named(claim)} | {where}{claim.arm} − {claim.against}, "
-            f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)} | {_interval(found)} | "
-            f"{_number(judged.p_holm)} | {_number(flip)} | {judged.verdict} |"
+            f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)}{few} | "
+            f"{_interval(found)} | {_p(judged.p_holm)} | {_p(flip)} | {judged.verdict} |"
         )
     return lines
 
@@ -357,6 +359,10 @@ def _interval(found: PairedComparison | None) -> str:
     if found is None or found.interval is None:
         return ""
     return f"{found.interval[0]:+.3f} to {found.interval[1]:+.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value)
 
 
 def _number(value: float | None) -> str:

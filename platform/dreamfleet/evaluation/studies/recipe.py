@@ -177,10 +177,7 @@ def load_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     Raises:
         ConfigError: not such a file, or what it says cannot be run; every wrong key is named.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"study {path}: cannot be read ({error})") from error
+    tree = _read(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"study {path}: expected a mapping of keys")
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -195,6 +192,13 @@ def load_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         raise ConfigError("\n".join(lines)) from error
     _check(study, path)
     return study
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"study {path}: cannot be read ({error})") from error
 
 
 def _check(study: Study, path: str | Path) -> None:
@@ -226,7 +230,7 @@ def studies_in(folder: str | Path) -> list[Loaded]:
     """All studies of a folder, by name; files that are none (settings) are passed over."""
     found = []
     for path in sorted(Path(folder).glob("*.yaml")):
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _read(path)
         if isinstance(tree, dict) and "arms" in tree:
             found.append(Loaded(load_study(path), path))
     return found

@@ -18,7 +18,12 @@ from dreamfleet.evaluation.studies.claims import chosen_settings
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
 from dreamfleet.evaluation.studies.recipe import Study
 from dreamfleet.evaluation.studies.run import StudyRun
-from dreamfleet.evaluation.studies.settings import Settings, read_settings, write_settings
+from dreamfleet.evaluation.studies.settings import (
+    SETTINGS,
+    Settings,
+    read_settings,
+    write_settings,
+)
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
 TABLE, RHO, ABOUT, SHEET, CHART = (
@@ -26,6 +31,7 @@ TABLE, RHO, ABOUT, SHEET, CHART = (
 )  # fmt: skip
 KEPT = (TABLE, RHO, ABOUT, SHEET)  # committed; charts are made from them
 MOST_BYTES = 3 * 2**20
+DECIDES = ("arms", "rungs", "pictures", "oracle")  # of a recipe, what its rows depend on
 
 
 def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
@@ -51,6 +57,7 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
     about = {
         "study": run.study.model_dump(mode="json", by_alias=True),
         "trial": settings.trial,
+        "overrides": dict(run.overrides),
         "complete": not left,
         "hosts": list(dict.fromkeys(arm.host for arm in run.arms)),
         "arms": _settings_of(run),
@@ -72,10 +79,13 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     """Copy a finished study's small files below the docs.
 
     Raises:
-        BadInputError: it is a trial, not finished, shorter than its recipe, or too large.
+        BadInputError: it is a trial, not finished, not what its recipe and the settled settings
+            say, or too large.
     """
     name, about = recipe.study, read_about(folder)
+    settled = evidence / Path(SETTINGS).name
     problems = _unfit(about, recipe)
+    problems += _unsettled(about, read_settings(settled)) if settled.is_file() else []
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
@@ -110,8 +120,27 @@ def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:
         ran, wanted = about["study"][field], getattr(recipe, field)
         if ran < wanted:
             problems.append(f"has {ran} {field} of {wanted}")
+    if about.get("overrides"):
+        problems.append(f"was run with --set {', '.join(about['overrides'])}")
+    now = recipe.model_dump(mode="json", by_alias=True)
+    changed = [field for field in DECIDES if about["study"].get(field, now[field]) != now[field]]
+    if changed:
+        problems.append(f"was run with other {', '.join(changed)} than the recipe has now")
     if recipe.primary and about["study"].get("hosts") != recipe.hosts:
         problems.append(f"is of hosts {about['study'].get('hosts')} only: run it without --hosts")
+    return problems
+
+
+def _unsettled(about: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Where a study was drawn with something else than what the page's settings say."""
+    problems, base = [], settings.frozen.get("base")
+    if base is not None and about.get("base", base) != base:
+        problems.append(f"is on a base that is not the one that {settings.path} has frozen")
+    guidance = about.get("guidance", settings.guidance)
+    if guidance != settings.guidance:
+        problems.append(
+            f"was drawn at guidance {guidance}, and {settings.path} says {settings.guidance}"
+        )
     return problems
 
 

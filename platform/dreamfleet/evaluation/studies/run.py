@@ -86,6 +86,7 @@ class StudyRun:
         load: gives a fresh base.
         output_dir: everything is written here; several studies may share it.
         part: (i, n): subjects i, i + n, …, for several processes or machines.
+        overrides: of every arm, as a command line gave them; they are in `arms` already.
     """
 
     study: Study
@@ -97,6 +98,7 @@ class StudyRun:
     part: tuple[int, int] = (0, 1)
     report: Report = print
     own_arms: Mapping[str, Sequence[PlannedArm]] = dataclasses.field(default_factory=dict)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _base: list[Base] = dataclasses.field(default_factory=list)
 
     @property
