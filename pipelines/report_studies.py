@@ -24,6 +24,8 @@ from dreamfleet.errors import DreamfleetError
 def main(
     studies: tuple[str, ...], source: str | None, docs: str, evidence: str, recipes: str
 ) -> None:
+    if source is not None and not studies:
+        raise click.UsageError(f"--from {source}: name the studies to take in (--study), too")
     from dreamfleet.evaluation.studies.command import take_in
     from dreamfleet.evaluation.studies.page import fill_page
 

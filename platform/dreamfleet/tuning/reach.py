@@ -78,7 +78,8 @@ def carry_out(
     own_arms = reach.found()
     load = functools.partial(load_base_of, order)
     run = StudyRun(study, place, next(iter(own_arms.values())), settings.guidance, load,
-                   Path(order.output_dir), order.part, report, own_arms, order.overrides)  # fmt: skip
+                   Path(order.output_dir), order.part, report, own_arms,
+                   order.overrides)  # fmt: skip
     run.run()
     missing = [m.subject_id for m in run.members() if m.subject_id not in own_arms]
     if missing:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.studies.page import Evidence, fill_page, section_lines
@@ -150,6 +152,13 @@ def test_a_claim_says_how_few_subjects_it_rests_on(tmp_path: Path) -> None:
     assert "| +0.2" in whole and "subjects |" not in whole
     assert "| < 0.001 |" in whole, "no p value is 0"
     assert " (6 subjects) |" in live
+
+
+def test_a_folder_to_take_in_from_needs_a_study(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "pipelines" / "report_studies.py"))
+    page = tmp_path / "page.md"  # not there: nothing of the shipped one is touched
+    found = CliRunner().invoke(script["main"], ["--from", str(tmp_path), "--docs", str(page)])
+    assert found.exit_code == 2 and "name the studies to take in (--study), too" in found.output
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class TestRecipes:
         [
             ({"arms": [{"name": "x"}, {"name": "x"}]}, "different names"),
             ({"hosts": ["dora"]}, "lora-prior"),
+            ({"hosts": ["lora", "lora"]}, "each once"),
             ({"rungs": [2, 1]}, "rising"),
             ({"photos": 3}, "photos"),
             ({"claims": [{"claim": "c", "figure": "f", "arm": "y", "against": "host"}]}, "'y'"),
@@ -91,7 +92,6 @@ class TestRecipes:
         path.write_text(yaml.safe_dump({**tree, **change}), encoding="utf-8")
         with pytest.raises(ConfigError, match=said):
             load_study(path)
-
 
     def test_a_broken_file_beside_the_recipes_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "broken.yaml").write_text("study: [", encoding="utf-8")

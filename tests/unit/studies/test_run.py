@@ -433,7 +433,9 @@ class TestPublishing:
         run.run()
         run.overrides = {"train.rank": "4"}
         folder, _ = write_results(run, settings_of(run))
-        said = "trial settings, has 1 subjects of 8, was run with --set train.rank, .*other pictures"
+        said = (
+            "trial settings, has 1 subjects of 8, was run with --set train.rank, .*other pictures"
+        )
         with pytest.raises(BadInputError, match=said):
             publish(folder, tmp_path, next(o.study for o in SHARED if o.study.study == "f"))
 

@@ -54,5 +54,7 @@ def test_the_primary_claim_waits_for_every_host_s_setting(
         study_run(replace(order, overrides={"sude.weight": 3.0}))
     del sude["full-prior"]
     write_settings(path, sude=sude)
-    with pytest.raises(BadInputError, match="no setting of SuDe is chosen for host 'full-prior'"):
-        study_run(order)
+    other = replace(order, config=str(RECIPES / "b_sude_weight.yaml"), split="C")
+    for held_back in (order, other, replace(other, split="R")):
+        with pytest.raises(BadInputError, match="no setting .* is chosen for host 'full-prior'"):
+            study_run(held_back)

@@ -87,14 +87,14 @@ def study_run(order: StudyOrder, report: Report = print, field_: Field | None = 
         field_: instead of the one that the order names; for tests.
 
     Raises:
-        BadInputError: settings are missing, or held-back subjects may not be drawn.
+        BadInputError: settings are missing, or held-back subjects may not be drawn (yet).
         ConfigError: the recipe or an arm's configuration is wrong.
     """
     study, settings = order.study(), read_settings(order.settings)
     if study.split != "D" and order.data_dir is None:
         check_split(settings, study.split, current_hashes(order.base_model))
-        if study.primary:
-            check_settled(settings, order.overrides)
+        if study.split != "T":  # the confirmation's subjects: nothing of them before its step
+            check_settled(settings, order.overrides if study.primary else {})
     if study.searches:
         raise ConfigError(f"{order.config}: its arms search; use dreamfleet.tuning.reach")
     arms = planned_arms(study, settings, order.overrides)

@@ -35,8 +35,8 @@ SYNTHETIC = (
     "oracle that reads them. What may carry over is the method's own behaviour: the loss, its "
     "hinge, what the weight and the teacher do, which term costs what. What does not: sizes of "
     "effects, the best weight, and anything about photographs. Holds: a one-sided paired t below "
-    "0.05, after Holm over the study's claims (exploratory ones by themselves). Refuted: the whole 95 % interval, not adjusted, lies on "
-    "the other side. Below 8 subjects no interval is given."
+    "0.05, after Holm over the study's claims (exploratory ones by themselves). Refuted: the whole "
+    "95 % interval, not adjusted, lies on the other side. Below 8 subjects no interval is given."
 )
 PAPER_PRIMARY = "BLIP-T +1.2 and +1.5 points on SD 1.4 and 1.5, DINO-I about equal"
 

@@ -210,6 +210,8 @@ def _check(study: Study, path: str | Path) -> None:
         unknown = [host for host in study.hosts if host not in HOST_OVERRIDES]
         problems += [f"host {host!r}: expected some of {', '.join(HOST_OVERRIDES)}"
                      for host in unknown]  # fmt: skip
+        if len(set(study.hosts)) < len(study.hosts):
+            problems.append(f"hosts {study.hosts}: expected each once")
     for claim in study.claims:
         problems += [f"claim {claim.claim!r}: no arm {name!r}; expected one of {names}"
                      for name in (claim.arm, claim.against)

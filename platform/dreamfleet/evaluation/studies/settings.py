@@ -165,7 +165,7 @@ def check_split(settings: Settings, split: str, now: Mapping[str, str]) -> None:
 
 
 def check_settled(settings: Settings, overrides: Mapping[str, Any]) -> None:
-    """The primary claim is drawn with every host's setting chosen before, and with no other.
+    """The confirmation's subjects are drawn when every host's setting is chosen, and with no other.
 
     Raises:
         BadInputError: a host has none yet, or a command line changes it.
