@@ -300,7 +300,7 @@ class TestRun:
         unit = run.unit(run.members()[0], run.arms[0], 0)
         unit.folder.note(failed="NaN", failed_at=2)  # as a study that asked other prompts leaves it
         assert not run.is_done(unit)
-        whole = run_module.train_together
+        whole = vars(run_module)["train_together"]
 
         def breaks_again(base: Any, ladders: Any) -> Any:
             for reached in whole(base, ladders):
