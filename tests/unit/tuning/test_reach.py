@@ -75,9 +75,9 @@ def keep_study(folder: Path) -> None:
 
 
 def reading(step: int, alignments: list[float], fidelities: list[float]) -> Reading:
-    named = [{f"p{i}": score for i, score in enumerate(s)} for s in (alignments, fidelities)]
-    means = [sum(scores.values()) / len(scores) for scores in named]
-    return Reading(step, *means, *named, figures={})
+    by_picture = [{f"p{i}": score for i, score in enumerate(s)} for s in (alignments, fidelities)]
+    means = [sum(scores.values()) / len(scores) for scores in by_picture]
+    return Reading(step, means[0], means[1], by_picture[0], by_picture[1], figures={})
 
 
 def field(order: StudyOrder) -> WorldField:
