@@ -26,10 +26,10 @@ from dreamfleet.evaluation.studies.settings import (
 )
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
-TABLE, RHO, ABOUT, SHEET, CHART = (
-    "table.csv", "rho.csv", "about.json", "sheet.webp", "chart.webp",
+TABLE, RHO, READINGS, ABOUT, SHEET, CHART = (
+    "table.csv", "rho.csv", "readings.csv", "about.json", "sheet.webp", "chart.webp",
 )  # fmt: skip
-KEPT = (TABLE, RHO, ABOUT, SHEET)  # committed; charts are made from them
+KEPT = (TABLE, RHO, READINGS, ABOUT, SHEET)  # committed; charts are made from them
 MOST_BYTES = 3 * 2**20
 DECIDES = ("arms", "rungs", "pictures", "oracle")  # of a recipe, what its rows depend on
 
