@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dreamfleet.diffusion.conditioning import Conditioning
+from dreamfleet.diffusion.linear_steps import linear_steps
 from dreamfleet.diffusion.losses.mse import mse_per_sample
 from dreamfleet.diffusion.losses.prior_preservation import image_prior_loss, teacher_prior_loss
 from dreamfleet.diffusion.samplers import make_scheduler
@@ -114,3 +115,18 @@ def test_schedulers_by_name() -> None:
     assert make_scheduler(config, "ddim").config.clip_sample is False
     with pytest.raises(ConfigError, match="ddim, euler, dpm"):
         make_scheduler(config, "heun")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"solver_order": 3},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "dpmsolver"},
+        {"algorithm_type": "deis", "solver_type": "logrho"},  # a DEIS scheduler's
+    ],
+)
+def test_dpm_is_2m_whatever_solver_the_base_comes_with(own: dict[str, object]) -> None:
+    config = dict(noise_scheduler().config)
+    expected = linear_steps(config, "dpm", 6).coefficients
+    assert torch.equal(linear_steps({**config, **own}, "dpm", 6).coefficients, expected)
