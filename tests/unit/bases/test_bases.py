@@ -133,9 +133,7 @@ def _drop_tensor(folder: Path) -> None:
             "prediction_type 'sample'",
         ),
         (
-            _set(
-                "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"
-            ),
+            _set("scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
             "FlowMatchEulerDiscreteScheduler .*is not supported",
         ),
         (
