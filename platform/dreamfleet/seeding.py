@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw comes from a generator named by what it is for.
 
 A generator is keyed by a tuple such as ``(seed, "noise", n)``, so a draw never depends on how many
-draws were
-made before it, by whom, or on which worker: packed equals alone, resumed equals uninterrupted.
+draws were made before it, by whom, or on which worker: packed equals alone, resumed equals
+uninterrupted.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamfleet.adapters.bank import Part, Routing, Site, SlotState
+from dreamfleet.adapters.files import read_tensors
 from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
@@ -152,14 +152,13 @@ def read_cross_attention(folder: str | Path) -> SlotState:
     """The adapter that `CrossAttentionShape.save` wrote into a folder, bit for bit.
 
     Raises:
-        AdapterFileError: it is missing or damaged.
+        AdapterFileError: it is damaged, not finite, or something else.
     """
     path = Path(folder) / FILE_NAME
+    tensors, metadata = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            ids = tuple(int(token) for token in json.loads((file.metadata() or {})[TOKEN_IDS]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        ids = tuple(int(token) for token in json.loads(metadata[TOKEN_IDS]))
+    except (KeyError, ValueError, TypeError) as error:
         raise AdapterFileError(f"{path}: expected a file that training wrote: {error}") from error
     if len(ids) != len(tensors.get(TOKEN_ROWS, ())):
         raise AdapterFileError(f"{path}: {len(ids)} token ids for another number of token rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -40,6 +41,9 @@ def target_modules(family: str, layers: LoraLayers) -> list[str]:
     DreamBooth script); `attention_ff`: the transformer blocks' feed-forward layers too; `all`: also
     the convolutions of the residual blocks, of the samplers between stages and around the
     transformers.
+
+    Raises:
+        ConfigError: a family that is not known.
     """
     if family not in ("sd1", "sd2", "sdxl"):
         raise ConfigError(f"train.lora_layers: no target layers known for model family {family!r}")
@@ -197,8 +201,14 @@ def adapter_disabled(base: Base) -> Iterator[None]:
 def adapter_strength(base: Base, strength: float) -> Iterator[None]:
     """The adapter's change times `strength` (1: as trained; 0: the bare base).
 
-    Raises BadInputError for another strength than 1 where there is no LoRA.
+    Raises:
+        BadInputError: no finite number; or another than 1 where there is no LoRA.
     """
+    if not math.isfinite(strength):
+        raise BadInputError(
+            f"adapter strength {strength}: expected a finite number (1: as trained, 0: the bare "
+            "base)"
+        )
     with contextlib.ExitStack() as stack:
         if strength != 1.0:
             adapted = _adapted(base)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from dreamfleet.bases.base import Base, frozen
 from dreamfleet.bases.families import load_tokenizer
@@ -53,7 +53,7 @@ def load_base(
         **encoders,
         **{name: load_tokenizer(files.path / name) for name in files.family.tokenizers},
         scheduler_config=settings,
-        schedule=NoiseSchedule.from_scheduler(DDIMScheduler.from_config(settings)),
+        schedule=NoiseSchedule.from_config(settings),
         device=place,
         dtype=dtype,
         safety_checker=SafetyChecker.of(files, place) if safety_checker else None,

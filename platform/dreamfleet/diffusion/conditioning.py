@@ -26,12 +26,6 @@ class Conditioning:
     def __len__(self) -> int:
         return self.prompt_embeds.shape[0]
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Conditioning:
-        """Move and cast every tensor."""
-        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
-
     def detach(self) -> Conditioning:
         """The same values, cut from the graph."""
         return self._map(lambda tensor: tensor.detach())
@@ -40,17 +34,6 @@ class Conditioning:
         """Rows `index` (repeats allowed), in that order."""
         rows = torch.as_tensor(index, dtype=torch.long, device=self.prompt_embeds.device)
         return self._map(lambda tensor: tensor.index_select(0, rows))
-
-    def chunk(self, count: int) -> list[Conditioning]:
-        """Split into `count` equal parts along the batch.
-
-        Raises:
-            ValueError: the batch is not divisible by `count`.
-        """
-        if len(self) % count:
-            raise ValueError(f"{len(self)} samples cannot be split into {count} equal parts")
-        size = len(self) // count
-        return [self.select(range(i * size, (i + 1) * size)) for i in range(count)]
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

@@ -11,13 +11,19 @@ from dreamfleet.errors import ConfigError
 
 SamplerName = Literal["ddim", "euler", "dpm"]
 
+# What a sampler is, whatever the base's own scheduler is set to: DDIM leaves latents unclipped, and
+# DPM-Solver++(2M) has neither another order nor the noise of the SDE form.
+FIXED: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {"clip_sample": False},
+    "dpm": {"algorithm_type": "dpmsolver++", "solver_order": 2},
+}
+
 
 def make_scheduler(scheduler_config: Mapping[str, Any], name: str) -> Any:
     """A fresh diffusers scheduler (they hold state) with the base's betas and prediction type.
 
     `ddim` is deterministic DDIM (eta 0), `euler` EulerDiscrete, `dpm` DPM-Solver++(2M). The same as
-    the class's own `from_config(pipeline.scheduler.config)`, except that latents are never clipped
-    to [-1, 1].
+    the class's own `from_config(pipeline.scheduler.config)`, except for `FIXED`.
 
     Raises:
         ConfigError: an unknown name.
@@ -29,5 +35,4 @@ def make_scheduler(scheduler_config: Mapping[str, Any], name: str) -> Any:
     }
     if name not in kinds:
         raise ConfigError(f"scheduler = {name!r}: expected one of {', '.join(kinds)}")
-    options = {"clip_sample": False} if name == "ddim" else {}
-    return kinds[name].from_config(dict(scheduler_config), **options)
+    return kinds[name].from_config(dict(scheduler_config), **FIXED.get(name, {}))

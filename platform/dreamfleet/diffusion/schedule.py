@@ -8,10 +8,12 @@ v-prediction from Salimans and Ho 2022 (arXiv 2202.00512), min-SNR weights from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -34,21 +36,23 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
 
     @staticmethod
-    def from_scheduler(scheduler: Any) -> NoiseSchedule:
-        """Take the schedule over from any diffusers scheduler with `alphas_cumprod`.
+    def from_config(settings: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that a folder's `scheduler_config.json` describes: diffusers' DDPM-like
+        schedulers sample differently and add noise alike.
 
         Raises:
-            BaseModelError: the scheduler predicts something else (e.g. flow matching).
+            BaseModelError: the model predicts something else, or its noise is not added so (flow
+                matching, EDM).
         """
-        kind = scheduler.config.get("prediction_type", "epsilon")
-        if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
+        name, kind = settings.get("_class_name"), settings.get("prediction_type", "epsilon")
+        other = str(name).startswith(("Flow", "EDM")) or settings.get("use_flow_sigmas")
+        if kind not in ("epsilon", "v_prediction") or other:
             raise BaseModelError(
-                f"scheduler {type(scheduler).__name__} with prediction_type {kind!r} is not "
-                "supported; "
-                "expected a DDPM-like scheduler with 'epsilon' or 'v_prediction'"
+                f"scheduler {name} with prediction_type {kind!r} is not supported (nor is flow "
+                "matching); expected a DDPM-like scheduler with 'epsilon' or 'v_prediction'"
             )
-        alphas = scheduler.alphas_cumprod.detach().float().cpu()
-        return NoiseSchedule(alphas, cast(PredictionType, kind))
+        alphas = DDIMScheduler.from_config(dict(settings)).alphas_cumprod
+        return NoiseSchedule(alphas.float(), cast(PredictionType, kind))
 
     @property
     def num_train_timesteps(self) -> int:

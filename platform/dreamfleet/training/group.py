@@ -23,8 +23,7 @@ class Group:
         buffer.
 
         What DistributedDataParallel does, without its wrapper around the UNet: adapters are
-            megabytes, and a plain
-        module keeps the state dict's names.
+        megabytes, and a plain module keeps the state dict's names.
         """
         if self.world_size == 1:
             return

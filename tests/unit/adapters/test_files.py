@@ -98,6 +98,34 @@ def test_load_and_replace(tiny_base_folder: Path, tmp_path: Path) -> None:
     assert lora_state(base).keys() == lora_state(first).keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_base_takes_an_adapter(
+    tiny_base_folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    whole = adapted(tiny_base_folder, text=True)
+    save_adapter(tmp_path, whole)
+    half = load_base(tiny_base_folder, dtype=dtype)
+    bare = output(half)
+    load_adapter(half, tmp_path)
+    effect = float((output(whole) - bare).abs().mean())
+    assert float((output(half) - output(whole)).abs().mean()) < 0.05 * effect
+
+
+def test_tensors_that_diffusers_leaves_out_are_noticed(
+    saved: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = StableDiffusionPipeline.load_lora_weights
+
+    def careless(self: Any, *args: Any, **options: Any) -> None:
+        load(self, *args, **options)
+        next(own for name, own in self.unet.named_parameters() if "lora_B" in name).data.zero_()
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", careless)
+    count = len(load_file(saved))
+    with pytest.raises(AdapterFileError, match=f"only {count - 1} of {count} tensors"):
+        load_adapter(load_base(tiny_base_folder), saved)
+
+
 def test_equal_adapters_make_equal_files(tiny_base_folder: Path, tmp_path: Path) -> None:
     files = [
         save_adapter(tmp_path / str(i), adapted(tiny_base_folder)).read_bytes() for i in range(2)

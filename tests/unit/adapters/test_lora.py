@@ -18,7 +18,7 @@ from dreamfleet.adapters.lora import (
     target_modules,
 )
 from dreamfleet.bases import Base, load_base
-from dreamfleet.errors import ConfigError
+from dreamfleet.errors import BadInputError, ConfigError
 from tests.tiny_adapters import set_lora_state
 
 
@@ -86,6 +86,9 @@ def test_off_half_on_and_removed(tiny_base_folder: Path) -> None:
     assert torch.equal(output(base), adapted), "switched on again after an error"
     with adapter_strength(base, 0.0):
         torch.testing.assert_close(output(base), bare)
+    for strength in (float("nan"), float("-inf")):
+        with pytest.raises(BadInputError, match="finite"), adapter_strength(base, strength):
+            output(base)
     with adapter_strength(base, 0.5):
         half = output(base)
     assert not torch.allclose(half, bare) and not torch.allclose(half, adapted)

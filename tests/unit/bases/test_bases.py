@@ -132,6 +132,18 @@ def _drop_tensor(folder: Path) -> None:
             _set("scheduler/scheduler_config.json", prediction_type="sample"),
             "prediction_type 'sample'",
         ),
+        (
+            _set("scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+            "FlowMatchEulerDiscreteScheduler .*is not supported",
+        ),
+        (
+            _set("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"),
+            "EDMEulerScheduler .*is not supported",
+        ),
+        (
+            _set("scheduler/scheduler_config.json", use_flow_sigmas=True),
+            "flow matching",
+        ),
     ],
 )
 def test_damaged_bases_are_named(

@@ -22,7 +22,7 @@ weights = st.floats(0.1, 8.0)
 
 def schedule(prediction_type: str = "epsilon", **options: object) -> NoiseSchedule:
     scheduler = DDIMScheduler(**SD_SETTINGS, prediction_type=prediction_type, **options)
-    return NoiseSchedule.from_scheduler(scheduler)
+    return NoiseSchedule.from_config(scheduler.config)
 
 
 def predictions(seed: int, count: int = 4) -> list[Tensor]:

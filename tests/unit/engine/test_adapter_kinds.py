@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamfleet.adapters.bank import SlotState
-from dreamfleet.adapters.cross_attention_slots import TOKEN_ROWS, CrossAttentionShape
+from dreamfleet.adapters.cross_attention_slots import TOKEN_IDS, TOKEN_ROWS, CrossAttentionShape
 from dreamfleet.bases import load_base
 from dreamfleet.engine.engine import Engine
 from dreamfleet.engine.job import TrainJob
@@ -106,8 +107,16 @@ def test_kinds_train_and_draw_side_by_side(tiny_base_folder: Path, tmp_path: Pat
     fresh.add_adapter("cross", tmp_path / "cross")
     assert apart(drawn(fresh, ("cross", 1.0)), pictures[0]) <= 1
     assert apart(drawn(fresh), pictures[3]) <= 1
-    (tmp_path / "cross" / "cross_attention_weights.safetensors").write_bytes(b"no")
+    place = tmp_path / "cross" / "cross_attention_weights.safetensors"
+    state = load_file(place)
+    save_file({**state, TOKEN_ROWS: state[TOKEN_ROWS] * torch.nan}, place, {TOKEN_IDS: "[0]"})
+    with pytest.raises(AdapterFileError, match=f"{TOKEN_ROWS} holds NaN"):
+        fresh.add_adapter("cross", tmp_path / "cross")
+    save_file(state, place)
     with pytest.raises(AdapterFileError, match="expected a file that training wrote"):
+        fresh.add_adapter("cross", tmp_path / "cross")
+    place.write_bytes(b"no")
+    with pytest.raises(AdapterFileError, match="not a safetensors file"):
         fresh.add_adapter("cross", tmp_path / "cross")
     fresh.close()
     with pytest.raises(ConfigError, match="CrossAttentionShape trains in an engine's slot only"):

@@ -108,6 +108,22 @@ def test_packed_equals_alone_after_fifty_steps(tiny_base_folder: Path, tmp_path:
         assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
+@pytest.mark.parametrize("kind", ["tiny_sdxl_folder", "tiny_v_base_folder"])
+def test_packed_equals_alone_on_other_bases(kind: str, request: pytest.FixtureRequest) -> None:
+    """Pooled embeddings and sizes; v-prediction that ends at pure noise."""
+    folder = request.getfixturevalue(kind)
+    trainer = packed_trainer(folder)
+    specs = [tiny_spec(folder, **JOBS[index]) for index in (0, 2)]
+    packed = [packed_job(trainer, spec) for spec in specs]
+    start = [tensors(job) for job in packed]
+    stepped(trainer, *packed, steps=2)
+    for spec, job, before in zip(specs, packed, start, strict=True):
+        alone = TrainJob(spec, load_base(folder))
+        for _ in range(2):
+            alone.step()
+        assert_close(tensors(job), tensors(alone), before, 1e-3)  # few steps, as below
+
+
 def test_resumed_packed_and_alone_go_on_from_each_others_state(tiny_base_folder: Path) -> None:
     spec = tiny_spec(tiny_base_folder, **JOBS[1])
     trainer = packed_trainer(tiny_base_folder)

@@ -19,7 +19,7 @@ from dreamfleet.errors import ConfigError
 from dreamfleet.methods.base import Answers, Batch, LossTerms, Query
 from dreamfleet.methods.dreambooth.config import DreamBoothSettings
 from dreamfleet.methods.dreambooth.loss import DreamBoothObjective
-from dreamfleet.methods.dreambooth.teacher import CurrentTeacher, PretrainedTeacher, Teacher
+from dreamfleet.methods.dreambooth.teacher import PretrainedTeacher
 from dreamfleet.methods.dreambooth.text import TextCache
 
 
@@ -45,7 +45,6 @@ class DreamBooth:
         use_memory_settings(config.train, self._trained_modules())
         self._texts = None if self.settings.train_text_encoder else TextCache(base)
         self.teacher = frozen_teacher
-        self._current = CurrentTeacher(base, self.settings)
         self.objective = DreamBoothObjective(self.settings, base.schedule, self.token)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -61,10 +60,10 @@ class DreamBooth:
     def losses(self, batch: Batch) -> LossTerms:
         """L_sub + w_s L_sude + lambda L_prior of a batch, with gradient."""
         questions = self.objective.questions(batch)
-        pretrained = self._taught(self.teacher, questions.pretrained)
-        current = self._taught(self._current, questions.current)
-        asked = questions.student
-        student = self.base.predict(asked.x_t, asked.t, self._encode(asked.prompts))
+        pretrained = self._pretrained(questions.pretrained)
+        with torch.no_grad():
+            current = None if questions.current is None else self._predict(questions.current)
+        student = self._predict(questions.student)
         return self.objective.losses(batch, Answers(student, pretrained, current))
 
     def class_prompts(self, prompts: Sequence[str]) -> list[str]:
@@ -114,14 +113,12 @@ class DreamBooth:
         for _, module in self._trained_modules():
             module.requires_grad_(True)
 
-    def _taught(self, teacher: Teacher | None, query: Query | None) -> Tensor | None:
-        if teacher is None or query is None:
+    def _pretrained(self, query: Query | None) -> Tensor | None:
+        if self.teacher is None or query is None:
             return None
-        return teacher.predict(query.x_t, query.t, query.prompts)
+        return self.teacher.predict(query.x_t, query.t, query.prompts)
 
-    def _encode(self, prompts: tuple[str, ...]) -> Any:
-        return (
-            self.base.encode_prompts(prompts)
-            if self._texts is None
-            else self._texts.encode(prompts)
-        )
+    def _predict(self, query: Query) -> Tensor:
+        """Of the weights being trained [B, C, h, w]."""
+        encode = self.base.encode_prompts if self._texts is None else self._texts.encode
+        return self.base.predict(query.x_t, query.t, encode(query.prompts))

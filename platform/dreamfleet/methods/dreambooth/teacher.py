@@ -1,29 +1,17 @@
-"""Whose class prediction is inherited: the pretrained weights or the ones being trained, never
-with a gradient.
-"""
+"""The pretrained weights, whose class prediction is inherited or held to."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dreamfleet.adapters.lora import AdapterSwitch
 from dreamfleet.bases import Base
-from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.methods.dreambooth.config import DreamBoothSettings
 from dreamfleet.methods.dreambooth.text import TextCache
-
-
-class Teacher(Protocol):
-    """Predicts the class without gradient."""
-
-    def predict(self, x_t: Tensor, t: Tensor, prompts: tuple[str, ...]) -> Tensor:
-        """Model output [B, C, h, w], detached."""
-        ...
 
 
 class PretrainedTeacher:
@@ -43,8 +31,9 @@ class PretrainedTeacher:
         self._switch: AdapterSwitch | None = None
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: tuple[str, ...]) -> Tensor:
+        """Model output [B, C, h, w] without gradient."""
         with torch.no_grad(), self._bare():
-            return self.base.predict(x_t, t, self._texts.encode(prompts)).detach()
+            return self.base.predict(x_t, t, self._texts.encode(prompts))
 
     @contextlib.contextmanager
     def _bare(self) -> Iterator[None]:
@@ -55,22 +44,3 @@ class PretrainedTeacher:
             self._switch = AdapterSwitch(self.base)
         with self._switch.off():
             yield
-
-
-class CurrentTeacher:
-    """The weights being trained, detached (the paper's Eq. 7 and the released code)."""
-
-    def __init__(self, base: Base, settings: DreamBoothSettings) -> None:
-        self.base = base
-        self._texts = None if settings.train_text_encoder else TextCache(base)
-
-    def predict(self, x_t: Tensor, t: Tensor, prompts: tuple[str, ...]) -> Tensor:
-        with torch.no_grad():
-            return self.base.predict(x_t, t, self._encode(prompts)).detach()
-
-    def _encode(self, prompts: tuple[str, ...]) -> Conditioning:
-        return (
-            self.base.encode_prompts(prompts)
-            if self._texts is None
-            else self._texts.encode(prompts)
-        )
