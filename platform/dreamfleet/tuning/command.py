@@ -27,7 +27,7 @@ from dreamfleet.personalization.planning import (
     complete_requests,
     warn_of_prompts,
 )
-from dreamfleet.runtime.engine_actor import EngineSource
+from dreamfleet.runtime.engine_actor import EngineSource, start_engine
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
@@ -213,9 +213,12 @@ class Command:
         # Former keys too: a database may still hold their studies when this command fails early.
         about = {"key": key, "former": self.former_keys, "what": "dreamfleet tune"}
         marker.write_text(json.dumps(about), encoding="utf-8")
+        return key
+
+    def write_settings(self) -> None:
+        """Beside the studies, once they have taken them: `--resume` may have changed some."""
         complete = self.config.model_copy(update={"output_dir": str(self.output)})
         (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
-        return key
 
     @property
     def storage_url(self) -> str:
@@ -256,6 +259,7 @@ class Run:
         try:
             self._start_actors(preparation.device, usable)
             studies = self._open_studies(usable)
+            self.command.write_settings()
             self._search(studies, recorder)
             self._note_times(SEARCH)
             self._conclude(studies, recorder, preparation)
@@ -321,7 +325,7 @@ class Run:
     def _start_actors(self, device: str, usable: Sequence[SubjectRequest]) -> None:
         """Engines and judges, found by name; names are of this driver alone."""
         from dreamfleet.training.fleet import engine_count, engine_resources, engine_settings
-        from dreamfleet.tuning.engine import start_tune_engine
+        from dreamfleet.tuning.engine import TuneEngine
 
         config, tag = self.config, uuid.uuid4().hex[:8]
         judges = JudgeSource.of(config, self._judge_references(usable), device)
@@ -346,7 +350,7 @@ class Run:
         source = EngineSource.of(config, device)
         self._engines = [f"engine-{tag}-{number}" for number in range(places)]
         engines = [
-            start_tune_engine(source, settings, self._references, name, resources)
+            start_engine(TuneEngine, source, settings, self._references, name=name, **resources)
             for name in self._engines
         ]
         self._actors += engines
@@ -506,7 +510,8 @@ class Run:
         alive: dict[str, list[Contender]] = {}
         for study in studies:
             request = next(own for own in self.command.requests if own.id == study.name)
-            before = published_before(study, request, self.command.folder(study.name))
+            folder = self.command.folder(study.name)
+            before = published_before(study, request, folder, self._ruler(study))
             if before is not None:
                 self.command.results[study.name] = before
                 recorder.parent(study).finish()

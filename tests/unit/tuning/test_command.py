@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import pytest
 
+from dreamfleet.config import RunConfig, load_config
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.runtime.session import RaySession
+from dreamfleet.tracking import NullTracker
 from dreamfleet.training.fleet import engine_resources
 from dreamfleet.tuning.command import Command, Run, _bundle, _check_gpus, _check_storage
 from dreamfleet.tuning.engine import Sampling, Work
@@ -140,6 +142,35 @@ def test_a_study_goes_on_with_more_trials() -> None:
     four = settings(4)
     assert four == settings(16) and four["prior set"] == "prior"
     assert four["space"]["prior.weight"] == "0 to 2"
+
+
+def test_settings_are_those_that_the_study_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the report's command makes again what there is."""
+    monkeypatch.setattr(Run, "_prepare", lambda run: (SimpleNamespace(device="cpu"), []))
+    monkeypatch.setattr(Run, "_start_actors", lambda *about: None)
+    monkeypatch.setattr(Run, "_search", _refuses)
+
+    def begin(config: RunConfig) -> None:
+        files, progress = cast(Any, None), SilentProgress()
+        command = Command([], files, config, tmp_path, True, False, progress)
+        command.key = command._begin()
+        Run(command, cast(Any, None), NullTracker(), command.key).run()
+
+    settings = tmp_path / "config.yaml"
+    for number_of_trials in (4, 16):
+        with pytest.raises(OSError, match="far enough"):
+            begin(recipe(tune__num_samples=number_of_trials))
+        assert load_config(settings).tune.num_samples == number_of_trials
+    monkeypatch.setattr(Run, "_open_studies", _refuses)
+    with pytest.raises(OSError, match="far enough"):
+        begin(recipe(tune__num_samples=32))
+    assert load_config(settings).tune.num_samples == 16
+
+
+def _refuses(*about: Any) -> None:
+    raise OSError("far enough")
 
 
 def test_sweeps_on_one_storage_have_folders_of_their_own(tmp_path: Path) -> None:
