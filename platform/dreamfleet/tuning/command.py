@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder, is_uri
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
-from dreamfleet.tuning.pictures import plain, shots
+from dreamfleet.tuning.pictures import EMBEDDED, plain, shots
 from dreamfleet.tuning.results import SubjectTuned, TuneResult
 from dreamfleet.tuning.space import dimensions, endless, searches_prior
 
@@ -137,6 +138,7 @@ class Command:
             own._check(request)
         JudgeSource.of(resolved, {}, "cpu").check()
         warn_of_prompts(requests, files, progress)
+        _warn_of_idle_settings(resolved, progress)
         return own
 
     def _check(self, request: SubjectRequest) -> None:
@@ -782,6 +784,23 @@ def _check_placement(config: RunConfig) -> None:
 
         if reason := why_alone(config):
             raise ConfigError(f"{reason}; add --placement one_per_device")
+
+
+def _warn_of_idle_settings(config: RunConfig, progress: Progress) -> None:
+    """Say which of the settings given take no part in the search."""
+    world, tune, usual = config.base_model == EMBEDDED, config.tune, RunConfig()
+    judges = ("tune.blip", "tune.dino", "tune.judge_num_gpus")
+    cases = (
+        (world, judges, "the embedded base has judges of its own"),
+        (not world, ("tune.evaluators",), "real bases are judged by tune.blip and tune.dino"),
+        (tune.sampler == "nsga2", ("tune.pruner",), "tune.sampler nsga2 prunes nothing"),
+        (tune.placement != "packed", ("cluster.max_slots",), "trials share no engine"),
+        (config.train.mode == "full", ("space.rank",), "train.mode is full: no LoRA is trained"),
+    )
+    for idle, names, reason in cases:
+        given = [name for name in names if attrgetter(name)(config) != attrgetter(name)(usual)]
+        if idle and given:
+            progress.warn(f"without effect: {', '.join(given)} ({reason})")
 
 
 def _check_storage(config: RunConfig) -> None:

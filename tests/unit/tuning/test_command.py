@@ -16,7 +16,14 @@ from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.tracking import NullTracker
 from dreamfleet.training.fleet import engine_resources
-from dreamfleet.tuning.command import Command, Run, _bundle, _check_gpus, _check_storage
+from dreamfleet.tuning.command import (
+    Command,
+    Run,
+    _bundle,
+    _check_gpus,
+    _check_storage,
+    _warn_of_idle_settings,
+)
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.finals import Contender
 from dreamfleet.tuning.trial import Order, Reading
@@ -33,6 +40,27 @@ def test_a_password_is_not_written_down(tail: str) -> None:
     assert "secret" not in str(caught.value)
     _check_storage(recipe(tune__storage="postgresql+psycopg://fleet@host:5432/studies"))
     _check_storage(recipe())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune__blip": "b", "tune__dino": "d"}, ["without effect: tune.blip, tune.dino"]),
+        ({"base_model": "a base", "tune__blip": "b"}, []),
+        ({"base_model": "a base", "tune__evaluators": "e"}, ["without effect: tune.evaluators"]),
+        ({"tune__sampler": "nsga2", "tune__pruner": "hyperband"}, ["without effect: tune.pruner"]),
+        (
+            {"tune__placement": "one_per_device", "cluster__max_slots": 2},
+            ["without effect: cluster.max_slots"],
+        ),
+        ({"train__mode": "full", "space__rank": [4]}, ["without effect: space.rank"]),
+        ({"space__rank": [4], "cluster__max_slots": 2, "tune__pruner": "none"}, []),
+    ],
+)
+def test_settings_without_effect_are_named(given: dict[str, Any], said: list[str]) -> None:
+    lines: list[str] = []
+    _warn_of_idle_settings(recipe(**given), cast(Any, SimpleNamespace(warn=lines.append)))
+    assert [line.partition(" (")[0] for line in lines] == said
 
 
 def test_engines_leave_the_judge_a_place() -> None:
