@@ -154,8 +154,8 @@ def _follow(client: Any, identity: str, say: Callable[[str], None]) -> int:
         info = client.get_job_info(identity)
     except Exception as error:  # Ray's and aiohttp's, of many kinds
         raise DreamfleetError(
-            f"job {identity}: its head answers no more ({first_line(error)}); the job itself may go "
-            f"on: look at it by `ray job status {identity}`"
+            f"job {identity}: its head answers no more ({first_line(error)}); the job may go on: "
+            f"`ray job status {identity}` tells"
         ) from error
     if info.status == "SUCCEEDED":
         return 0

@@ -662,6 +662,7 @@ class Run:
         import ray
 
         from dreamfleet.tuning.champion import publish_champion
+        from dreamfleet.tuning.finals import exported
 
         command = self.command
         request = next(own for own in command.requests if own.id == study.name)
@@ -670,12 +671,12 @@ class Run:
         order = self._final_order(study, winner, seed, self._engines[0])
         order = replace(order, work=replace(order.work, job_id=f"{order.work.job_id}-export"))
         try:
-            exported = self._carried_out(_exported, order, study.config)
+            files = self._carried_out(exported, order, study.config)
             command.results[study.name] = publish_champion(
                 study=study,
                 finals=finals,
                 seed=seed,
-                exported=exported,
+                exported=files,
                 run=recorder.parent(study),
                 request=request,
                 preparation=preparation,
@@ -730,12 +731,6 @@ class Run:
 def _reason(error: Exception) -> str:
     """In one line; Ray wraps what a task raised, and adds a long text."""
     return first_line(getattr(error, "cause", None) or error)
-
-
-def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Any:
-    from dreamfleet.tuning.finals import exported
-
-    return exported(order, config, task)
 
 
 def _with_prior(request: SubjectRequest, sweep: RunConfig) -> SubjectRequest:
