@@ -75,7 +75,11 @@ class TestGenerate:
             dreamfleet.generate("a", adapter=tiny_base_folder, base_model="embedded", **FEW)
 
     def test_a_whole_model_and_a_bare_base_have_no_strength(self, tiny_base_folder: Path) -> None:
-        for given in ({"adapter": tiny_base_folder}, {"base_model": tiny_base_folder}):
+        givens: list[dict[str, Any]] = [
+            {"adapter": tiny_base_folder},
+            {"base_model": tiny_base_folder},
+        ]
+        for given in givens:
             with pytest.raises(BadInputError, match=r"adapter strength 0\.5.*there is none"):
                 dreamfleet.generate("a", adapter_strength=0.5, **given, **FEW)
 

@@ -16,6 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.trial import FrozenTrial
+
 from dreamfleet.bases import inspect_base, resolved_config
 from dreamfleet.config import ClusterConfig, RunConfig, load_config
 from dreamfleet.errors import BadInputError
@@ -27,13 +30,16 @@ from dreamfleet.evaluation.studies.command import (
 from dreamfleet.evaluation.studies.fields import Member, WorldField
 from dreamfleet.evaluation.studies.plan import PlannedArm, arm_config
 from dreamfleet.evaluation.studies.recipe import ArmSpec, Study
-from dreamfleet.evaluation.studies.report import write_results
+from dreamfleet.evaluation.studies.report import READINGS, write_results
 from dreamfleet.evaluation.studies.run import Report, StudyRun
 from dreamfleet.evaluation.studies.settings import Settings, check_split, read_settings
+from dreamfleet.evaluation.studies.tables import write_csv
 from dreamfleet.runtime.jobs import durable_folder
 from dreamfleet.tuning.command import MARKER, tune
 from dreamfleet.tuning.pictures import EMBEDDED
 from dreamfleet.tuning.space import WEIGHT, applied
+from dreamfleet.tuning.study import open_storage, readings_beside_host
+from dreamfleet.tuning.trial import Reading
 
 SWEEPS, PHOTOS = "sweeps", "photos"
 STEPS = "train.max_train_steps"
@@ -83,6 +89,7 @@ def carry_out(
     missing = [m.subject_id for m in run.members() if m.subject_id not in own_arms]
     if missing:
         return reach.folder, [f"sweeps of {name}" for name in missing]
+    write_csv(reach.folder / READINGS, reach.readings())
     return write_results(run, settings)
 
 
@@ -119,6 +126,28 @@ class _Reach:
                     if spec.search is not None:
                         self._setting(member, spec)
         return {m.subject_id: self._arms(m) for m in members if self._is_swept(m)}
+
+    def readings(self) -> list[dict[str, Any]]:
+        """What the sweeps saw: the host's end and every rung, one row each."""
+        return [
+            {
+                "arm": spec.name, "subject": member.subject_id, "trial": trial.number,
+                "steps": step, "is_end_of_host": number == 0,
+                "sude.weight": trial.params.get(WEIGHT, 0.0),
+                "alignment": own.alignment, "fidelity": own.fidelity,
+            }
+            for member in self.field.members()
+            for spec in self.study.arms if spec.search is not None
+            for number, (trial, step, own) in enumerate(self._seen(member, spec))
+        ]  # fmt: skip
+
+    def _seen(self, member: Member, spec: ArmSpec) -> list[tuple[FrozenTrial, int, Reading]]:
+        file = self._place(member, spec).with_suffix("") / "study.db"
+        if not file.is_file():  # a sweep of another kind
+            return []
+        storage = open_storage(f"sqlite:///{file}")
+        (known,) = storage.get_all_studies()
+        return readings_beside_host(optuna.load_study(study_name=known.study_name, storage=storage))
 
     @contextlib.contextmanager
     def _ray(self, members: list[Member]) -> Iterator[None]:

@@ -589,6 +589,24 @@ def is_asked_again(failed: FrozenTrial) -> bool:
     return bool(failed.user_attrs.get(INTERRUPTED) or failed.user_attrs.get(HOST))
 
 
+def readings_beside_host(study: optuna.Study) -> list[tuple[FrozenTrial, int, Reading]]:
+    """Every rung of the trials that count, with means that can be compared with the host's last:
+    (trial, steps, reading), the host's own last one first; empty without a finished host.
+    """
+    trials = study.get_trials(deepcopy=False, states=DONE)
+    whole = [t for t in trials if t.state is TrialState.COMPLETE and t.user_attrs.get(HOST)]
+    if not whole:
+        return []
+    of_host = readings_of(whole[0])
+    end = max(of_host)
+    found = [
+        (trial, step, own)
+        for trial in trials
+        for step, own in _as_of_last(readings_of(trial), of_host[end]).items()
+    ]
+    return sorted(found, key=lambda row: (row[0].number, row[1]) != (whole[0].number, end))
+
+
 def readings_of(trial: FrozenTrial) -> dict[int, Reading]:
     """What was read of a trial that counts, by step."""
     return {row["step"]: Reading(**row) for row in trial.user_attrs["readings"]}

@@ -62,6 +62,17 @@ def published(finished: Path, tmp_path: Path) -> str:
     return (docs / "evidence.md").read_text(encoding="utf-8")
 
 
+def test_what_sweeps_read_by_how_much_likeness_may_be_lost(finished: Path, tmp_path: Path) -> None:
+    rows = [("A", 1, 0.0, 0.9), ("A", 0, 0.4, 0.85), ("A", 0, 1.0, 0.5), ("B", 1, 0.2, 0.8),
+            ("B", 0, 0.8, 0.5)]  # fmt: skip
+    names = ("subject", "is_end_of_host", "alignment", "fidelity")
+    readings = [{"arm": "S", **dict(zip(names, row, strict=True))} for row in rows]
+    write_csv(finished / "readings.csv", readings)
+    text = published(finished, tmp_path)
+    assert "| sweep | host | 0.03 lost | 0.1 lost | 0.2 lost | 0.3 lost | 0.5 lost |" in text
+    assert "| S | 0.100 | 0.100 | 0.300 | 0.300 | 0.600 | 0.900 |" in text
+
+
 def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: Path) -> None:
     text = published(finished, tmp_path)
     summary = text.partition("<!-- BEGIN SUMMARY")[2].partition("<!-- END SUMMARY")[0]

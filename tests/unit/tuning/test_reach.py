@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.evaluation.results import read_rows
 from dreamfleet.evaluation.studies.command import StudyOrder, study_run
 from dreamfleet.evaluation.studies.fields import WorldField
+from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.evaluation.world_metrics import WorldScorer
 from dreamfleet.tuning.reach import carry_out
+from dreamfleet.tuning.trial import Reading
 from tests.unit.studies.helpers import RECIPES, Colours, SeesDogs, write_trial_settings
 
 pytestmark = pytest.mark.heavy
@@ -49,7 +53,31 @@ class Sweeps:
         weight = 0.0 if fixed == [0.0] else 2.5
         found = {"sude.weight": weight, "prior.weight": 1.0, "train.learning_rate": 1e-3,
                  "train.rank": 2, "method": "dreambooth", "train.max_train_steps": 3}  # fmt: skip
+        keep_study(Path(str(config.output_dir)))
         return found | ({"sude.teacher": "current"} if weight else {})
+
+
+def keep_study(folder: Path) -> None:
+    """A host that was read twice, and a pruned trial of half its last pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", direction="maximize")
+    weights = {"sude.weight": optuna.distributions.FloatDistribution(0, 3)}
+    rows = {0.0: [(1, [0.8], [0.1]), (2, [0.2, 0.6], [0.7, 0.5])], 2.5: [(1, [0.4], [0.6])]}
+    for weight, read in rows.items():
+        readings = [asdict(reading(step, *scores)) for step, *scores in read]
+        trial = optuna.trial.create_trial(
+            state=TrialState.COMPLETE if weight == 0 else TrialState.PRUNED,
+            value=0.2 if weight == 0 else None,
+            params={"sude.weight": weight}, distributions=weights,
+            user_attrs={"readings": readings, "host": weight == 0},
+        )  # fmt: skip
+        study.add_trial(trial)
+
+
+def reading(step: int, alignments: list[float], fidelities: list[float]) -> Reading:
+    by_picture = [{f"p{i}": score for i, score in enumerate(s)} for s in (alignments, fidelities)]
+    means = [sum(scores.values()) / len(scores) for scores in by_picture]
+    return Reading(step, means[0], means[1], by_picture[0], by_picture[1], figures={})
 
 
 def field(order: StudyOrder) -> WorldField:
@@ -79,6 +107,13 @@ def test_what_sweeps_find_is_trained_on_new_seeds_and_read_on_other_states(
     without = about["arms"]["D00-dog, lora: N"]
     assert "sude.weight" not in without and without["train.max_train_steps"] == 3
     assert about["rungs"] == {"lora": [2, 3]}
+    seen = [row for row in read_csv(folder / "readings.csv") if row["arm"] == "S"]
+    assert [(row["steps"], row["is_end_of_host"], row["sude.weight"]) for row in seen] == [
+        (2, 1, 0), (1, 0, 0), (1, 0, 2.5),
+    ]  # fmt: skip
+    # Beside the host's 0.2 and 0.7 on the same picture; its means are 0.4 and 0.6.
+    pairs = [(row["alignment"], row["fidelity"]) for row in seen]
+    assert pairs == [pytest.approx(pair) for pair in [(0.4, 0.6), (1.0, 0.0), (0.6, 0.5)]]
 
     carry_out(order, lambda text: None, sweeps, place)
     assert len(sweeps.asked) == 4, "nothing is swept twice"

@@ -24,7 +24,7 @@ from dreamfleet.evaluation.studies.claims import (
 )
 from dreamfleet.evaluation.studies.figures import draw_chart
 from dreamfleet.evaluation.studies.recipe import BASE, Claim, Loaded, Study, studies_in
-from dreamfleet.evaluation.studies.report import CHART, RHO, SHEET, TABLE, read_about
+from dreamfleet.evaluation.studies.report import CHART, READINGS, RHO, SHEET, TABLE, read_about
 from dreamfleet.evaluation.studies.tables import TITLES, means, read_csv
 
 SUMMARY = "SUMMARY"
@@ -38,6 +38,7 @@ SYNTHETIC = (
     "0.05, after Holm within the study. Refuted: the whole 95 % interval, not adjusted, lies on "
     "the other side. Below 8 subjects no interval is given."
 )
+LOSSES = (0.03, 0.1, 0.2, 0.3, 0.5)  # of fidelity
 PAPER_PRIMARY = "BLIP-T +1.2 and +1.5 points on SD 1.4 and 1.5, DINO-I about equal"
 
 
@@ -51,6 +52,7 @@ class Evidence:
     table: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any]
     rho: Sequence[Mapping[str, Any]] = ()
+    readings: Sequence[Mapping[str, Any]] = ()  # of sweeps
 
     @property
     def ran(self) -> bool:
@@ -107,10 +109,12 @@ def _load(loaded: Loaded, evidence: Path) -> Evidence:
     ran = (folder / TABLE).is_file()
     table = read_csv(folder / TABLE) if ran else []
     about = read_about(folder) if ran else {}
-    rho = read_csv(folder / RHO) if (folder / RHO).is_file() else []
+    rho, readings = (
+        read_csv(folder / name) if (folder / name).is_file() else [] for name in (RHO, READINGS)
+    )
     if ran:
         draw_chart(loaded.study, table, rho, folder / CHART)
-    return Evidence(loaded.study, loaded.path, folder, table, about, rho)
+    return Evidence(loaded.study, loaded.path, folder, table, about, rho, readings)
 
 
 def _filled(text: str, mark: str, lines: Sequence[str], page: Path) -> str:
@@ -206,6 +210,8 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
         lines += [*_claims_table(own), ""]
     if own.rho:
         lines += [*_hinge_table(own), ""]
+    if own.readings:
+        lines += [*_readings_table(own.readings), ""]
     lines += [_shows(own), ""]
     left_out = _left_out(own)
     if left_out:
@@ -309,6 +315,33 @@ def _hinge_table(own: Evidence) -> list[str]:
             cells.append(f"{rho:.2f}, {share:.0%}")
         name = f"{host}: {arm}" if len(own.hosts) > 1 else str(arm)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sweeps could have chosen, had their rule allowed to lose more likeness."""
+    lines = [
+        "What the sweeps read (selection states, one training seed, few pictures, and the best of "
+        "many: too high for a score). The highest alignment at any rung, by how much fidelity may "
+        "be lost against the host's end; mean over subjects:",
+        "",
+        f"| sweep | host | {' | '.join(f'{loss:g} lost' for loss in LOSSES)} |",
+        "|---|" + "---:|" * (len(LOSSES) + 1),
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in readings):
+        own = [row for row in readings if row["arm"] == arm]
+        ends = {row["subject"]: row for row in own if row["is_end_of_host"]}
+        best = [
+            [
+                max(row["alignment"] for row in own if row["subject"] == subject
+                    and row["fidelity"] >= end["fidelity"] - loss)
+                for subject, end in ends.items()
+            ]
+            for loss in LOSSES
+        ]  # fmt: skip
+        columns = [[end["alignment"] for end in ends.values()], *best]
+        cells = " | ".join(f"{sum(column) / len(column):.3f}" for column in columns)
+        lines.append(f"| {arm} | {cells} |")
     return lines
 
 

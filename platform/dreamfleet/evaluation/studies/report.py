@@ -21,10 +21,10 @@ from dreamfleet.evaluation.studies.run import StudyRun
 from dreamfleet.evaluation.studies.settings import Settings, read_settings, write_settings
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
-TABLE, RHO, ABOUT, SHEET, CHART = (
-    "table.csv", "rho.csv", "about.json", "sheet.webp", "chart.webp",
+TABLE, RHO, READINGS, ABOUT, SHEET, CHART = (
+    "table.csv", "rho.csv", "readings.csv", "about.json", "sheet.webp", "chart.webp",
 )  # fmt: skip
-KEPT = (TABLE, RHO, ABOUT, SHEET)  # committed; charts are made from them
+KEPT = (TABLE, RHO, READINGS, ABOUT, SHEET)  # committed; charts are made from them
 MOST_BYTES = 3 * 2**20
 
 
