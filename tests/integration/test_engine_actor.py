@@ -11,7 +11,7 @@ import pytest
 from dreamfleet.engine.packed_sampling import ImageRequest
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import BadInputError
-from dreamfleet.runtime.engine_actor import EngineSource, start_engine
+from dreamfleet.runtime.engine_actor import EngineActor, EngineSource, start_engine
 from tests.tiny_jobs import tiny_spec
 
 pytestmark = pytest.mark.usefixtures("ray_running")
@@ -24,7 +24,8 @@ def test_the_actor_trains_and_draws(tiny_base: Path) -> None:
     import ray
 
     source = EngineSource(str(tiny_base), "cpu")
-    engine = start_engine(source, EngineSettings(max_slots=3), name="engine-test", num_cpus=0)
+    settings = EngineSettings(max_slots=3)
+    engine = start_engine(EngineActor, source, settings, name="engine-test", num_cpus=0)
     try:
         asyncio.run(_use(engine, tiny_base))
     finally:

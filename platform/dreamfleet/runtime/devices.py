@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 PROBE_TIMEOUT_S = 60.0
+LOCAL_RESOURCES = frozenset({"CPU", "GPU", "memory"})  # of a private Ray
 
 
 def check_local_device(config: RunConfig) -> None:
-    """Refuse settings that contradict each other, and a GPU that this machine has not, where the
-    work would be done by a private Ray here.
+    """Refuse settings that contradict each other, and a GPU or another resource that this machine
+    has not, where the work would be done by a private Ray here: it would be waited for without end.
 
     Raises:
         BadInputError: as `choose_device`, before Ray starts.
@@ -31,10 +32,16 @@ def check_local_device(config: RunConfig) -> None:
             f"device = {config.device!r} with cluster.use_gpu = {config.cluster.use_gpu}: one says "
             "the opposite of the other; leave one of them out"
         )
-    if not _gpu_asked(config) or ray_address(config.cluster):
-        return
     ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if ray_address(config.cluster) or (ray is not None and ray.is_initialized()):
+        return
+    unknown = sorted({*config.cluster.resources_per_worker} - LOCAL_RESOURCES)
+    if unknown:
+        raise BadInputError(
+            f"cluster.resources_per_worker: a private Ray has no {unknown[0]!r}; expected CPU or "
+            "GPU, or join a cluster that has it (--ray-address)"
+        )
+    if not _gpu_asked(config):
         return
     import torch
 

@@ -209,26 +209,17 @@ def _cancel(asked: Future[list[Ticket]]) -> None:
             ticket.cancel()
 
 
-def start_engine(
-    source: EngineSource,
-    settings: EngineSettings | None = None,
-    *,
-    name: str | None = None,
-    **resources: Any,
-) -> Any:
-    """An engine actor's handle.
+def start_engine(kind: type[EngineActor], *arguments: Any, name: str, **resources: Any) -> Any:
+    """A named engine's handle; it comes back by itself when it is lost.
 
     Args:
-        name: under which others find it (`ray.get_actor`); None: by its handle only.
+        kind, arguments: what is made.
+        name: under which others find it (`ray.get_actor`).
         resources: Ray's, e.g. `num_cpus=1, num_gpus=1`.
     """
     import ray
 
     actor = ray.remote(
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=MAX_CONCURRENCY,
-        **resources,
-    )(EngineActor)
-    named = actor.options(name=name) if name else actor
-    return named.remote(source, settings or EngineSettings())
+        max_restarts=-1, max_task_retries=-1, max_concurrency=MAX_CONCURRENCY, **resources
+    )(kind)
+    return actor.options(name=name).remote(*arguments)

@@ -149,8 +149,14 @@ def _follow(client: Any, identity: str, say: Callable[[str], None]) -> int:
             for line in text.splitlines():
                 say(line)
 
-    asyncio.run(tail())
-    info = client.get_job_info(identity)
+    try:
+        asyncio.run(tail())
+        info = client.get_job_info(identity)
+    except Exception as error:  # Ray's and aiohttp's, of many kinds
+        raise DreamfleetError(
+            f"job {identity}: its head answers no more ({first_line(error)}); the job may go on: "
+            f"`ray job status {identity}` tells"
+        ) from error
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, first_line
 
 
 @contextlib.contextmanager
@@ -30,6 +30,11 @@ def exclusive_run(folder: Path) -> Iterator[None]:
             f"output folder {folder}: another run is writing here; wait for it, stop it, or "
             "give another --output-dir"
         ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: storage without locks
+        raise BadInputError(
+            f"output folder {folder}: cannot be written and locked ({first_line(error)}); give "
+            "another --output-dir"
+        ) from error
     try:
         yield
     finally:

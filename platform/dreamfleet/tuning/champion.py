@@ -109,15 +109,17 @@ def publish_champion(
     )
     run.set_tags({"champion.trial": winner.contender.number})
     _record(run, result, plots, folder)
-    study.study.set_user_attr(PUBLISHED, {**_judged(study), **_plain(result)})
+    study.study.set_user_attr(PUBLISHED, {**_judged(study, ruler), **_plain(result)})
     return result
 
 
-def published_before(study: SubjectStudy, request: SubjectRequest, folder: Path) -> Any:
+def published_before(
+    study: SubjectStudy, request: SubjectRequest, folder: Path, ruler: str
+) -> SubjectTuned | None:
     """The result of an earlier command on the very same trials and finals, if its champion is still
     there.
     """
-    stored, now = study.study.user_attrs.get(PUBLISHED), _judged(study)
+    stored, now = study.study.user_attrs.get(PUBLISHED), _judged(study, ruler)
     same = stored and all(stored.get(name) == value for name, value in now.items())
     if not same or not (folder / CHAMPION).is_dir():
         return None
@@ -127,14 +129,9 @@ def published_before(study: SubjectStudy, request: SubjectRequest, folder: Path)
     )
 
 
-def _judged(study: SubjectStudy) -> dict[str, int]:
+def _judged(study: SubjectStudy, ruler: str) -> dict[str, Any]:
     """What a champion is chosen from, and how."""
-    tune = study.tune
-    return {
-        "trials": study.done,
-        "final_seeds": tune.final_seeds,
-        "final_images": tune.final_images,
-    }
+    return {"trials": study.done, "final_seeds": study.tune.final_seeds, "ruler": ruler}
 
 
 def champion_config(config: RunConfig, finals: Finals, seed: int, place: Path) -> RunConfig:

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,14 @@ from dreamfleet.personalization.planning import (
     complete_requests,
     warn_of_prompts,
 )
-from dreamfleet.runtime.engine_actor import EngineSource
+from dreamfleet.runtime.engine_actor import EngineSource, start_engine
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder, is_uri
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
-from dreamfleet.tuning.pictures import plain, shots
+from dreamfleet.tuning.pictures import EMBEDDED, plain, shots
 from dreamfleet.tuning.results import SubjectTuned, TuneResult
 from dreamfleet.tuning.space import dimensions, endless, searches_prior
 
@@ -137,6 +138,7 @@ class Command:
             own._check(request)
         JudgeSource.of(resolved, {}, "cpu").check()
         warn_of_prompts(requests, files, progress)
+        _warn_of_idle_settings(resolved, progress)
         return own
 
     def _check(self, request: SubjectRequest) -> None:
@@ -213,9 +215,12 @@ class Command:
         # Former keys too: a database may still hold their studies when this command fails early.
         about = {"key": key, "former": self.former_keys, "what": "dreamfleet tune"}
         marker.write_text(json.dumps(about), encoding="utf-8")
+        return key
+
+    def write_settings(self) -> None:
+        """Beside the studies, once they have taken them: `--resume` may have changed some."""
         complete = self.config.model_copy(update={"output_dir": str(self.output)})
         (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
-        return key
 
     @property
     def storage_url(self) -> str:
@@ -256,6 +261,7 @@ class Run:
         try:
             self._start_actors(preparation.device, usable)
             studies = self._open_studies(usable)
+            self.command.write_settings()
             self._search(studies, recorder)
             self._note_times(SEARCH)
             self._conclude(studies, recorder, preparation)
@@ -321,7 +327,7 @@ class Run:
     def _start_actors(self, device: str, usable: Sequence[SubjectRequest]) -> None:
         """Engines and judges, found by name; names are of this driver alone."""
         from dreamfleet.training.fleet import engine_count, engine_resources, engine_settings
-        from dreamfleet.tuning.engine import start_tune_engine
+        from dreamfleet.tuning.engine import TuneEngine
 
         config, tag = self.config, uuid.uuid4().hex[:8]
         judges = JudgeSource.of(config, self._judge_references(usable), device)
@@ -346,7 +352,7 @@ class Run:
         source = EngineSource.of(config, device)
         self._engines = [f"engine-{tag}-{number}" for number in range(places)]
         engines = [
-            start_tune_engine(source, settings, self._references, name, resources)
+            start_engine(TuneEngine, source, settings, self._references, name=name, **resources)
             for name in self._engines
         ]
         self._actors += engines
@@ -506,7 +512,8 @@ class Run:
         alive: dict[str, list[Contender]] = {}
         for study in studies:
             request = next(own for own in self.command.requests if own.id == study.name)
-            before = published_before(study, request, self.command.folder(study.name))
+            folder = self.command.folder(study.name)
+            before = published_before(study, request, folder, self._ruler(study))
             if before is not None:
                 self.command.results[study.name] = before
                 recorder.parent(study).finish()
@@ -655,6 +662,7 @@ class Run:
         import ray
 
         from dreamfleet.tuning.champion import publish_champion
+        from dreamfleet.tuning.finals import exported
 
         command = self.command
         request = next(own for own in command.requests if own.id == study.name)
@@ -663,12 +671,12 @@ class Run:
         order = self._final_order(study, winner, seed, self._engines[0])
         order = replace(order, work=replace(order.work, job_id=f"{order.work.job_id}-export"))
         try:
-            exported = self._carried_out(_exported, order, study.config)
+            files = self._carried_out(exported, order, study.config)
             command.results[study.name] = publish_champion(
                 study=study,
                 finals=finals,
                 seed=seed,
-                exported=exported,
+                exported=files,
                 run=recorder.parent(study),
                 request=request,
                 preparation=preparation,
@@ -725,12 +733,6 @@ def _reason(error: Exception) -> str:
     return first_line(getattr(error, "cause", None) or error)
 
 
-def _exported(order: Order, config: RunConfig, task: TrainTask | None = None) -> Any:
-    from dreamfleet.tuning.finals import exported
-
-    return exported(order, config, task)
-
-
 def _with_prior(request: SubjectRequest, sweep: RunConfig) -> SubjectRequest:
     """The request with a prior set, where any trial of `sweep` may need one."""
     config = request.config
@@ -777,6 +779,23 @@ def _check_placement(config: RunConfig) -> None:
 
         if reason := why_alone(config):
             raise ConfigError(f"{reason}; add --placement one_per_device")
+
+
+def _warn_of_idle_settings(config: RunConfig, progress: Progress) -> None:
+    """Say which of the settings given take no part in the search."""
+    world, tune, usual = config.base_model == EMBEDDED, config.tune, RunConfig()
+    judges = ("tune.blip", "tune.dino", "tune.judge_num_gpus")
+    cases = (
+        (world, judges, "the embedded base has judges of its own"),
+        (not world, ("tune.evaluators",), "real bases are judged by tune.blip and tune.dino"),
+        (tune.sampler == "nsga2", ("tune.pruner",), "tune.sampler nsga2 prunes nothing"),
+        (tune.placement != "packed", ("cluster.max_slots",), "trials share no engine"),
+        (config.train.mode == "full", ("space.rank",), "train.mode is full: no LoRA is trained"),
+    )
+    for idle, names, reason in cases:
+        given = [name for name in names if attrgetter(name)(config) != attrgetter(name)(usual)]
+        if idle and given:
+            progress.warn(f"without effect: {', '.join(given)} ({reason})")
 
 
 def _check_storage(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.config import RunConfig
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import TrainingError
-from dreamfleet.runtime.engine_actor import MAX_CONCURRENCY, EngineActor, EngineSource
+from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.pictures import Shot
 from dreamfleet.tuning.space import applied
@@ -260,19 +260,3 @@ def write_state(work: Work, step: int, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"key": work.key, "step": step, "state": state}, buffer)
     Folder(work.folder).write(STATE, buffer.getvalue())
-
-
-def start_tune_engine(
-    source: EngineSource,
-    settings: EngineSettings,
-    tasks: Mapping[str, Any],
-    name: str,
-    resources: Mapping[str, Any],
-) -> Any:
-    """A named engine for trials; it comes back by itself when it is lost."""
-    import ray
-
-    actor = ray.remote(
-        max_restarts=-1, max_task_retries=-1, max_concurrency=MAX_CONCURRENCY, **resources
-    )(TuneEngine)
-    return actor.options(name=name).remote(source, settings, tasks)

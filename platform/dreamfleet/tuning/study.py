@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,9 +55,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        if url.startswith("sqlite:///"):
-            return _sqlite_storage(url)
-        return _server_storage(url)
+        return _opened(_sqlite_storage if url.startswith("sqlite:///") else _server_storage, url)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
         from dreamfleet.tracking.base import without_password
 
@@ -76,18 +74,26 @@ def check_storage(url: str) -> None:
     open_storage(url).engine.dispose()
 
 
-def _server_storage(url: str, attempts: int = OPEN_ATTEMPTS) -> optuna.storages.RDBStorage:
+def _opened(
+    storage: Callable[[str], optuna.storages.RDBStorage], url: str, attempts: int = OPEN_ATTEMPTS
+) -> optuna.storages.RDBStorage:
     """Optuna makes its tables where there are none, and fails where another does meanwhile."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
     try:
-        # Rungs may lie further apart than a connection that says nothing is let live.
-        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (IntegrityError, ProgrammingError):
-        if attempts == 1:
+        return storage(url)
+    except DBAPIError as error:
+        # SQLite says so by the error that elsewhere means a server that is not there.
+        is_late = isinstance(error, (IntegrityError, ProgrammingError))
+        if attempts == 1 or not (is_late or "already exists" in str(error)):
             raise
     time.sleep(OPEN_AGAIN_AFTER_S)
-    return _server_storage(url, attempts - 1)
+    return _opened(storage, url, attempts - 1)
+
+
+def _server_storage(url: str) -> optuna.storages.RDBStorage:
+    # Rungs may lie further apart than a connection that says nothing is let live.
+    return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def _sqlite_storage(url: str) -> optuna.storages.RDBStorage:
@@ -533,9 +539,7 @@ class SubjectStudy:
         retried = {trial.user_attrs.get(RETRY) for trial in self.trials()}
         failed = self.trials(TrialState.FAIL)
         for trial in sorted(failed, key=lambda own: not own.user_attrs.get(HOST)):
-            # Without a host nothing can be compared: one that failed gets its chance, too.
-            due = trial.user_attrs.get(INTERRUPTED) or trial.user_attrs.get(HOST)
-            if due and trial.number not in retried:
+            if is_asked_again(trial) and trial.number not in retried:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
@@ -576,6 +580,13 @@ def _as_of_last(readings: Mapping[int, Reading], last: Reading) -> dict[int, Rea
         )
         for step, own in readings.items()
     }
+
+
+def is_asked_again(failed: FrozenTrial) -> bool:
+    """Whether `--resume` tries a failed trial once more: one that was merely interrupted, and the
+    host, for without it nothing can be compared.
+    """
+    return bool(failed.user_attrs.get(INTERRUPTED) or failed.user_attrs.get(HOST))
 
 
 def readings_beside_host(study: optuna.Study) -> list[tuple[FrozenTrial, int, Reading]]:

@@ -26,6 +26,7 @@ from dreamfleet.tuning.study import (
     Standing,
     SubjectStudy,
     candidate_of,
+    is_asked_again,
 )
 from dreamfleet.tuning.trial import Reading, sheet
 
@@ -107,7 +108,7 @@ class Recorder:
             if trial.number in recorded:
                 continue
             self._finish(study, trial)
-            if trial.state in DONE:
+            if trial.state in DONE or not is_asked_again(trial):
                 self.folder(study, int(trial.user_attrs.get(ROOT, trial.number))).delete(STATE)
             study.mark_recorded(trial.number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from dreamfleet import cli
 from dreamfleet.config import RunConfig
-from dreamfleet.errors import BadInputError, ConfigError
+from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 from dreamfleet.runtime import auth
-from dreamfleet.runtime.jobs import Submission, check_job_places, durable_folder
+from dreamfleet.runtime.jobs import Submission, _follow, check_job_places, durable_folder
 from dreamfleet.training.fit import STOP_WITHIN_S
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,6 +111,19 @@ def test_an_address_that_is_no_dashboard(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_head_that_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["submit", "--ray-address", "http://127.0.0.1:9", "runs"]) == 1
     assert "the job was not taken" in capsys.readouterr().err
+
+
+def test_a_head_that_goes_away_leaves_the_job() -> None:
+    said: list[str] = []
+
+    class Client:
+        async def tail_job_logs(self, identity: str) -> AsyncIterator[str]:
+            yield "step 1\nstep 2"
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    with pytest.raises(DreamfleetError, match=r"job a: .*code 1006.*ray job status a"):
+        _follow(Client(), "a", said.append)
+    assert said == ["step 1", "step 2"]
 
 
 def test_clients_send_the_token_that_there_is(

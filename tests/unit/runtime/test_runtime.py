@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_announced_gpus_must_be_usable(
     assert (device, "announces 2 GPUs" in text.getvalue()) == (expected, warned)
 
 
+def test_a_private_ray_is_not_asked_for_what_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for it without end."""
+    monkeypatch.setitem(sys.modules, "ray", None)  # other tests' may run
+    config = RunConfig.model_validate({"cluster": {"resources_per_worker": {"CPU": 1, "gpu": 0.5}}})
+    with pytest.raises(BadInputError, match="no 'gpu'; expected CPU or GPU"):
+        devices.check_local_device(config)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    devices.check_local_device(config)
+
+
 def test_lost_requests_are_repeated_and_real_refusals_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -215,6 +226,12 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInputError, match="cannot be made"), exclusive_run(tmp_path / "file/x"):
         pass
+
+
+def test_a_folder_that_cannot_be_locked_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(BadInputError, match="cannot be written and locked"):
+        exclusive_run(tmp_path).__enter__()
 
 
 def test_shared_work_says_that_it_waits_only_when_it_does(tmp_path: Path) -> None:

@@ -10,11 +10,20 @@ from typing import Any, cast
 
 import pytest
 
+from dreamfleet.config import RunConfig, load_config
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.runtime.session import RaySession
+from dreamfleet.tracking import NullTracker
 from dreamfleet.training.fleet import engine_resources
-from dreamfleet.tuning.command import Command, Run, _bundle, _check_gpus, _check_storage
+from dreamfleet.tuning.command import (
+    Command,
+    Run,
+    _bundle,
+    _check_gpus,
+    _check_storage,
+    _warn_of_idle_settings,
+)
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.finals import Contender
 from dreamfleet.tuning.trial import Order, Reading
@@ -31,6 +40,27 @@ def test_a_password_is_not_written_down(tail: str) -> None:
     assert "secret" not in str(caught.value)
     _check_storage(recipe(tune__storage="postgresql+psycopg://fleet@host:5432/studies"))
     _check_storage(recipe())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune__blip": "b", "tune__dino": "d"}, ["without effect: tune.blip, tune.dino"]),
+        ({"base_model": "a base", "tune__blip": "b"}, []),
+        ({"base_model": "a base", "tune__evaluators": "e"}, ["without effect: tune.evaluators"]),
+        ({"tune__sampler": "nsga2", "tune__pruner": "hyperband"}, ["without effect: tune.pruner"]),
+        (
+            {"tune__placement": "one_per_device", "cluster__max_slots": 2},
+            ["without effect: cluster.max_slots"],
+        ),
+        ({"train__mode": "full", "space__rank": [4]}, ["without effect: space.rank"]),
+        ({"space__rank": [4], "cluster__max_slots": 2, "tune__pruner": "none"}, []),
+    ],
+)
+def test_settings_without_effect_are_named(given: dict[str, Any], said: list[str]) -> None:
+    lines: list[str] = []
+    _warn_of_idle_settings(recipe(**given), cast(Any, SimpleNamespace(warn=lines.append)))
+    assert [line.partition(" (")[0] for line in lines] == said
 
 
 def test_engines_leave_the_judge_a_place() -> None:
@@ -140,6 +170,35 @@ def test_a_study_goes_on_with_more_trials() -> None:
     four = settings(4)
     assert four == settings(16) and four["prior set"] == "prior"
     assert four["space"]["prior.weight"] == "0 to 2"
+
+
+def test_settings_are_those_that_the_study_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the report's command makes again what there is."""
+    monkeypatch.setattr(Run, "_prepare", lambda run: (SimpleNamespace(device="cpu"), []))
+    monkeypatch.setattr(Run, "_start_actors", lambda *about: None)
+    monkeypatch.setattr(Run, "_search", _refuses)
+
+    def begin(config: RunConfig) -> None:
+        files, progress = cast(Any, None), SilentProgress()
+        command = Command([], files, config, tmp_path, True, False, progress)
+        command.key = command._begin()
+        Run(command, cast(Any, None), NullTracker(), command.key).run()
+
+    settings = tmp_path / "config.yaml"
+    for number_of_trials in (4, 16):
+        with pytest.raises(OSError, match="far enough"):
+            begin(recipe(tune__num_samples=number_of_trials))
+        assert load_config(settings).tune.num_samples == number_of_trials
+    monkeypatch.setattr(Run, "_open_studies", _refuses)
+    with pytest.raises(OSError, match="far enough"):
+        begin(recipe(tune__num_samples=32))
+    assert load_config(settings).tune.num_samples == 16
+
+
+def _refuses(*about: Any) -> None:
+    raise OSError("far enough")
 
 
 def test_sweeps_on_one_storage_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -79,6 +82,17 @@ def test_a_database_that_others_are_filling_is_opened_again(
     monkeypatch.setattr("optuna.storages.RDBStorage", _refuses)
     with pytest.raises(BadInputError, match="no such host"):
         open_storage("postgresql+psycopg://host/studies")
+
+
+def test_sweeps_that_begin_at_once_find_an_empty_file(url: str) -> None:
+    at_once = threading.Barrier(4)
+
+    def study(number: int) -> int:
+        at_once.wait(300)
+        return open_storage(url).create_new_study([StudyDirection.MAXIMIZE], f"s{number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(study, range(4)))) == 4
 
 
 def _refuses(url: str, **options: Any) -> Any:

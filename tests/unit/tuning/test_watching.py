@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 
 from dreamfleet.runtime.progress import REPEATED_AFTER, ConsoleProgress, SilentProgress
+from dreamfleet.runtime.storage import Folder
+from dreamfleet.tracking import NullTracker
+from dreamfleet.tuning.engine import STATE
 from dreamfleet.tuning.study import SubjectStudy
-from dreamfleet.tuning.watching import COLUMNS, Watcher
+from dreamfleet.tuning.watching import COLUMNS, Recorder, Watcher
 from tests.unit.tuning.test_study import halved, opened, reading, run
 
 
@@ -50,6 +53,25 @@ def test_the_table_knows_a_trial_that_has_just_ended(study: SubjectStudy) -> Non
         run(study, asked.number, 0.5, 0.6, 0.7)
         watcher.ended(study, asked)
     assert watcher.title().startswith("trials 2/5, slots 2/4, best #1 0.700")
+
+
+def test_what_will_not_be_asked_again_leaves_no_state(study: SubjectStudy, tmp_path: Path) -> None:
+    """Neither what counts nor what failed for good; a new driver's retries have their folder."""
+
+    def folder(own: SubjectStudy, root: int) -> Folder:
+        return Folder(str(tmp_path / f"{root}"))
+
+    for root in range(3):
+        folder(study, root).write(STATE, b"state")
+    study.end(1, "its loss is not a number")
+    study.read(2, reading(10, 0.5))
+    again = opened(f"sqlite:///{tmp_path / 'study.db'}", study.config, resume=True)
+    Recorder(NullTracker(), "key", "", folder).settle(again)
+    assert [root for root in range(3) if folder(study, root).exists(STATE)] == [2]
+    while (own := again.ask()) is not None:
+        run(again, own.number, 0.5, 0.5, 0.5)
+    Recorder(NullTracker(), "key", "", folder).settle(again)
+    assert not folder(study, 2).exists(STATE)
 
 
 def test_a_log_says_at_once_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
