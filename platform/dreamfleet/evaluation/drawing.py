@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from dreamfleet.data.photos import to_png
 from dreamfleet.data.ray_pipeline import actor_pool, dataset, rows_of
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.evaluation.judges import NOT_NAMED, Judges, JudgeSpec, Question
-from dreamfleet.evaluation.results import json_ready
+from dreamfleet.evaluation.results import json_ready, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -229,11 +228,8 @@ def _keep(output_dir: Path, key: str, result: Mapping[str, Any]) -> None:
         path = output_dir / row["picture"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png)
-    target = output_dir / PARTS / f"{key}.json"
-    part = target.with_suffix(f".{os.getpid()}.part")
     kept = {"rows": json_ready(result["rows"]), "left_out": result["left_out"]}
-    part.write_text(json.dumps(kept), encoding="utf-8")
-    os.replace(part, target)
+    write_json(output_dir / PARTS / f"{key}.json", kept)
 
 
 def _results(

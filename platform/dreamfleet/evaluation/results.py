@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.errors import BadInputError
+from dreamfleet.runtime.storage import write_whole
 
 RESULTS, SUMMARY = "results.parquet", "summary.json"
 Row = Mapping[str, Any]
@@ -54,10 +55,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Write JSON in one piece; what JSON has no word for goes through `default`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, default=default), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(value, indent=1, default=default).encode())
 
 
 def read_summary(path: Path) -> dict[str, Any]:

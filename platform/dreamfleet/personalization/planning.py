@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,8 @@ from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from dreamfleet.bases import BaseFiles
+
+IdleCase = tuple[bool, Sequence[str], str]  # whether, which settings, why
 
 
 def check_resume(resume: bool, overwrite: bool) -> None:
@@ -99,45 +101,52 @@ def warn_of_idle_settings(config: RunConfig, files: BaseFiles, progress: Progres
         config: as it was given. Where it is what an earlier run has written, the base's own values
             are filled in, and count as not given.
     """
-    for names, reason in _idle_settings(config, files):
-        progress.warn(f"without effect: {', '.join(names)} ({reason})")
-
-
-def _idle_settings(config: RunConfig, files: BaseFiles) -> Iterator[tuple[list[str], str]]:
     from dreamfleet.bases import resolved_config
 
     train, prior, sude = config.train, config.prior, config.sude
-    lora = ("rank", "lora_alpha", "lora_layers")
+    lora = ("train.rank", "train.lora_alpha", "train.lora_layers")
     images = (
-        "num_class_images", "class_data_dir", "num_inference_steps", "guidance_scale",
-        "sample_batch_size",
+        "prior.num_class_images", "prior.class_data_dir", "prior.num_inference_steps",
+        "prior.guidance_scale", "prior.sample_batch_size",
     )  # fmt: skip
-    of_sude = ("preset", "teacher", "weighting", "truncation_point")
-    of_full = "train.mode is full: no LoRA is trained"
-    constant = "train.lr_scheduler is constant; constant_with_warmup has one"
-    no_prior = "prior.with_prior_preservation is off"
-    cases = (
-        (train.mode == "full", "train", lora, of_full),
-        (train.lr_scheduler == "constant", "train", ("lr_warmup_steps",), constant),
-        (not train.use_ema, "train", ("ema_decay",), "train.use_ema is off"),
-        (not prior.with_prior_preservation, "prior", ("form", "weight", *images), no_prior),
+    push = ("sude.preset", "sude.teacher", "sude.weighting", "sude.truncation_point")
+    has_prior, has_warmup = prior.with_prior_preservation, train.lr_scheduler != "constant"
+    cases: list[IdleCase] = [
+        (train.mode == "full", lora, "train.mode is full: no LoRA is trained"),
         (
-            prior.with_prior_preservation and prior.form == "teacher",
-            "prior",
+            not has_warmup,
+            ("train.lr_warmup_steps",),
+            "train.lr_scheduler is constant; constant_with_warmup has one",
+        ),
+        (not train.use_ema, ("train.ema_decay",), "train.use_ema is off"),
+        (
+            not has_prior,
+            ("prior.form", "prior.weight", *images),
+            "prior.with_prior_preservation is off",
+        ),
+        (
+            has_prior and prior.form == "teacher",
             images,
             "prior.form is teacher: no prior set is drawn",
         ),
-        (sude.weight == 0, "sude", of_sude, "sude.weight is 0"),
-    )
-    defaults = (RunConfig(), resolved_config(RunConfig(), files))
-    for idle, section, names, reason in cases:
+        (sude.weight == 0, push, "sude.weight is 0"),
+    ]
+    usual = (RunConfig(), resolved_config(RunConfig(), files))
+    say_without_effect(cases, config, usual, progress)
+
+
+def say_without_effect(
+    cases: Sequence[IdleCase], config: RunConfig, usual: Sequence[RunConfig], progress: Progress
+) -> None:
+    """Name the settings of `cases` that take no part and differ from all `usual` ones."""
+    for is_idle, names, reason in cases:
         given = []
-        for key in (f"{section}.{name}" for name in names):
-            value = attrgetter(key)
-            if value(config) not in [value(usual) for usual in defaults]:
-                given.append(key)
-        if idle and given:
-            yield given, reason
+        for name in names if is_idle else ():
+            value = attrgetter(name)
+            if value(config) not in [value(other) for other in usual]:
+                given.append(name)
+        if given:
+            progress.warn(f"without effect: {', '.join(given)} ({reason})")
 
 
 def warn_of_prompts(

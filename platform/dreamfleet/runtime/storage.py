@@ -120,7 +120,7 @@ class Folder:
         object stores by one put.
         """
         if self.local is not None:
-            _write_local(self.local / name, data)
+            write_whole(self.local / name, data)
             return
         filesystem, root = self._remote
         target = posixpath.join(root, name)
@@ -257,9 +257,9 @@ def local_copy(location: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dreamfleet-") as temporary:
         target = Path(temporary) / (place.name or "copy")
         for name in names:
-            _write_local(target / name, place.read(name))
+            write_whole(target / name, place.read(name))
         if not names and place.parent.exists(place.name):
-            _write_local(target, place.parent.read(place.name))
+            write_whole(target, place.parent.read(place.name))
         yield target
 
 
@@ -272,7 +272,8 @@ def _local_entries(path: Path) -> list[Entry]:
     return found
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a local file whole, its folder too: a kill leaves the former one, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

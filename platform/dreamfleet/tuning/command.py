@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError, Train
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import (
+    IdleCase,
     check_resume,
     complete_requests,
+    say_without_effect,
     warn_of_prompts,
 )
 from dreamfleet.runtime.engine_actor import EngineSource, start_engine
@@ -783,19 +784,16 @@ def _check_placement(config: RunConfig) -> None:
 
 def _warn_of_idle_settings(config: RunConfig, progress: Progress) -> None:
     """Say which of the settings given take no part in the search."""
-    world, tune, usual = config.base_model == EMBEDDED, config.tune, RunConfig()
+    world, tune = config.base_model == EMBEDDED, config.tune
     judges = ("tune.blip", "tune.dino", "tune.judge_num_gpus")
-    cases = (
+    cases: list[IdleCase] = [
         (world, judges, "the embedded base has judges of its own"),
         (not world, ("tune.evaluators",), "real bases are judged by tune.blip and tune.dino"),
         (tune.sampler == "nsga2", ("tune.pruner",), "tune.sampler nsga2 prunes nothing"),
         (tune.placement != "packed", ("cluster.max_slots",), "trials share no engine"),
         (config.train.mode == "full", ("space.rank",), "train.mode is full: no LoRA is trained"),
-    )
-    for idle, names, reason in cases:
-        given = [name for name in names if attrgetter(name)(config) != attrgetter(name)(usual)]
-        if idle and given:
-            progress.warn(f"without effect: {', '.join(given)} ({reason})")
+    ]
+    say_without_effect(cases, config, [RunConfig()], progress)
 
 
 def _check_storage(config: RunConfig) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,9 @@ from optuna.trial import FrozenTrial
 
 from dreamfleet.bases import inspect_base, resolved_config
 from dreamfleet.config import ClusterConfig, RunConfig, load_config
+from dreamfleet.data.photos import to_png
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.studies.command import (
     StudyOrder,
     current_hashes,
@@ -35,6 +36,7 @@ from dreamfleet.evaluation.studies.run import Report, StudyRun
 from dreamfleet.evaluation.studies.settings import Settings, check_split, read_settings
 from dreamfleet.evaluation.studies.tables import write_csv
 from dreamfleet.runtime.jobs import durable_folder
+from dreamfleet.runtime.storage import write_whole
 from dreamfleet.tuning.command import MARKER, tune
 from dreamfleet.tuning.pictures import EMBEDDED
 from dreamfleet.tuning.space import WEIGHT, applied
@@ -134,7 +136,7 @@ class _Reach:
             {
                 "arm": spec.name, "subject": member.subject_id, "trial": trial.number,
                 "steps": step, "is_end_of_host": number == 0,
-                "sude.weight": trial.params.get(WEIGHT, 0.0),
+                WEIGHT: trial.user_attrs["setting"][WEIGHT],
                 "alignment": own.alignment, "fidelity": own.fidelity,
             }
             for member in self.field.members()
@@ -202,10 +204,7 @@ class _Reach:
                     f"{member.subject_id}, {spec.name}: the sweep found {found}; expected a "
                     f"setting with {STEPS} and {WEIGHT}"
                 )
-            place.parent.mkdir(parents=True, exist_ok=True)
-            part = place.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            os.replace(part, place)
+            write_json(place, found)
         setting: Setting = json.loads(place.read_text(encoding="utf-8"))
         return setting
 
@@ -236,8 +235,8 @@ class _Reach:
         path = self.folder / PHOTOS / member.subject_id / "00.png"
         if not path.is_file():
             arm = PlannedArm("photo", self.host, None, (1,), (1.0,))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.field.photos(member, arm, self.files.resolution)[0].save(path)
+            photo = self.field.photos(member, arm, self.files.resolution)[0]
+            write_whole(path, to_png(photo))
         return path
 
 

@@ -69,7 +69,8 @@ def keep_study(folder: Path) -> None:
             state=TrialState.COMPLETE if weight == 0 else TrialState.PRUNED,
             value=0.2 if weight == 0 else None,
             params={"sude.weight": weight}, distributions=weights,
-            user_attrs={"readings": readings, "host": weight == 0},
+            user_attrs={"readings": readings, "host": weight == 0,
+                        "setting": {"sude.weight": weight}},
         )  # fmt: skip
         study.add_trial(trial)
 

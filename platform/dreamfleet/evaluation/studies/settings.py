@@ -4,7 +4,6 @@ settings, and the hashes that are frozen. A committed file; trials on D may use 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.protocols import prompts_hash
 from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.evaluation.worldbench.plan import HOST_OVERRIDES
+from dreamfleet.runtime.storage import write_whole
 
 SETTINGS = "docs/evidence/settings.yaml"
 TRIAL_HINT = (
@@ -121,11 +121,8 @@ def write_settings(path: str | Path, **changes: Any) -> None:
     if place.is_file():
         tree = yaml.safe_load(place.read_text(encoding="utf-8")) or {}
     tree |= changes
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}.part")
     head = "# What the protocol's steps settled (docs/protocol.md); written by their commands.\n"
-    part.write_text(head + yaml.safe_dump(tree, sort_keys=True), encoding="utf-8")
-    os.replace(part, place)
+    write_whole(place, (head + yaml.safe_dump(tree, sort_keys=True)).encode())
 
 
 def hashes(base_hash: str, judges: str) -> dict[str, str]:

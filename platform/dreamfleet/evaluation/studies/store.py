@@ -26,8 +26,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dreamfleet.evaluation.results import read_rows, write_rows
+from dreamfleet.data.photos import to_png
+from dreamfleet.evaluation.results import read_rows, write_json, write_rows
 from dreamfleet.evaluation.worldbench.plan import Job
+from dreamfleet.runtime.storage import write_whole
 
 ARMS = "arms"
 Row = dict[str, Any]
@@ -59,8 +61,7 @@ class ArmFolder:
         known = self.about
         for name, value in facts.items():
             known[name] = known.get(name, 0.0) + value if name.endswith("_s") else value
-        self.path.mkdir(parents=True, exist_ok=True)
-        _whole(self.path / "arm.json", json.dumps(known, indent=1, default=str).encode())
+        write_json(self.path / "arm.json", known, default=str)
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Figures of every step; a longer log of the same training stays."""
@@ -126,11 +127,8 @@ class Rung:
 
     def save(self, jobs: Sequence[Job], images: Sequence[Image.Image]) -> None:
         """Write pictures."""
-        self.path.mkdir(parents=True, exist_ok=True)
         for job, image in zip(jobs, images, strict=True):
-            part = self.picture(job).with_suffix(f".{os.getpid()}.part")
-            image.save(part, "PNG")
-            os.replace(part, self.picture(job))
+            write_whole(self.picture(job), to_png(image))
 
     def open(self, jobs: Sequence[Job]) -> list[Image.Image]:
         """Read pictures."""
@@ -154,9 +152,3 @@ def picture_name(job: Job) -> str:
 def arm_folder(output_dir: Path, subject_id: str, key: str) -> ArmFolder:
     """Where a training's files go."""
     return ArmFolder(output_dir / ARMS / subject_id / key)
-
-
-def _whole(path: Path, data: bytes) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

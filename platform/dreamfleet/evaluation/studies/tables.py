@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from dreamfleet.evaluation.worldbench.summary import (
     mean_of,
     shares,
 )
+from dreamfleet.runtime.storage import write_whole
 
 Row = Mapping[str, Any]
 KEYS = ("study", "host", "arm", "rung", "steps", "subject", "class", "live", "seeds", "pictures")
@@ -205,10 +205,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(buffer.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, buffer.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
