@@ -370,6 +370,8 @@ def test_an_ingress_killed_under_load_costs_one_retry(service: Service) -> None:
                     return True
         return False
 
+    # An engine that another test has killed must be back, or the four are never drawn at once.
+    service.wait_for(lambda own: own["queue_capacity_pictures"] == 6)
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(insists, name) for name in NAMES[:4]]
         service.wait_for(lambda own: own["queue_running_pictures"] == 4)

@@ -101,5 +101,5 @@ def test_off_half_on_and_removed(tiny_base_folder: Path) -> None:
 def test_a_base_without_adapter_is_left_alone(tiny_base_folder: Path) -> None:
     base = load_base(tiny_base_folder)
     bare = output(base)
-    with adapter_disabled(base), adapter_strength(base, 0.3):
+    with adapter_disabled(base), adapter_strength(base, 1.0):
         assert torch.equal(output(base), bare)
