@@ -110,11 +110,11 @@ def warn_of_idle_settings(config: RunConfig, files: BaseFiles, progress: Progres
         "prior.guidance_scale", "prior.sample_batch_size",
     )  # fmt: skip
     push = ("sude.preset", "sude.teacher", "sude.weighting", "sude.truncation_point")
-    has_prior, has_warmup = prior.with_prior_preservation, train.lr_scheduler != "constant"
+    has_prior = prior.with_prior_preservation
     cases: list[IdleCase] = [
         (train.mode == "full", lora, "train.mode is full: no LoRA is trained"),
         (
-            not has_warmup,
+            train.lr_scheduler == "constant",
             ("train.lr_warmup_steps",),
             "train.lr_scheduler is constant; constant_with_warmup has one",
         ),

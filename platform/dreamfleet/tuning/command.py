@@ -33,7 +33,8 @@ from dreamfleet.runtime.engine_actor import EngineSource, start_engine
 from dreamfleet.runtime.jobs import check_job_places
 from dreamfleet.runtime.locks import exclusive_run
 from dreamfleet.runtime.progress import Progress, SilentProgress
-from dreamfleet.runtime.storage import Folder, is_uri
+from dreamfleet.runtime.storage import Folder, is_uri, write_whole
+from dreamfleet.training.output import CONFIG
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.judge import JudgeActor, JudgeSource, Reference
 from dreamfleet.tuning.pictures import EMBEDDED, plain, shots
@@ -56,7 +57,7 @@ TUNE_FILES = ".tune"
 SEARCH = "search"  # part of the work, with the finals and the champion
 WRITTEN = (
     DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, TRIALS, FINALS, CHAMPION, TUNE_FILES,
-    "plots", "report.html", "config.yaml",
+    "plots", "report.html", CONFIG,
 )  # fmt: skip
 # Ctrl-C shall reach us, and nothing is written outside the output folder.
 RAY_TUNE = {
@@ -215,13 +216,13 @@ class Command:
         key = uuid.uuid4().hex[:12]
         # Former keys too: a database may still hold their studies when this command fails early.
         about = {"key": key, "former": self.former_keys, "what": "dreamfleet tune"}
-        marker.write_text(json.dumps(about), encoding="utf-8")
+        write_whole(marker, json.dumps(about).encode())
         return key
 
     def write_settings(self) -> None:
         """Beside the studies, once they have taken them: `--resume` may have changed some."""
         complete = self.config.model_copy(update={"output_dir": str(self.output)})
-        (self.output / "config.yaml").write_text(dump_config(complete), encoding="utf-8")
+        write_whole(self.output / CONFIG, dump_config(complete).encode())
 
     @property
     def storage_url(self) -> str:
@@ -801,9 +802,10 @@ def _check_storage(config: RunConfig) -> None:
     from dreamfleet.tracking.base import without_password
 
     given = config.tune.storage or ""
-    if without_password(given) != given:
+    shown = without_password(given)
+    if shown != given:
         raise BadInputError(
-            f"tune.storage = {without_password(given)} with a password: it would be written into "
+            f"tune.storage = {shown} with a password: it would be written into "
             "settings and records; give it by the environment, e.g. PGPASSWORD, or ~/.pgpass"
         )
 

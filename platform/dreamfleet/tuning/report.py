@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreamfleet.evaluation.charts import Point, scatter
 from dreamfleet.evaluation.report import REPORT, PictureEncoder, page_environment
-from dreamfleet.runtime.storage import Folder
+from dreamfleet.runtime.storage import Folder, write_whole
 from dreamfleet.tuning.finals import Exported, Finals
 from dreamfleet.tuning.results import SubjectTuned
 from dreamfleet.tuning.rule import pareto_front
@@ -78,9 +78,8 @@ class _Row:
 def write_tune_report(report: TuneReport) -> Path:
     """Write the page into the subject's folder; whole or not at all."""
     target = report.result.output_dir / REPORT
-    partial = target.with_name(f".{REPORT}.part")
-    partial.write_text(render_tune_report(report), encoding="utf-8")
-    return partial.replace(target)
+    write_whole(target, render_tune_report(report).encode())
+    return target
 
 
 def render_tune_report(report: TuneReport) -> str:

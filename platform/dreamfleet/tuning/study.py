@@ -311,8 +311,7 @@ class SubjectStudy:
 
     def host(self) -> FrozenTrial | None:
         """The finished host."""
-        hosts = [t for t in self.trials(TrialState.COMPLETE) if t.user_attrs.get(HOST)]
-        return hosts[0] if hosts else None
+        return _host_among(self.trials(TrialState.COMPLETE))
 
     def standings(self) -> list[Standing]:
         """All trials for the rule, once there is a host. A pruned one is a shorter training: it
@@ -594,17 +593,21 @@ def readings_beside_host(study: optuna.Study) -> list[tuple[FrozenTrial, int, Re
     (trial, steps, reading), the host's own last one first; empty without a finished host.
     """
     trials = study.get_trials(deepcopy=False, states=DONE)
-    whole = [t for t in trials if t.state is TrialState.COMPLETE and t.user_attrs.get(HOST)]
-    if not whole:
+    host = _host_among([trial for trial in trials if trial.state is TrialState.COMPLETE])
+    if host is None:
         return []
-    of_host = readings_of(whole[0])
+    of_host = readings_of(host)
     end = max(of_host)
     found = [
         (trial, step, own)
         for trial in trials
         for step, own in _as_of_last(readings_of(trial), of_host[end]).items()
     ]
-    return sorted(found, key=lambda row: (row[0].number, row[1]) != (whole[0].number, end))
+    return sorted(found, key=lambda row: (row[0].number, row[1]) != (host.number, end))
+
+
+def _host_among(complete: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    return next((trial for trial in complete if trial.user_attrs.get(HOST)), None)
 
 
 def readings_of(trial: FrozenTrial) -> dict[int, Reading]:

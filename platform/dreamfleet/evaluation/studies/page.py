@@ -288,8 +288,9 @@ def _claims_table(own: Evidence) -> list[str]:
         claim, found = judged.claim, judged.comparison
         where = f"{judged.host}: " if len(own.hosts) > 1 else ""
         flip = None if found is None else found.p_sign_flip
-        less = found is not None and found.num_subjects < own.about["study"]["subjects"]
-        few = f" ({found.num_subjects} subjects)" if found is not None and less else ""
+        few = ""
+        if found is not None and found.num_subjects < own.about["study"]["subjects"]:
+            few = f" ({found.num_subjects} subjects)"
         lines.append(
             f"| {_named(claim)} | {where}{claim.arm} − {claim.against}, "
             f"{TITLES.get(claim.figure, claim.figure)} | {_signed(found)}{few} | "
