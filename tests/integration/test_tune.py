@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -28,11 +29,14 @@ from dreamfleet.adapters.files import load_adapter
 from dreamfleet.bases import load_base
 from dreamfleet.config import RunConfig, TrackingConfig
 from dreamfleet.data.photos import to_png
+from dreamfleet.runtime.session import RaySession
+from dreamfleet.tracking import NullTracker
 from dreamfleet.tuning.command import tune
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.judge import JudgeActor, JudgeTimeoutError, Verdict
 from dreamfleet.tuning.pictures import Shot
 from dreamfleet.tuning.results import TuneResult
+from dreamfleet.tuning.run import Run
 from dreamfleet.tuning.trial import Order, _Runner, sheet_name
 from tests.integration.recipes import recipe
 from tests.tiny_evaluators import write_tiny_blip, write_tiny_dino
@@ -353,3 +357,37 @@ def _kill(title: str) -> None:
     assert found, f"no {title} is running"
     for process in found:
         process.kill()
+
+
+class _SlowToStart:
+    """An engine that starts once a file is there."""
+
+    def __init__(self, path: str) -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    def node(self) -> str:
+        return "here"
+
+
+def test_engines_that_wait_for_room_say_so(
+    tmp_path: Path, sweep: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr("dreamfleet.tuning.run.TELL_AFTER_S", 0.1)
+    gate, said = tmp_path / "room", list[str]()
+
+    def warn(line: str) -> None:
+        said.append(line)
+        gate.touch()
+
+    command: Any = SimpleNamespace(config=sweep(), progress=SimpleNamespace(warn=warn))
+    run = Run(command, RaySession(None, 2.0, 0.0), NullTracker(), "")
+    run._resources = {"num_cpus": 0}
+    engine = ray.remote(num_cpus=0)(_SlowToStart).remote(str(gate))
+    assert run._answers([engine.node.remote()]) == ["here"]
+    assert len(said) == 1 and "1 of 1 engines have not started within 0.1 s" in said[0]
+    assert "free in the cluster are" in said[0]
+    assert run._answers([engine.node.remote()]) == ["here"]
+    ray.kill(engine)

@@ -7,5 +7,5 @@
 
 Begin at `command.tune`. What is where: `space` the parameters, `pictures` and `judge` the scores,
 `rule` the choice, `study` the truth, `search` the joint with Tune, `trial` and `engine` the work,
-`finals` and `champion` the end, `watching` records and table.
+`finals` and `champion` the end, `watching` records and table. `run` joins them.
 """
