@@ -112,29 +112,66 @@ class LoraSite:
     def _convolved(
         self, x: Tensor, output: Tensor, down: Tensor, up: Tensor, factor: Tensor | None
     ) -> Tensor:
-        """down [G, R, C, k, k], up [G, out, R], factor [G, R] or None."""
+        """down [G, R, C, k, k], up [G, out, R], factor [G, R] or None; the result lies in memory as
+        `output` does: where layouts meet, every layer that follows copies.
+        """
         if factor is not None:
             up = up * factor.unsqueeze(1)
-        conv, groups, rows = self.module, down.shape[0], len(x)
-        assert isinstance(conv, nn.Conv2d)
-        options: Any = {
-            "stride": conv.stride,
-            "padding": conv.padding,
-            "dilation": conv.dilation,
-        }
+        if output.is_contiguous():
+            hidden = self._planes(x, down)  # [B, R, N]
+            changed = torch.baddbmm(output.flatten(2), _per_row(up, len(x)), hidden)
+            return changed.view(output.shape)
+        flat = output.permute(0, 2, 3, 1)  # [B, H', W', out]: channels last
+        hidden = self._pixels(x, down)  # [G, bN, R]
+        changed = torch.baddbmm(
+            flat.reshape(len(down), -1, flat.shape[-1]), hidden, up.transpose(1, 2)
+        )
+        return changed.view(flat.shape).permute(0, 3, 1, 2)
+
+    def _planes(self, x: Tensor, down: Tensor) -> Tensor:
+        """A x [B, R, N], a channel's pixels side by side."""
+        groups = len(down)
+        if self._is_product():
+            return torch.bmm(_per_row(down.flatten(2), len(x)), x.flatten(2))
         if groups == 1:
-            hidden = F.conv2d(x, down[0], **options)  # [B, R, H', W']
-        else:
-            # One grouped convolution: the groups' channels side by side, a group's rows as batch.
-            each = rows // groups
-            side = x.unflatten(0, (groups, each)).transpose(0, 1).flatten(1, 2)  # [b, GC, H, W]
-            mixed = F.conv2d(side, down.flatten(0, 1), groups=groups, **options)  # [b, GR, H', W']
-            hidden = mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)  # [B, R, ...]
-        per_row = (
-            up.unsqueeze(1).expand(groups, rows // groups, -1, -1).flatten(0, 1)
-        )  # [B, out, R]
-        changed = torch.baddbmm(output.flatten(2), per_row, hidden.flatten(2))  # [B, out, N]
-        return changed.view(output.shape)
+            return self._conv(x, down).flatten(2)
+        side = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)  # [b, GC, H, W]
+        mixed = self._conv(side, down)  # [b, GR, H', W']
+        return mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1).flatten(2)
+
+    def _pixels(self, x: Tensor, down: Tensor) -> Tensor:
+        """A x [G, bN, R], a pixel's channels side by side."""
+        groups, flat = len(down), x.permute(0, 2, 3, 1)  # [B, H, W, C]
+        if self._is_product():
+            rows = flat.reshape(groups, -1, flat.shape[-1])  # [G, bN, C]
+            return torch.bmm(rows, down.flatten(2).transpose(1, 2))
+        side = flat.unflatten(0, (groups, -1)).permute(1, 2, 3, 0, 4).flatten(3)  # [b, H, W, GC]
+        mixed = self._conv(side.permute(0, 3, 1, 2), down).permute(0, 2, 3, 1)  # [b, H', W', GR]
+        own = mixed.unflatten(3, (groups, -1)).permute(3, 0, 1, 2, 4)  # [G, b, H', W', R]
+        return own.reshape(groups, -1, own.shape[-1])
+
+    def _is_product(self) -> bool:
+        """Whether a matrix product does it: torch takes grouped 1x1 convolutions of few rows one
+        group at a time.
+        """
+        conv = self.module
+        assert isinstance(conv, nn.Conv2d)
+        return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+
+    def _conv(self, side: Tensor, down: Tensor) -> Tensor:
+        """[b, GR, H', W'], one grouped convolution: the groups' channels [b, GC, H, W] are side by
+        side, a group's rows the batch.
+        """
+        conv = self.module
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(
+            side,
+            down.flatten(0, 1),
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=len(down),
+        )
 
     def _factors(self, routing: Routing) -> tuple[Tensor, Tensor, Tensor | None]:
         """A [G, R, ...], B [G, out, R] and what multiplies the R middle values [G, R]."""
@@ -168,6 +205,12 @@ class LoraSite:
             up = routing.per_group(up).transpose(1, 2).flatten(2)  # [G, out, R]
         factors = routing.factors(self)
         return down, up, None if factors is None else factors.repeat_interleave(rank, dim=1)
+
+
+def _per_row(factors: Tensor, rows: int) -> Tensor:
+    """[B, ...] from [G, ...], each group's for its rows."""
+    groups, *tail = factors.shape
+    return factors.unsqueeze(1).expand(groups, rows // groups, *tail).flatten(0, 1)
 
 
 def lora_sites(base: Base, shape: LoraShape) -> list[LoraSite]:

@@ -54,9 +54,12 @@ def states(base: Base) -> list[SlotState]:
     return [moved(fresh_lora(base, shape, 0), seed) for seed, shape in enumerate(SHAPES)]
 
 
-@pytest.fixture(scope="module")
-def base(tiny_base_folder: Path) -> Base:
-    return load_base(tiny_base_folder)
+@pytest.fixture(scope="module", params=["contiguous_format", "channels_last"])
+def base(tiny_base_folder: Path, request: pytest.FixtureRequest) -> Base:
+    """In both layouts of memory: on CPUs the engine takes the second."""
+    base = load_base(tiny_base_folder)
+    base.unet.to(memory_format=getattr(torch, request.param))  # type: ignore[call-overload]
+    return base
 
 
 @pytest.fixture
