@@ -136,12 +136,12 @@ class TestRun:
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = trainings(monkeypatch)
-        run = make("f_", tmp_path)
+        run = make("f_", tmp_path, seeds=2)
         run.run()
-        assert [len(names) for names in seen] == [3]
+        assert [len(names) for names in seen] == [6]
         rows, left = run.rows()
-        assert left == [] and len(run.said) == 5  # type: ignore[attr-defined]
-        again = make("f_", tmp_path)
+        assert left == [] and len(run.said) == 8  # type: ignore[attr-defined]
+        again = make("f_", tmp_path, seeds=2)
         again.run()
         assert len(seen) == 1 and len(again.said) == 1  # type: ignore[attr-defined]
         assert again.rows()[0] == rows
