@@ -32,11 +32,24 @@ def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Pat
 
     hosts = list(dict.fromkeys(str(r["host"]) for r in table if r["host"] != BASE))
     names = study.chart.figures
-    panels = (1 if study.chart.kind == "scatter" else len(names)) + bool(rho)
-    figure = Figure(figsize=(WIDTH_IN * max(1.0, panels / 2), HEIGHT_IN), dpi=DPI)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    if study.chart.kind == "scatter":
-        _scatter(axes[0], study, table, hosts)
+    scattered = study.chart.kind == "scatter"
+    panels = len(hosts if scattered else names) + bool(rho)
+    columns = min(panels, 2) if scattered else panels
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH_IN * max(1.0, columns / 2), HEIGHT_IN * lines), dpi=DPI)
+    places = list(figure.subplots(lines, columns, squeeze=False).flat)
+    axes = places[:panels]
+    for empty in places[panels:]:
+        empty.remove()
+    if scattered:
+        for axis, host in zip(axes, hosts, strict=False):
+            _scatter(axis, study, table, host)
+            if len(hosts) > 1:
+                axis.set_title(host, fontsize=9)
+        names_at = axes[min(columns, len(hosts)) - 1]  # one legend for all, at the right
+        shown = 1 + len(study.arms)
+        names_at.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+                        ncols=-(-shown // LEGEND_ROWS))  # fmt: skip
     else:
         for axis, name in zip(axes, names, strict=False):
             _curve(axis, study, table, hosts, name)
@@ -53,28 +66,27 @@ def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Pat
         image.convert("RGB").save(path, "WEBP", quality=88, method=4)
 
 
-def _scatter(axis: Any, study: Study, table: Sequence[Row], hosts: Sequence[str]) -> None:
+def _scatter(axis: Any, study: Study, table: Sequence[Row], host: str) -> None:
+    """A host's arms, numbered as the recipe has them: a number means the same in all panels."""
+    from matplotlib import colormaps
+
     x_name, y_name = study.chart.figures[:2]
-    rung, number = study.rungs[-1], 0
-    for host in hosts:
-        for arm in [BASE, *(own.name for own in study.arms)]:
-            xs = values(table, host, arm, rung, x_name)
-            ys = values(table, host, arm, rung, y_name)
-            common = sorted(set(xs) & set(ys))
-            if not common or (arm == BASE and host != hosts[0]):
-                continue
-            x, y = mean_of(xs[s] for s in common), mean_of(ys[s] for s in common)
-            text = arm if len(hosts) == 1 or arm == BASE else f"{host}: {arm}"
-            number += 1
-            drawn = axis.scatter([x], [y], s=36, zorder=3, label=f"{number}  {text}")
-            colour = drawn.get_facecolor()[0]
-            axis.scatter([xs[s] for s in common], [ys[s] for s in common], s=7, alpha=0.35,
-                         color=[colour])  # fmt: skip
-            # Names would cover each other where arms are alike; even numbers stand to the left.
-            aside = (6, 3) if number % 2 else (-11, 3)
-            axis.annotate(str(number), (x, y), textcoords="offset points", xytext=aside, fontsize=7)
-    axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
-                ncols=-(-number // LEGEND_ROWS))  # fmt: skip
+    rung, arms = study.rungs[-1], [BASE, *(own.name for own in study.arms)]
+    colours = colormaps["tab10" if len(arms) <= 10 else "tab20"].colors
+    for number, arm in enumerate(arms, start=1):
+        xs = values(table, host, arm, rung, x_name)
+        ys = values(table, host, arm, rung, y_name)
+        common = sorted(set(xs) & set(ys))
+        if not common:
+            continue
+        x, y = mean_of(xs[s] for s in common), mean_of(ys[s] for s in common)
+        colour = [colours[(number - 1) % len(colours)]]
+        axis.scatter([x], [y], s=36, zorder=3, color=colour, label=f"{number}  {arm}")
+        axis.scatter([xs[s] for s in common], [ys[s] for s in common], s=7, alpha=0.35,
+                     color=colour)  # fmt: skip
+        # Names would cover each other where arms are alike; even numbers stand to the left.
+        aside = (6, 3) if number % 2 else (-11, 3)
+        axis.annotate(str(number), (x, y), textcoords="offset points", xytext=aside, fontsize=7)
     axis.set_xlabel(TITLES.get(x_name, x_name), fontsize=8)
     axis.set_ylabel(TITLES.get(y_name, y_name), fontsize=8)
 
