@@ -134,6 +134,6 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str
 
 def _svg(parts: Sequence[str], label: str) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+        f'<div class="narrow"><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg></div>'
     )
