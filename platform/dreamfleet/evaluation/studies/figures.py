@@ -72,7 +72,7 @@ def _scatter(axis: Any, study: Study, table: Sequence[Row], host: str) -> None:
 
     x_name, y_name = study.chart.figures[:2]
     rung, arms = study.rungs[-1], [BASE, *(own.name for own in study.arms)]
-    colours = colormaps["tab10" if len(arms) <= 10 else "tab20"].colors
+    colours = colormaps["tab10" if len(arms) <= 10 else "tab20"]
     for number, arm in enumerate(arms, start=1):
         xs = values(table, host, arm, rung, x_name)
         ys = values(table, host, arm, rung, y_name)
@@ -80,7 +80,7 @@ def _scatter(axis: Any, study: Study, table: Sequence[Row], host: str) -> None:
         if not common:
             continue
         x, y = mean_of(xs[s] for s in common), mean_of(ys[s] for s in common)
-        colour = [colours[(number - 1) % len(colours)]]
+        colour = [colours((number - 1) % colours.N)]
         axis.scatter([x], [y], s=36, zorder=3, color=colour, label=f"{number}  {arm}")
         axis.scatter([xs[s] for s in common], [ys[s] for s in common], s=7, alpha=0.35,
                      color=colour)  # fmt: skip
@@ -206,5 +206,5 @@ def _spread(keys: Sequence[str], count: int) -> list[str]:
 def _label(request: Request, class_name: str) -> str:
     """What is asked, in a few words."""
     if request.kind in ("state", "scene", "combined"):
-        return request.name
+        return request.name.replace("_", " ")
     return request.prompt.removeprefix("a photo of ").replace(class_name, "…", 1)

@@ -121,7 +121,9 @@ class StudyRun:
             self.report(f"subject {number} of {len(mine)}: {member.subject_id} done")
 
     def run_member(self, member: Member) -> None:
-        """One subject; another process that is at it is waited for."""
+        """One subject; another process that is at it is waited for, where anything is missing."""
+        if all(map(self.is_done, self._units_of(member))):
+            return
         lock = self.output_dir / "arms" / member.subject_id / ".lock"
         with shared_work(lock, lambda: self.report(f"{member.subject_id}: waiting for another")):
             self._read(self.unit(member, BARE, 0), 0, self.base)
@@ -134,10 +136,13 @@ class StudyRun:
     def units(self) -> Iterator[Unit]:
         """Every unit of the study, the bare base first for each subject."""
         for member in self.members():
-            yield self.unit(member, BARE, 0)
-            for seed in self.study.training_seeds:
-                for arm in self.arms_of(member):
-                    yield self.unit(member, arm, seed)
+            yield from self._units_of(member)
+
+    def _units_of(self, member: Member) -> Iterator[Unit]:
+        yield self.unit(member, BARE, 0)
+        for seed in self.study.training_seeds:
+            for arm in self.arms_of(member):
+                yield self.unit(member, arm, seed)
 
     def unit(self, member: Member, arm: PlannedArm, seed: int) -> Unit:
         """An arm's folder and pictures."""
