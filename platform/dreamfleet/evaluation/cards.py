@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import AdapterFileError
 from dreamfleet.evaluation.report import ReportData, as_figures, diffusers_code, generate_command
+from dreamfleet.runtime.storage import write_whole
 
 ADAPTER_JSON = "adapter.json"
 MODEL_CARD = "README.md"
@@ -152,7 +153,7 @@ def write_adapter_json(out_dir: str | Path, info: AdapterInfo) -> Path:
     folder = Path(out_dir)
     complete = info.model_copy(update={"files": list(adapter_files(folder))})
     text = json.dumps(complete.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    return _write(folder / ADAPTER_JSON, text + "\n")
+    return write_whole(folder / ADAPTER_JSON, f"{text}\n".encode())
 
 
 def read_adapter_json(folder: str | Path, *, verify: bool = False) -> AdapterInfo:
@@ -197,7 +198,8 @@ def write_model_card(
         samples: (prompt, file inside `out_dir`) of pictures to show.
         license_id: SPDX id; default: Apache-2.0 with the embedded base, else "other".
     """
-    return _write(Path(out_dir) / MODEL_CARD, model_card(data, samples, license_id))
+    card = model_card(data, samples, license_id)
+    return write_whole(Path(out_dir) / MODEL_CARD, card.encode())
 
 
 def model_card(
@@ -372,9 +374,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)

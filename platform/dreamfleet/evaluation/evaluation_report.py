@@ -29,6 +29,7 @@ from dreamfleet.evaluation.scores import (
     higher_is_better,
     title,
 )
+from dreamfleet.runtime.storage import write_whole
 
 MAX_SUBJECTS = 8  # with pictures; the table holds all
 PROMPTS_ALONE, PICTURES_ALONE = 30, 4  # of one subject
@@ -80,10 +81,7 @@ class _Comparison:
 
 def write_evaluation_report(page: EvaluationPage) -> Path:
     """Write `report.html` into the page's folder; whole or not at all."""
-    target = page.folder / REPORT
-    partial = target.with_name(f".{REPORT}.part")
-    partial.write_text(render_evaluation(page), encoding="utf-8")
-    return partial.replace(target)
+    return write_whole(page.folder / REPORT, render_evaluation(page).encode())
 
 
 def render_evaluation(page: EvaluationPage) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dreamfleet.config import RunConfig, dump_config
 from dreamfleet.evaluation.curves import curves, number
-from dreamfleet.runtime.storage import is_uri
+from dreamfleet.runtime.storage import is_uri, write_whole
 
 REPORT = "report.html"
 PICTURE_BUDGET_BYTES = 3_900_000  # base64 adds a third; the file stays under 6 MB
@@ -124,10 +124,7 @@ class ReportData:
 
 def write_report(out_dir: str | Path, data: ReportData) -> Path:
     """Write `report.html` into `out_dir` and return its path; the file is whole or not there."""
-    target = Path(out_dir) / REPORT
-    partial = target.with_name(f".{REPORT}.part")
-    partial.write_text(render_report(data), encoding="utf-8")
-    return partial.replace(target)
+    return write_whole(Path(out_dir) / REPORT, render_report(data).encode())
 
 
 def render_report(data: ReportData) -> str:

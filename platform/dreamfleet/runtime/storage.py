@@ -272,7 +272,7 @@ def _local_entries(path: Path) -> list[Entry]:
     return found
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> Path:
     """Write a local file whole, its folder too: a kill leaves the former one, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -281,7 +281,7 @@ def write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        return partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock
 
 from dreamfleet.errors import AdapterFileError, BadInputError, first_line
+from dreamfleet.runtime.storage import write_whole
 from dreamfleet.serving.orders import AdapterRef, RegistryFiles
 from dreamfleet.serving.problems import no_model, unusable_model
 from dreamfleet.serving.schemas import BASE_MODEL
@@ -147,9 +148,8 @@ class FolderSource:
         with self._lock():
             aliases = self._aliases()
             aliases.setdefault(model_id, {})[alias] = version
-            part = self.root / f".{ALIASES_FILE}.tmp"
-            part.write_text(json.dumps(aliases, indent=1, sort_keys=True), encoding="utf-8")
-            part.replace(self.root / ALIASES_FILE)
+            text = json.dumps(aliases, indent=1, sort_keys=True)
+            write_whole(self.root / ALIASES_FILE, text.encode())
 
     def retire(self, model_id: str) -> None:
         place = next((entry for entry in self._entries() if entry.id == model_id), None)
