@@ -32,8 +32,7 @@ class RunHandle:
     """Enough to go on recording a run from another process or node; plain data, may be pickled.
 
     `key` names the run before MLflow has given it an id: a dead server gives none. It is the run's
-    tag
-    `dreamfleet.run_key`.
+    tag `dreamfleet.run_key`.
     """
 
     uri: str

@@ -1,17 +1,16 @@
 """A run's records on disk, in order, with a mark at how far they have been sent.
 
-    <spool>/<run key>-<random>/run.json      where the run belongs: uri, experiment, key, MLflow's
-    id once known
-                               ops.jsonl     one record a line, only ever appended to
-                               sent          bytes of ops.jsonl that MLflow has
-                               files/        pictures, artifacts and adapters that records point to
-                               rejected.jsonl  records that MLflow refused, with its reason
-                               .lock         held for as long as a process writes or sends the
-                               journal
+    <spool>/<run key>-<random>/
+        run.json        where the run belongs: uri, experiment, key, MLflow's id once known
+        ops.jsonl       one record a line, only ever appended to
+        sent            bytes of ops.jsonl that MLflow has
+        files/          pictures, artifacts and adapters that records point to
+        rejected.jsonl  records that MLflow refused, with its reason
+        .lock           held for as long as a process writes or sends the journal
 
 A process that is killed leaves its journal unlocked, and another one sends it. A record may be sent
-twice when the
-kill comes between sending and marking; the records are such that this changes nothing.
+twice when the kill comes between sending and marking; the records are such that this changes
+nothing.
 """
 
 from __future__ import annotations
