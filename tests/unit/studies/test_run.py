@@ -146,6 +146,24 @@ class TestRun:
         assert len(seen) == 1 and len(again.said) == 1  # type: ignore[attr-defined]
         assert again.rows()[0] == rows
 
+    def test_subjects_share_an_engine_where_no_worker_idles(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = trainings(monkeypatch)
+        run = make("f_", tmp_path, subjects=2)
+        one, two = run.members()
+        assert run.batches() == [[one, two]] and run.batches(2) == [[one], [two]]
+        replace(run, part=(1, 2)).run()
+        assert [len(names) for names in seen] == [3]
+        run.run()
+        assert [len(names) for names in seen] == [3, 3] and run.rows()[1] == []
+        monkeypatch.setattr(run_module, "TOGETHER", 5)
+        assert run.batches() == [[one], [two]]
+        again = make("f_", tmp_path / "both", subjects=2)
+        monkeypatch.setattr(run_module, "TOGETHER", 6)
+        again.run()
+        assert [len(names) for names in seen] == [3, 3, 6] and again.rows()[1] == []
+
     def test_another_study_draws_with_the_weights_that_are_there(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

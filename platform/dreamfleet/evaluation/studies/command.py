@@ -118,11 +118,10 @@ def run_study(order: StudyOrder, report: Report = print, num_workers: int = 1) -
     if num_workers <= 1:
         run.run()
         return run
-    first, step = order.part
-    names = range(len(run.members()))[first::step]
+    batches = [[own.subject_id for own in batch] for batch in run.batches(num_workers)]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(num_workers, context, _end_with_parent) as pool:
-        jobs = [pool.submit(_run_one, order, number) for number in names]
+        jobs = [pool.submit(_run_some, order, batch) for batch in batches]
         try:
             for job in jobs:
                 job.result()
@@ -244,10 +243,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent's end", daemon=True).start()
 
 
-def _run_one(order: StudyOrder, number: int) -> None:
-    """A subject, in a process of its own."""
+def _run_some(order: StudyOrder, subject_ids: Sequence[str]) -> None:
+    """Some subjects, in a process of its own."""
     import torch
 
     torch.set_num_threads(order.threads)
     run = study_run(order, functools.partial(print, flush=True))
-    run.run_member(run.members()[number])
+    run.run_members([own for own in run.members() if own.subject_id in subject_ids])

@@ -7,7 +7,9 @@ again, so the command can be stopped at any time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,20 +116,36 @@ class StudyRun:
 
     def run(self) -> None:
         """Do what is not done yet for this part's subjects."""
+        for batch in self.batches():
+            self.run_members(batch)
+
+    def batches(self, num_workers: int = 1) -> list[list[Member]]:
+        """This part's subjects: together those whose LoRA arms fill an engine, as far as that
+        leaves none of `num_workers` idle.
+        """
         first, step = self.part
         mine = self.members()[first::step]
-        for number, member in enumerate(mine, start=1):
-            self.run_member(member)
-            self.report(f"subject {number} of {len(mine)}: {member.subject_id} done")
+        arms = max((sum(arm.packs for arm in self.arms_of(member)) for member in mine), default=0)
+        size = max(1, TOGETHER // max(1, arms * len(self.study.training_seeds)))
+        size = min(size, max(1, -(-len(mine) // num_workers)))
+        return [mine[start : start + size] for start in range(0, len(mine), size)]
 
-    def run_member(self, member: Member) -> None:
-        """One subject; another process that is at it is waited for, where anything is missing."""
-        if all(map(self.is_done, self._units_of(member))):
-            return
-        lock = self.output_dir / "arms" / member.subject_id / ".lock"
-        with shared_work(lock, lambda: self.report(f"{member.subject_id}: waiting for another")):
-            self._read(self.unit(member, BARE, 0), 0, self.base)
-            self._train_missing(member)
+    def run_members(self, members: Sequence[Member]) -> None:
+        """Some subjects; another process that is at one is waited for, where anything is missing.
+
+        All processes take subjects in the study's order, so none waits for one that waits for it.
+        """
+        missing = [m for m in members if not all(map(self.is_done, self._units_of(m)))]
+        with contextlib.ExitStack() as locks:
+            for member in missing:
+                name = member.subject_id
+                lock = self.output_dir / "arms" / name / ".lock"
+                say = functools.partial(self.report, f"{name}: waiting for another process")
+                locks.enter_context(shared_work(lock, say))
+                self._read(self.unit(member, BARE, 0), 0, self.base)
+            self._train_missing(missing)
+        for member in members:
+            self.report(f"{member.subject_id} done")
 
     def arms_of(self, member: Member) -> Sequence[PlannedArm]:
         """The arms of a subject."""
@@ -202,15 +220,15 @@ class StudyRun:
 
     # Training
 
-    def _train_missing(self, member: Member) -> None:
-        """LoRA arms of all seeds together: 15 % less time than a seed at a time."""
+    def _train_missing(self, members: Sequence[Member]) -> None:
+        """LoRA arms together: for three arms two seeds take 15 % less time than one after the
+        other, and four subjects a further 12 %.
+        """
         units: dict[Path, Unit] = {}
-        for seed in self.study.training_seeds:
-            for arm in self.arms_of(member):
-                unit = self.unit(member, arm, seed)
-                if not self.is_done(unit):
-                    path = unit.folder.path
-                    units[path] = _joined(units[path], unit) if path in units else unit
+        for unit in (unit for member in members for unit in self._units_of(member)):
+            if unit.arm is not BARE and not self.is_done(unit):
+                path = unit.folder.path
+                units[path] = _joined(units[path], unit) if path in units else unit
         waiting = []
         for unit in units.values():
             if not self._read_known(unit):
@@ -318,8 +336,9 @@ class StudyRun:
             ladder.on_step(metrics, job)
             if time.monotonic() - last[0] >= TELL_EVERY_S:
                 last[0] = time.monotonic()
+                names = dict.fromkeys(unit.member.subject_id for unit in units)
                 self.report(
-                    f"{units[0].member.subject_id}: {len(units)} trainings, "
+                    f"{', '.join(names)}: {len(units)} trainings, "
                     f"step {metrics.step} of {ladder.steps[-1]}"
                 )
 
