@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.studies.figures import draw_chart
 from dreamfleet.evaluation.studies.page import Evidence, fill_page, section_lines
 from dreamfleet.evaluation.studies.recipe import Claim, load_study
 from dreamfleet.evaluation.studies.report import publish
@@ -63,6 +65,18 @@ def published(finished: Path, tmp_path: Path) -> str:
     publish(finished, docs / "evidence", load_study(RECIPES / "a_primary_claim.yaml"))
     fill_page(docs / "evidence.md", RECIPES, docs / "evidence")
     return (docs / "evidence.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_chart_has_a_panel_for_each_host(tmp_path: Path, count: int) -> None:
+    hosts = ["lora", "full", "lora-prior"][:count]
+    table = made_up_table({(host, "chosen"): (0.1, 0.0) for host in hosts})
+    base = {**made_up_table({("x", "chosen"): (0.0, 0.0)})[0], "host": "base", "arm": "base"}
+    rho = [{"host": host, "arm": "chosen", "steps": 50, "t_from": 0, "rho": 0.5} for host in hosts]
+    study = load_study(RECIPES / "a_primary_claim.yaml")
+    draw_chart(study, [base, *table], rho, tmp_path / "chart.webp")
+    with Image.open(tmp_path / "chart.webp") as image:
+        assert image.height > 300 * -(-(max(1, count) + bool(rho)) // 2)
 
 
 def test_what_sweeps_read_by_how_much_likeness_may_be_lost(finished: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Pat
     hosts = list(dict.fromkeys(str(r["host"]) for r in table if r["host"] != BASE))
     names = study.chart.figures
     scattered = study.chart.kind == "scatter"
-    panels = len(hosts if scattered else names) + bool(rho)
+    panels = max(1, len(hosts if scattered else names)) + bool(rho)
     columns = min(panels, 2) if scattered else panels
     lines = -(-panels // columns)
     figure = Figure(figsize=(WIDTH_IN * max(1.0, columns / 2), HEIGHT_IN * lines), dpi=DPI)
@@ -46,10 +46,12 @@ def draw_chart(study: Study, table: Sequence[Row], rho: Sequence[Row], path: Pat
             _scatter(axis, study, table, host)
             if len(hosts) > 1:
                 axis.set_title(host, fontsize=9)
-        names_at = axes[min(columns, len(hosts)) - 1]  # one legend for all, at the right
         shown = 1 + len(study.arms)
-        names_at.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
-                        ncols=-(-shown // LEGEND_ROWS))  # fmt: skip
+        if hosts:  # one legend for all, at the right
+            axes[min(columns, len(hosts)) - 1].legend(
+                fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+                ncols=-(-shown // LEGEND_ROWS),
+            )  # fmt: skip
     else:
         for axis, name in zip(axes, names, strict=False):
             _curve(axis, study, table, hosts, name)
