@@ -133,8 +133,6 @@ class LoraSite:
         groups = len(down)
         if self._is_product():
             return torch.bmm(_per_row(down.flatten(2), len(x)), x.flatten(2))
-        if groups == 1:
-            return self._conv(x, down).flatten(2)
         side = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)  # [b, GC, H, W]
         mixed = self._conv(side, down)  # [b, GR, H', W']
         return mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1).flatten(2)

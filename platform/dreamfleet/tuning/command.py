@@ -39,7 +39,6 @@ DATABASE, MARKER, TRIALS, FINALS, CHAMPION = (
     "study.db", "sweep.json", "trials", "finals", "champion",
 )  # fmt: skip
 TUNE_FILES = ".tune"
-SEARCH = "search"  # part of the work, with the finals and the champion
 WRITTEN = (
     DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, TRIALS, FINALS, CHAMPION, TUNE_FILES,
     "plots", "report.html", CONFIG,

@@ -77,9 +77,7 @@ class _Row:
 
 def write_tune_report(report: TuneReport) -> Path:
     """Write the page into the subject's folder; whole or not at all."""
-    target = report.result.output_dir / REPORT
-    write_whole(target, render_tune_report(report).encode())
-    return target
+    return write_whole(report.result.output_dir / REPORT, render_tune_report(report).encode())
 
 
 def render_tune_report(report: TuneReport) -> str:

@@ -30,7 +30,7 @@ from dreamfleet.training.fingerprint import run_fingerprint
 from dreamfleet.training.fleet import engine_count, engine_resources, engine_settings
 from dreamfleet.training.task import SamplePlan, TrainTask
 from dreamfleet.tuning.champion import publish_champion, published_before
-from dreamfleet.tuning.command import CHAMPION, FINALS, SEARCH, TUNE_FILES
+from dreamfleet.tuning.command import CHAMPION, FINALS, TUNE_FILES
 from dreamfleet.tuning.engine import Sampling, TuneEngine, Work
 from dreamfleet.tuning.finals import (
     Contender,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from dreamfleet.tracking import Tracker
     from dreamfleet.tuning.command import Command
 
+SEARCH = "search"  # part of the work, with the finals and the champion
 TELL_AFTER_S = 30.0
 
 
