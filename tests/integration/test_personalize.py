@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +17,9 @@ from dreamfleet.personalization import personalize
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import CheckpointFolder
+from dreamfleet.training.fleet import FleetJob, train_fleet
+from dreamfleet.training.ray_train import train_with_ray
+from dreamfleet.training.task import TrainOutcome
 from tests.integration.recipes import (
     ENDLESS,
     STEPS,
@@ -26,6 +30,7 @@ from tests.integration.recipes import (
     own_train_workers,
     prepared,
     recipe,
+    train_task,
     trained_here,
 )
 from tests.unit.data.helpers import encoded, picture, write_photos
@@ -110,6 +115,43 @@ def test_interrupted_gone_on_with_by_two_workers_and_one_of_them_killed(
     with pytest.raises(ResumeError, match=r"train\.seed was 5, is 6"):
         personalize(other, resume=True)
     assert settings.read_bytes() == kept  # the message sends its reader there
+
+
+class _Occupied:
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("fleet", [False, True], ids=["Ray Train", "fleet"])
+def test_what_waits_for_room_in_a_full_cluster_says_so(
+    fleet: bool,
+    tmp_path: Path,
+    tiny_base: Path,
+    ray_running: RaySession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dreamfleet.runtime.room.TELL_AFTER_S", 0.5)
+    task = train_task(recipe(tmp_path, tiny_base, train={"max_train_steps": 2}), tmp_path / "task")
+    cores = ray.cluster_resources()["CPU"]
+    occupied = ray.remote(num_cpus=cores)(_Occupied).remote()
+    ray.get(occupied.ready.remote())
+    said, outcomes = list[str](), list[TrainOutcome]()
+
+    def warn(line: str) -> None:
+        said.append(line)
+        ray.kill(occupied)
+
+    if fleet:
+        jobs = [FleetJob(task.subject.id, lambda: task)]
+        train_fleet(
+            jobs, task.config, ray_running, "cpu", lambda event: None, outcomes.append, warn
+        )
+    else:
+        outcomes.append(train_with_ray(task, ray_running, lambda event: None, warn))
+    assert [outcome.status for outcome in outcomes] == ["finished"]
+    (line,) = said
+    what = "engines" if fleet else "workers"
+    assert f"1 of 1 {what} have not started within 0.5 s: each wants 1 CPU, free in" in line
 
 
 def test_many_subjects_and_a_bad_one(

@@ -375,7 +375,7 @@ def test_engines_that_wait_for_room_say_so(
 ) -> None:
     import ray
 
-    monkeypatch.setattr("dreamfleet.tuning.run.TELL_AFTER_S", 0.1)
+    monkeypatch.setattr("dreamfleet.runtime.room.TELL_AFTER_S", 0.1)
     gate, said = tmp_path / "room", list[str]()
 
     def warn(line: str) -> None:

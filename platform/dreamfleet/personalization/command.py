@@ -237,7 +237,13 @@ class Command:
         jobs = [FleetJob(request.id, _builder(self, request, preparation)) for request in requests]
         with finisher.watching(requests) as on_event:
             summary = train_fleet(
-                jobs, self.config, session, preparation.device, on_event, finisher.finish
+                jobs,
+                self.config,
+                session,
+                preparation.device,
+                on_event,
+                finisher.finish,
+                self.progress.warn,
             )
         self.progress.info(summary.text())
 
@@ -257,7 +263,7 @@ class Command:
             outcome = earlier_outcome(task, self.config.cluster.num_workers)
             if outcome is None:
                 with finisher.watching([request]) as on_event:
-                    outcome = train_with_ray(task, session, on_event)
+                    outcome = train_with_ray(task, session, on_event, self.progress.warn)
         except Exception as error:
             if len(self.requests) == 1:
                 raise

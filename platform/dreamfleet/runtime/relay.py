@@ -42,18 +42,19 @@ def start_relay() -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RelayActor).remote()
 
 
-def hand_over(actor: Any, on_event: Callable[[Any], None]) -> None:
+def hand_over(actor: Any, on_event: Callable[[Any], None]) -> bool:
     """Give all waiting events to `on_event`, in this thread; a lost relay costs figures, never the
-    run.
+    run. True where there were any.
     """
     import ray
 
     try:
         events = ray.get(actor.take.remote(), timeout=10.0)
     except ray.exceptions.RayError:
-        return
+        return False
     for event in events:
         on_event(event)
+    return bool(events)
 
 
 class RelayClient:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dreamfleet.runtime.relay import DRIVER_POLL_S, hand_over
+from dreamfleet.runtime.room import Silence
 
 STOP_WITHIN_S = 60.0
 
@@ -44,17 +45,24 @@ class Fit(threading.Thread):
         return self._result.return_value
 
 
-def follow(fit: Fit, relay: Any, on_event: Callable[[Any], None]) -> None:
-    """Start `fit` and hand its events to `on_event`, in this thread, until it ends.
+def follow(
+    fit: Fit,
+    relay: Any,
+    on_event: Callable[[Any], None],
+    on_silence: Callable[[], None] = lambda: None,
+) -> None:
+    """Start `fit` and hand its events to `on_event`, in this thread, until it ends. Where the first
+    is long in coming, `on_silence` is called once.
 
     A KeyboardInterrupt asks the workers to save and end, waits at most STOP_WITHIN_S, and is raised
     again; a second one ends the waiting.
     """
     fit.start()
+    silence = Silence(on_silence)
     try:
         while not fit.ended.is_set():
             time.sleep(DRIVER_POLL_S)
-            hand_over(relay, on_event)
+            silence.note(hand_over(relay, on_event))
     except KeyboardInterrupt:
         _stop(fit, relay, on_event)
         raise

@@ -23,6 +23,7 @@ from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
 from dreamfleet.runtime.relay import DRIVER_POLL_S, RelayClient, hand_over, start_relay
+from dreamfleet.runtime.room import Silence, bundle, waiting_text
 from dreamfleet.training.memory import free_device_memory
 from dreamfleet.training.task import StageEvent, TrainEvent, TrainOutcome, TrainTask
 from dreamfleet.training.worker import Run, figures
@@ -228,11 +229,12 @@ def train_fleet(
     device: str,
     on_event: Callable[[TrainEvent], None],
     on_outcome: Callable[[TrainOutcome], None],
+    warn: Callable[[str], None],
 ) -> FleetSummary:
     """Train all `jobs`; `on_outcome` gets each subject's end as it comes. Nothing one subject does
-    stops the others.
+    stops the others. `warn` is called where the engines wait for room.
 
-    Both callbacks run in this thread. A KeyboardInterrupt lets the engines write checkpoints, then
+    All callbacks run in this thread. A KeyboardInterrupt lets the engines write checkpoints, then
     is raised again.
 
     Args:
@@ -260,12 +262,17 @@ def train_fleet(
     def start() -> Any:
         return engine.remote(source, settings, relay)
 
+    def tell() -> None:
+        each = bundle(engine_resources(cluster, device))
+        warn(waiting_text(count, count, "engines", each))
+
     queue = _Queue(list(jobs), start, count, settings.max_slots + WAITING_PER_ENGINE, note)
+    silence = Silence(tell)
     try:
         while queue.busy():
             queue.fill()
             queue.collect(DRIVER_POLL_S)
-            hand_over(relay, on_event)
+            silence.note(hand_over(relay, on_event))
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
             relay.request_stop.remote()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.errors import TrainingError
 from dreamfleet.runtime.relay import RelayClient, start_relay
+from dreamfleet.runtime.room import waiting_text
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.fit import Fit, follow
 from dreamfleet.training.group import Group
@@ -31,21 +32,29 @@ SMALL_PICTURE = 128  # pixels; bases up to this size are small nets
 
 
 def train_with_ray(
-    task: TrainTask, session: RaySession, on_event: Callable[[TrainEvent], None]
+    task: TrainTask,
+    session: RaySession,
+    on_event: Callable[[TrainEvent], None],
+    warn: Callable[[str], None],
 ) -> TrainOutcome:
     """Train one subject on `cluster.num_workers` workers.
 
-    `on_event` is called in this thread. A KeyboardInterrupt here lets the workers write a
-    checkpoint (at most fit.STOP_WITHIN_S), then is raised again.
+    `on_event` is called in this thread, and so is `warn`, where the workers wait for room. A
+    KeyboardInterrupt here lets the workers write a checkpoint (at most fit.STOP_WITHIN_S), then is
+    raised again.
 
     Raises:
         TrainingError: workers were lost more often than `cluster.max_failures`, or could not start.
     """
     import ray
 
+    def tell() -> None:
+        count = task.config.cluster.num_workers
+        warn(waiting_text(count, count, "workers", worker_resources(task, session)))
+
     relay = start_relay()
     fit = Fit(trainer_of(ray.put(task), task, session, relay))
-    follow(fit, relay, on_event)
+    follow(fit, relay, on_event, tell)
     ray.kill(relay)
     outcome = _outcome(fit, task)
     Folder(task.checkpoints).delete_folder(RAY_FOLDER)

@@ -23,8 +23,10 @@ from dreamfleet.data.preparation import Preparation
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import ConfigError, DreamfleetError, first_line
 from dreamfleet.evaluation.references import reference_photos
+from dreamfleet.runtime import room
 from dreamfleet.runtime.devices import choose_device
 from dreamfleet.runtime.engine_actor import EngineSource, start_engine
+from dreamfleet.runtime.room import bundle, waiting_text
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.fingerprint import run_fingerprint
 from dreamfleet.training.fleet import engine_count, engine_resources, engine_settings
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
     from dreamfleet.tuning.command import Command
 
 SEARCH = "search"  # part of the work, with the finals and the champion
-TELL_AFTER_S = 30.0
 
 
 @dataclass
@@ -197,15 +198,10 @@ class Run:
 
     def _answers(self, calls: Sequence[Any]) -> list[Any]:
         """Of engines just started; where a cluster has no room for them, the waiting is said."""
-        _, late = ray.wait(list(calls), num_returns=len(calls), timeout=TELL_AFTER_S)
+        _, late = ray.wait(list(calls), num_returns=len(calls), timeout=room.TELL_AFTER_S)
         if late:
-            there = ray.available_resources()
-            free = _text({name: there.get(name, 0.0) for name in ("CPU", "GPU")})
-            self.command.progress.warn(
-                f"{len(late)} of {len(calls)} engines have not started within {TELL_AFTER_S:g} s: "
-                f"each wants {_text(_bundle(self._resources))}, free in the cluster are {free}; "
-                "waiting for room there, or for the base to load (Ctrl-C ends it)"
-            )
+            each = bundle(self._resources)
+            self.command.progress.warn(waiting_text(len(late), len(calls), "engines", each))
         answers: list[Any] = ray.get(list(calls))
         return answers
 
@@ -285,11 +281,11 @@ class Run:
             sweep = Sweep(studies, slots, self._order, self._free, watcher)
             if self.packed:
                 trainable: Any = packed_trainable
-                bundle: dict[str, float] = {"memory": TRIAL_MEMORY_BYTES}
+                each: dict[str, float] = {"memory": TRIAL_MEMORY_BYTES}
             else:
                 trainable = ray_tune.with_parameters(alone_trainable, tasks=self._references)
-                bundle = _bundle(self._resources)
-            fit(sweep, trainable, bundle, str(self.command.output / TUNE_FILES))
+                each = bundle(self._resources)
+            fit(sweep, trainable, each, str(self.command.output / TUNE_FILES))
 
     def _order(self, study: SubjectStudy, asked: Asked, job: str, engine: str) -> Order:
         config, tune = study.config, study.tune
@@ -548,17 +544,3 @@ def _check_gpus(workers: int, each: float, judge: float, session: RaySession) ->
             f"{workers} workers of {each:g} GPU each (cluster.resources_per_worker){beside} take "
             f"{wanted:g} GPU, there are {session.num_gpus:g}; lower one of them, or --num-workers"
         )
-
-
-def _bundle(resources: Mapping[str, Any]) -> dict[str, float]:
-    """Ray's options of an actor as a placement group's bundle."""
-    found = {"CPU": float(resources.get("num_cpus", 0)), "GPU": float(resources.get("num_gpus", 0))}
-    found |= {name: float(value) for name, value in resources.get("resources", {}).items()}
-    if kind := resources.get("accelerator_type"):
-        found[f"accelerator_type:{kind}"] = 0.001  # as Ray does for actors
-    return {name: value for name, value in found.items() if value}
-
-
-def _text(resources: Mapping[str, float]) -> str:
-    """ "1 CPU, 0.5 GPU"."""
-    return ", ".join(f"{value:g} {name}" for name, value in resources.items()) or "nothing"

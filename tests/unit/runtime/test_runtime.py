@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError
-from dreamfleet.runtime import auth, devices, storage
+from dreamfleet.runtime import auth, devices, room, storage
 from dreamfleet.runtime.locks import exclusive_run, shared_work
 from dreamfleet.runtime.progress import ConsoleProgress
 from dreamfleet.runtime.session import RaySession, added_environment, ray_address
@@ -31,6 +31,20 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_silence_is_broken_once_and_not_after_the_first_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    patient, impatient, heard = (room.Silence(lambda: said.append("waits")) for _ in range(3))
+    patient.note(False)
+    monkeypatch.setattr(room, "TELL_AFTER_S", 0.0)
+    heard.note(True)
+    for _ in range(2):
+        impatient.note(False)
+        heard.note(False)
+    assert said == ["waits"]
 
 
 def test_token_file_is_made_private() -> None:

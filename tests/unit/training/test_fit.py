@@ -54,8 +54,9 @@ def test_an_interrupt_anywhere_asks_the_workers_to_stop(
 ) -> None:
     monkeypatch.setattr(fitting, "DRIVER_POLL_S", 0.01)
 
-    def hand_over(relay: Any, on_event: Callable[[Any], None]) -> None:
+    def hand_over(relay: Any, on_event: Callable[[Any], None]) -> bool:
         on_event("an event")
+        return True
 
     monkeypatch.setattr(fitting, "hand_over", hand_over)
     trainer = _Trainer()

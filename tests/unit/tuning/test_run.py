@@ -13,13 +13,14 @@ import pytest
 from dreamfleet.config import RunConfig, load_config
 from dreamfleet.errors import ConfigError
 from dreamfleet.runtime.progress import SilentProgress
+from dreamfleet.runtime.room import bundle
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.tracking import NullTracker
 from dreamfleet.training.fleet import engine_resources
 from dreamfleet.tuning.command import Command
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.finals import Contender
-from dreamfleet.tuning.run import Run, _bundle, _check_gpus
+from dreamfleet.tuning.run import Run, _check_gpus
 from dreamfleet.tuning.trial import Order, Reading
 from tests.unit.tuning.test_space import recipe
 
@@ -54,7 +55,7 @@ def test_workers_of_their_own_are_as_many_as_asked_for(monkeypatch: pytest.Monke
 
 def test_a_worker_of_its_own_is_of_the_wished_kind() -> None:
     resources = engine_resources(recipe(cluster__accelerator_type="A100").cluster, "cuda")
-    assert _bundle(resources) == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
+    assert bundle(resources) == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
 
 
 def test_a_finalist_that_fails_leaves_the_others() -> None:
