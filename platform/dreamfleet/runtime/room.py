@@ -23,10 +23,10 @@ def waiting_text(late: int, count: int, what: str, each: Mapping[str, float]) ->
     import ray
 
     there = ray.available_resources()
-    free = _text({name: there.get(name, 0.0) for name in ("CPU", "GPU")})
+    free = as_text({name: there.get(name, 0.0) for name in ("CPU", "GPU")})
     return (
         f"{late} of {count} {what} have not started within {TELL_AFTER_S:g} s: each wants "
-        f"{_text(each)}, free in the cluster are {free}; waiting for room there, or for the base "
+        f"{as_text(each)}, free in the cluster are {free}; waiting for room there, or for the base "
         "to load (Ctrl-C ends it)"
     )
 
@@ -49,6 +49,6 @@ class Silence:
             say()
 
 
-def _text(resources: Mapping[str, float]) -> str:
+def as_text(resources: Mapping[str, float]) -> str:
     """ "1 CPU, 0.5 GPU"."""
     return ", ".join(f"{value:g} {name}" for name, value in resources.items()) or "nothing"

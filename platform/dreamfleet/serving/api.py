@@ -220,7 +220,8 @@ def _operation(service: ImageService, shelf: Shelf) -> APIRouter:
         """A picture that was asked for with `response_format: url`; its name is the key."""
         content = shelf.get(name)
         if content is None:
-            raise ApiProblem(404, "no such picture; addresses are good for one hour", "not_found")
+            text = "no such picture here; addresses are good for one hour at most"
+            raise ApiProblem(404, text, "not_found")
         kind = name.rpartition(".")[2]
         return Response(content, media_type=f"image/{kind}", headers=NO_STORE)
 

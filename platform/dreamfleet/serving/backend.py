@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from dreamfleet.serving.service import ReplicaLost
 from dreamfleet.serving.settings import APP_NAME, ENGINE
 
 BUSY_S = 2.0
+STATS_FOR_S = 2.0  # anybody may ask for /metrics, and each asks every engine
 
 
 class LocalBackend:
@@ -57,6 +59,8 @@ class ServeBackend:
 
     def __init__(self, handle: Any, ingress: str, *, scaled: bool = False) -> None:
         self._handle, self._ingress, self._scaled = handle, ingress, scaled
+        self._stats: asyncio.Future[dict[str, float]] | None = None
+        self._stats_at = 0.0
 
     async def about(self) -> BaseAbout:
         with _own_errors():
@@ -87,6 +91,12 @@ class ServeBackend:
                 await self._near(order).prefetch.remote(ref)
 
     async def stats(self) -> dict[str, float]:
+        now = time.monotonic()
+        if self._stats is None or now - self._stats_at >= STATS_FOR_S:
+            self._stats, self._stats_at = asyncio.ensure_future(self._asked_stats()), now
+        return await asyncio.shield(self._stats)
+
+    async def _asked_stats(self) -> dict[str, float]:
         with _own_errors():
             asked = self._handle.broadcast("stats")
             answers = await asked.results_async(return_exceptions=True)  # one may be going

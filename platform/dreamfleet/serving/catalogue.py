@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from dreamfleet.errors import AdapterFileError, BadInputError, first_line
 from dreamfleet.runtime.storage import write_whole
-from dreamfleet.serving.orders import AdapterRef, RegistryFiles
-from dreamfleet.serving.problems import no_model, unusable_model
+from dreamfleet.serving.orders import AdapterRef, RegistryFiles, file_stamp
+from dreamfleet.serving.problems import no_model, unusable_model, wrong_field
 from dreamfleet.serving.schemas import BASE_MODEL
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Entry:
         key: names the content.
         base_hash: of the base that it was made for; empty where its file does not say.
         problem: why it cannot be used; empty if it can.
+        stamp: as in AdapterRef.
         origin: where it was fetched from; paths in its files mean nothing here then.
     """
 
@@ -61,11 +62,12 @@ class Entry:
     created: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    stamp: tuple[int, ...] = ()
     origin: RegistryFiles | None = None
 
     @property
     def ref(self) -> AdapterRef:
-        return AdapterRef(self.id, self.key, self.location, self.origin)
+        return AdapterRef(self.id, self.key, self.location, self.origin, self.stamp)
 
     def text(self, name: str) -> str:
         """A text of adapter.json."""
@@ -93,6 +95,9 @@ class Source(Protocol):
 
     def read(self) -> Listing:
         """All there is now."""
+
+    def version(self, model_id: str, version: str) -> Entry:
+        """One version, whether an alias points at it or not. Raises BadInputError."""
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
         """Let an alias point at a version. Raises BadInputError."""
@@ -140,11 +145,14 @@ class FolderSource:
         }
         return Listing(versions, {name: name for name in entries}, aliases)
 
-    def promote(self, model_id: str, alias: str, version: str) -> None:
-        names = {entry.id for entry in self._entries()}
+    def version(self, model_id: str, version: str) -> Entry:
+        entries = {entry.id: entry for entry in self._entries()}
         for name in (model_id, version):
-            if name not in names:
+            if name not in entries:
                 raise BadInputError(f"{name!r}: no such adapter in {self.root.name}")
+        return entries[version]
+
+    def promote(self, model_id: str, alias: str, version: str) -> None:
         with self._lock():
             aliases = self._aliases()
             aliases.setdefault(model_id, {})[alias] = version
@@ -188,6 +196,8 @@ class FolderSource:
         if weights.is_file():
             if plain(folder.name) != folder.name:
                 raise AdapterFileError("its folder's name is no text")
+            if "@" in folder.name:
+                raise AdapterFileError("its folder's name has an @, which stands before an alias")
             return self._entry(folder, weights)
         if (folder / WHOLE_MODEL).is_file():
             reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
@@ -198,7 +208,8 @@ class FolderSource:
         """An adapter as it was looked at, as long as its files stay the same."""
         seen = _stamp(weights) + _stamp(folder / "adapter.json")
         known = self._known.get(folder)
-        if known is None or known[0] != seen:
+        # What could not be read may be readable now, with the same files.
+        if known is None or known[0] != seen or known[1].problem:
             known = (seen, inspect(folder.name, folder.name, folder))
             self._known[folder] = known
         return known[1]
@@ -257,6 +268,15 @@ class RegistrySource:
             current[model.name] = model.aliases.get(CHAMPION, model.versions[0].version)
         return Listing(versions, current, aliases)
 
+    def version(self, model_id: str, version: str) -> Entry:
+        from dreamfleet.tracking.registry import registered_adapters
+
+        for model in registered_adapters(self.uri, (model_id,)):
+            for own in model.versions:
+                if own.version == version:
+                    return self._entry(own)
+        raise BadInputError(f"{model_id!r}: the registry has no version {version!r} of it")
+
     def promote(self, model_id: str, alias: str, version: str) -> None:
         from dreamfleet.tracking.registry import set_alias
 
@@ -291,7 +311,10 @@ class RegistrySource:
         tags = {key: value for key, value in version.tags.items() if key in ("class_word", "token")}
         about = {**tags, **entry.about}
         key = f"{version.name}#{digest}"  # the same on every node
-        return replace(entry, key=key, about=about, created=version.created, origin=origin)
+        # No stamp: each node copies the file at a time of its own.
+        return replace(
+            entry, key=key, about=about, created=version.created, stamp=(), origin=origin
+        )
 
 
 class Catalogue:
@@ -309,14 +332,23 @@ class Catalogue:
         self._source, self._base_hash, self._max_rank = source, base_hash, max_rank
         self._listing = Listing({}, {}, {})
         self._looking = threading.Lock()
+        self.read = False  # at least once
 
     def refresh(self) -> None:
         """Look again (blocks). One look after the other: an older one never comes out on top."""
         with self._looking:
             self._listing = self._source.read()
+        self.read = True
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
-        """As `Source.promote`, and look again (blocks)."""
+        """As `Source.promote`, and look again (blocks). The alias stays where it is if the version
+        cannot be used here.
+
+        Raises:
+            ApiProblem: 400, it cannot be.
+        """
+        if problem := self._problem(self._source.version(model_id, version)):
+            raise wrong_field("version", f"version {version!r} cannot be used: {problem}")
         self._source.promote(model_id, alias, version)
         self.refresh()
 
@@ -412,6 +444,7 @@ def inspect(model_id: str, version: str, folder: Path) -> Entry:
         created=int(stamp[0] / 1e9),
         about=_adapter_json(folder),
         problem=problem,
+        stamp=file_stamp(weights),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dreamfleet.config import environment
-from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.errors import BadInputError, DreamfleetError, first_line
 from dreamfleet.runtime.progress import Progress
 
 KEY_VARIABLE = "DREAMFLEET_API_KEY"
@@ -66,6 +67,12 @@ def _events(address: str, body: Mapping[str, Any], key: str | None) -> Iterator[
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(error.code, error.read()) from error
+    except http.client.InvalidURL as error:
+        raise BadInputError(
+            f"--url {address}: {first_line(error)}; expected e.g. http://127.0.0.1:8000"
+        ) from error
+    except http.client.HTTPException as error:  # e.g. the service was ended
+        raise DreamfleetError(f"{address}: the answer broke off ({error!r}); ask again") from error
     except OSError as error:
         raise DreamfleetError(
             f"{address} cannot be reached ({error}); is `dreamfleet serve` running there?"

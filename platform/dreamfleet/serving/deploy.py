@@ -124,11 +124,19 @@ def deploy(content: Mapping[str, Any], address: str | None = None) -> str:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):
             return place
-    except (urllib.error.URLError, OSError) as error:
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read().decode("utf-8", "replace").strip()
+        if error.code in (401, 403):
+            said = "~/.ray/auth_token or RAY_AUTH_TOKEN must hold its token"
+        raise DreamfleetError(
+            f"Ray head at {place}: the application was not taken (HTTP {error.code}): "
+            f"{said[-2000:]}"
+        ) from error
+    except OSError as error:
         raise DreamfleetError(
             f"Ray head at {place}: the application was not taken ({first_line(error)}); check the "
-            "address, that the head runs with its dashboard, and that ~/.ray/auth_token or "
-            "RAY_AUTH_TOKEN holds its token"
+            "address, and that the head runs with its dashboard"
         ) from error
 
 

@@ -60,6 +60,8 @@ class Figures:
 
     def text(self, values: Mapping[str, float]) -> bytes:
         """Prometheus's text format; `values` are what engines and queue are at now."""
+        for name in self._gauges.keys() - values.keys():  # not known now, so not as it was
+            self._gauges[name].clear()
         for name, value in values.items():
             if name not in self._gauges:
                 self._gauges[name] = Gauge(name, name.replace("_", " "), ["ingress"], **self._own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from starlette._utils import get_route_path
 from dreamfleet.errors import first_line
 from dreamfleet.serving.keys import KeyFile, Scope
 from dreamfleet.serving.problems import ApiProblem, broken, no_key
+from dreamfleet.serving.settings import LOOPBACK
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,7 +52,7 @@ class Guard:
 
     Args:
         app: behind it.
-        keys: None: everybody may do everything.
+        keys: None: everybody on this machine may do everything.
     """
 
     def __init__(self, app: App, keys: KeyFile | None) -> None:
@@ -72,6 +74,14 @@ class Guard:
 
     def _caller(self, scope: Any) -> Caller:
         if self._keys is None:
+            # A page of another name that was made to point at this machine has no business here.
+            if _host(scope) not in LOOPBACK:
+                raise ApiProblem(
+                    403,
+                    "without keys only requests to 127.0.0.1 or localhost are answered",
+                    "wrong_host",
+                    kind="permission_error",
+                )
             return ANYBODY
         path = get_route_path(scope)  # as the routes see it: without a prefix that Serve adds
         if path in PUBLIC or path.startswith(PUBLIC_BELOW):
@@ -86,6 +96,12 @@ class Guard:
         if found is None:
             raise no_key()
         return Caller(found.id, found.scope)
+
+
+def _host(scope: Any) -> str:
+    """The name that a request was sent to, without its port."""
+    given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return re.sub(r":\d*$", "", given).strip("[]").lower()
 
 
 async def _body(scope: Any, receive: Receive) -> bytes:

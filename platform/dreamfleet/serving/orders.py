@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from dreamfleet.errors import AdapterFileError
 
 PictureFormat = Literal["png", "jpeg", "webp"]
 
@@ -27,6 +30,21 @@ class RegistryFiles:
     run_id: str = ""
 
 
+class AdapterReplaced(AdapterFileError):
+    """An adapter's file is no longer the one that was asked for."""
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from one that takes its place, alike on all nodes that see it: seconds and
+    bytes. Inodes and fractions of seconds differ between mounts.
+
+    Raises:
+        OSError: it is not there.
+    """
+    status = path.stat()
+    return (int(status.st_mtime), status.st_size)
+
+
 @dataclass(frozen=True)
 class AdapterRef:
     """One version of an adapter, and where its file is.
@@ -36,12 +54,14 @@ class AdapterRef:
         key: names its content: another file under the same id has another key.
         location: the adapter's folder or file, a path or URI that every replica can read.
         origin: where a replica gets the files if they are not there.
+        stamp: of the weights file, whose content `key` names; empty: unknown.
     """
 
     id: str
     key: str
     location: str
     origin: RegistryFiles | None = None
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

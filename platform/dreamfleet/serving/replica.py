@@ -18,6 +18,7 @@ from dreamfleet.serving.figures import resident_bytes
 from dreamfleet.serving.orders import (
     Accepted,
     AdapterRef,
+    AdapterReplaced,
     BaseAbout,
     DrawOrder,
     Event,
@@ -25,12 +26,14 @@ from dreamfleet.serving.orders import (
     PictureFormat,
     RegistryFiles,
     StepDone,
+    file_stamp,
 )
 from dreamfleet.serving.scaling import METRIC, Demand
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dreamfleet.bases import Base
     from dreamfleet.engine.engine import Engine
     from dreamfleet.engine.packed_sampling import ImageRequest, Ticket
 
@@ -195,7 +198,7 @@ class EngineReplica(EngineActor):
             if ref.origin is not None and not Path(ref.location).exists():
                 return read_lora_slot(base, _fetched(ref.origin))
             if not is_uri(ref.location):
-                return read_lora_slot(base, ref.location)
+                return _read_whole(base, ref)
             with local_copy(ref.location) as place:
                 return read_lora_slot(base, Path(place))
 
@@ -254,6 +257,25 @@ def _fetched(origin: RegistryFiles) -> Path:
 
     version = RegisteredVersion(origin.name, origin.version, origin.source, {}, 0)
     return fetch_version(origin.uri, version, Path(origin.folder)).parent
+
+
+def _read_whole(base: Base, ref: AdapterRef) -> Any:
+    """The slot of an adapter whose file stays the one that was asked for while it is read.
+
+    Raises:
+        AdapterReplaced: it does not.
+    """
+    from dreamfleet.adapters.files import adapter_path
+    from dreamfleet.adapters.lora_slots import read_lora_slot
+
+    def check() -> None:
+        if ref.stamp and file_stamp(adapter_path(ref.location)) != ref.stamp:
+            raise AdapterReplaced(f"{ref.location}: another file has taken its place")
+
+    check()
+    state = read_lora_slot(base, ref.location)
+    check()
+    return state
 
 
 def _about(engine: Engine) -> BaseAbout:

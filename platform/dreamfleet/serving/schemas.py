@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from dreamfleet.serving.orders import PictureFormat
 
@@ -67,7 +74,7 @@ class ImageGenerationRequest(_Body):
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json",
         description="`b64_json`: the encoded picture itself, in base64; `url`: an address that is "
-        "good for one hour",
+        "good for one hour at most",
     )
     output_format: PictureFormat = Field(
         "png", description="file format of the pictures, unfinished ones too"
@@ -114,6 +121,18 @@ class ImageGenerationRequest(_Body):
         None, description="taken for OpenAI's sake; not used"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, given: Any) -> Any:
+        """OpenAI's client sends null for what its caller passes as None."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in cls.model_fields or name in ("model", "prompt")
+        }
+
     @field_validator("size")
     @classmethod
     def _known_size(cls, size: str) -> str:
@@ -133,7 +152,7 @@ class Picture(BaseModel):
     """One picture; of `b64_json` and `url` the one that was asked for."""
 
     b64_json: str | None = Field(None, description="the encoded picture in base64")
-    url: str | None = Field(None, description="where the picture is, for one hour")
+    url: str | None = Field(None, description="where the picture is, for one hour at most")
     revised_prompt: str | None = Field(None, description="the prompt with token and class in it")
     seed: int = Field(description="draws the same picture again, with `n` 1")
 
@@ -186,7 +205,7 @@ class Completed(_StreamedPicture):
         "image_generation.completed", description="as the event's name"
     )
     b64_json: str | None = Field(None, description="the encoded picture in base64")
-    url: str | None = Field(None, description="where the picture is, for one hour")
+    url: str | None = Field(None, description="where the picture is, for one hour at most")
     model: str = Field(description="adapter id and version that drew, `id@version`")
 
 

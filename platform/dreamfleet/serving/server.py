@@ -18,8 +18,9 @@ from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.runtime.ports import port_problem
 from dreamfleet.runtime.progress import Progress
+from dreamfleet.runtime.room import as_text, bundle
 from dreamfleet.serving.catalogue import FolderSource
-from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, ServeSettings
+from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, LOOPBACK, ServeSettings
 
 if TYPE_CHECKING:
     from dreamfleet.runtime.session import RaySession
@@ -29,7 +30,6 @@ READY_WITHIN_S = 600.0  # a large base from a slow disk
 POLL_S = 0.25
 ANSWER_S = 4.0
 END_S = 3.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_foreground(
@@ -87,12 +87,44 @@ def serve_foreground(
 
 
 def _with_device(settings: ServeSettings, session: RaySession, progress: Progress) -> ServeSettings:
-    """`auto` decided by what this Ray has; an engine on a GPU reserves one."""
+    """`auto` decided by what this Ray has; an engine on a GPU reserves one.
+
+    Raises:
+        BadInputError: a private Ray has no place for so many engines: Serve would wait for ever.
+    """
     from dreamfleet.runtime.devices import choose_device
 
     device = choose_device(RunConfig(device=settings.device), session, progress)
     gpus = settings.gpus_per_replica or (1.0 if device == "cuda" else 0.0)
-    return settings.model_copy(update={"device": device, "gpus_per_replica": gpus})
+    settings = settings.model_copy(update={"device": device, "gpus_per_replica": gpus})
+    _check_room(settings, session, progress)
+    return settings
+
+
+def _check_room(settings: ServeSettings, session: RaySession, progress: Progress) -> None:
+    count, gpus = settings.num_replicas, settings.gpus_per_replica
+    if session.local:
+        if gpus and count > _places(session.num_gpus, gpus):
+            raise BadInputError(
+                f"{count} engines (num_replicas) of {gpus:g} GPU each (gpus_per_replica): this "
+                f"machine has {session.num_gpus:g} GPUs; lower one of them"
+            )
+        return
+    import ray
+
+    each = bundle({"num_cpus": settings.cpus_per_replica, "num_gpus": gpus})
+    there = ray.available_resources()
+    if any(count * wanted > there.get(name, 0.0) for name, wanted in each.items()):
+        progress.warn(
+            f"{count} engines want {as_text(each)} each, free in the cluster are "
+            f"{as_text({name: there.get(name, 0.0) for name in each})}: the service is ready when "
+            "there is room for all (Ctrl-C ends the waiting)"
+        )
+
+
+def _places(num_gpus: float, each: float) -> int:
+    """How many engines find room; parts of one do not lie on two GPUs."""
+    return int(num_gpus) * int(1 / each) if each < 1 else int(num_gpus / each)
 
 
 def _with_room(settings: ServeSettings, cluster: ClusterConfig | None) -> ClusterConfig:

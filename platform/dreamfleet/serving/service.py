@@ -16,7 +16,14 @@ from dreamfleet.errors import AdapterFileError, BadInputError, BaseModelError, f
 from dreamfleet.serving.admission import FairQueue
 from dreamfleet.serving.catalogue import Catalogue, Entry, registered_as
 from dreamfleet.serving.figures import Figures, resident_bytes
-from dreamfleet.serving.orders import BaseAbout, DrawOrder, Event, PictureDone, StepDone
+from dreamfleet.serving.orders import (
+    AdapterReplaced,
+    BaseAbout,
+    DrawOrder,
+    Event,
+    PictureDone,
+    StepDone,
+)
 from dreamfleet.serving.problems import (
     ApiProblem,
     not_ready,
@@ -118,7 +125,7 @@ class ImageService:
         Engines that are there already answer before the first request comes: who asks an ingress
         that took the place of a lost one is not told that it is not ready.
         """
-        await asyncio.to_thread(self.catalogue.refresh)
+        await self._look_again()
         for work in (self._wait_for_engines, self._look_again, self._follow_replicas):
             self._background.append(asyncio.ensure_future(_for_ever(work)))
         await asyncio.wait(self._background[:1], timeout=ANSWER_S)
@@ -144,6 +151,8 @@ class ImageService:
         """What stands in the way of requests; empty: nothing."""
         if self.about is None or self._draining:
             return self.trouble
+        if not self.catalogue.read:
+            return "the adapters cannot be listed yet"
         return "" if self._engines else "no engine is running; one is being started"
 
     def drain(self) -> None:
@@ -170,7 +179,7 @@ class ImageService:
         first = seed_of(body)
         width, height = _sides(body, about)
         order = DrawOrder(
-            prompt=_filled(body.prompt, entries[0]),
+            prompt=_filled(body, entries[0]),
             seeds=tuple(first + index for index in range(body.n)),
             adapters=tuple(refs),
             negative_prompt=body.negative_prompt,
@@ -284,6 +293,11 @@ class ImageService:
         except (asyncio.CancelledError, GeneratorExit):
             self.figures.ended("cancelled")
             raise
+        except AdapterReplaced as error:
+            self.figures.ended("failed")
+            with contextlib.suppress(Exception):  # the next look will do
+                self.catalogue.refresh()
+            raise not_ready(f"{job.model}: its file was replaced just now; ask again", 1) from error
         except AdapterFileError as error:
             self.figures.ended("failed")
             raise _about_adapter(job, error) from error
@@ -380,12 +394,19 @@ def _sides(body: ImageGenerationRequest, about: BaseAbout) -> tuple[int, int]:
     return width, height
 
 
-def _filled(prompt: str, entry: Entry | None) -> str:
-    """A prompt with the adapter's token and class word in it."""
-    if entry is None:
-        return prompt
-    token, class_word = entry.text("token"), entry.text("class_word")
-    return prompt.replace("{token}", token).replace("{class}", class_word)
+def _filled(body: ImageGenerationRequest, entry: Entry | None) -> str:
+    """The prompt with the adapter's token and class word in it."""
+    prompt = body.prompt
+    for placeholder, name in (("{token}", "token"), ("{class}", "class_word")):
+        word = entry.text(name) if entry is not None else ""
+        if placeholder in prompt and not word:
+            raise wrong_field(
+                "prompt",
+                f"prompt: nothing says what {placeholder} is for {body.model[:200]!r}; write the "
+                "word itself",
+            )
+        prompt = prompt.replace(placeholder, word)
+    return prompt
 
 
 def _is_old(event: Event, finished: set[int]) -> bool:

@@ -13,6 +13,7 @@ from dreamfleet.errors import ConfigError
 APP_NAME = "dreamfleet"
 INGRESS, ENGINE = "Ingress", "Engine"
 CPUS_OF_INGRESS = 0.1
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ServeSettings(BaseModel):

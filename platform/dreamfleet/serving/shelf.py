@@ -12,6 +12,7 @@ from dreamfleet.serving.orders import PictureFormat
 
 NAME = re.compile(r"[0-9a-f]{32}\.(png|jpeg|webp)")
 KEPT_S = 3600.0
+PRUNE_EVERY_S = 5.0  # there may be many files
 
 
 class Shelf:
@@ -24,11 +25,14 @@ class Shelf:
 
     def __init__(self, folder: Path, max_bytes: int = 256 * 2**20) -> None:
         self.folder, self.max_bytes = folder, max_bytes
+        self._pruned = float("-inf")
 
     def put(self, picture: bytes, output_format: PictureFormat) -> str:
         """Keep a picture; returns its name."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.prune()
+        if time.monotonic() - self._pruned >= PRUNE_EVERY_S:
+            self._pruned = time.monotonic()
+            self.prune()
         name = f"{secrets.token_hex(16)}.{output_format}"
         part = self.folder / f".{name}.tmp"
         part.write_bytes(picture)

@@ -184,6 +184,28 @@ def test_a_damaged_one_is_refused_alone(folder: Path, content: bytes, reason: st
     assert error.value.status == 503 and reason in own.problems()["bo@bo"]
 
 
+def test_what_could_not_be_read_once_is_looked_at_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(weights: Path) -> object:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dreamfleet.serving.catalogue._header", down)
+        own = catalogue(folder)
+        assert own.usable() == [] and "Stale" in own.problems()["ada@ada"]
+    own.refresh()
+    assert len(own.usable()) == 3
+
+
+def test_a_name_that_reads_as_an_alias_is_a_problem(folder: Path) -> None:
+    (folder / "bo").rename(folder / "bo@fast")
+    own = catalogue(folder)
+    assert [entry.id for entry, _ in own.usable()] == ["ada", "cy"]
+    (problem,) = own.problems().values()
+    assert "@" in problem
+
+
 def test_an_adapter_of_another_base_is_refused(folder: Path) -> None:
     own = catalogue(folder, base_hash="0" * 64)
     assert own.usable() == []

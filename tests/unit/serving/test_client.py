@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,24 @@ def test_query(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         error = ask(*flags, "--prompt", "x", "--output-dir", str(tmp_path)).exception
         assert isinstance(error, kind) and message in str(error)
+
+
+def test_an_answer_that_breaks_off(tmp_path: Path) -> None:
+    """As when the service is ended meanwhile."""
+    cut = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = cut.accept()
+        connection.recv(2**16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\ndata: ")
+        connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    flags = ["--model", "ada", "--prompt", "x", "--output-dir", str(tmp_path)]
+    error = ask("--url", f"http://127.0.0.1:{cut.getsockname()[1]}", *flags).exception
+    assert isinstance(error, DreamfleetError) and "broke off" in str(error)
+    error = ask("--url", "http://127.0.0.1:abc", *flags).exception
+    assert isinstance(error, BadInputError) and "--url" in str(error)
 
 
 def test_launch_draws_the_first_picture_as_a_client(

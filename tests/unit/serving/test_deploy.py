@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from dreamfleet.cli import cli
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 from dreamfleet.runtime.ports import free_port
+from dreamfleet.runtime.session import RaySession
 from dreamfleet.serving import server
 from dreamfleet.serving.command import settings_from_flags
 from dreamfleet.serving.deploy import checked_serve_config, deploy, read_serve_file, serve_file
@@ -147,6 +149,23 @@ def test_what_this_machine_has_not_is_refused_before_ray_starts(
     assert isinstance(ended.exception, BadInputError) and message in str(ended.exception)
 
 
+def test_engines_that_have_no_place_are_refused_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve would wait for them without a word."""
+    import ray
+
+    said: list[str] = []
+    progress: Any = SimpleNamespace(warn=said.append)
+    here, cluster = RaySession(None, 4.0, 2.0), RaySession("host:6379", 4.0, 2.0)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    for count, gpus, fits in ((2, 1.0, True), (3, 1.0, False), (2, 0.6, True), (3, 0.6, False)):
+        settings = ServeSettings(adapters="x", num_replicas=count, gpus_per_replica=gpus)
+        with nullcontext() if fits else pytest.raises(BadInputError, match="2 GPUs"):
+            server._check_room(settings, here, progress)
+    assert said == []
+    server._check_room(settings, cluster, progress)
+    assert len(said) == 1 and "3 engines want 1 CPU, 0.6 GPU each, free in the" in said[0]
+
+
 def test_the_end_waits_for_a_long_picture_no_longer_than_it_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -188,6 +207,8 @@ class _Head(BaseHTTPRequestHandler):
         self.server.taken.append((self.path, self.headers, json.loads(body)))  # type: ignore[attr-defined]
         self.send_response(self.server.status)  # type: ignore[attr-defined]
         self.end_headers()
+        if self.server.status == 400:  # type: ignore[attr-defined]
+            self.wfile.write(b"1 validation error: proxy_location")
 
     def log_message(self, *told: Any) -> None:
         """Nothing."""
@@ -215,6 +236,9 @@ def test_deploy_hands_the_file_and_the_token_over(
     assert headers["Authorization"] == "Bearer secret"
     head.status = 403
     with pytest.raises(DreamfleetError, match="token"):
+        deploy(content, address)
+    head.status = 400
+    with pytest.raises(DreamfleetError, match="HTTP 400.: 1 validation error: proxy_location"):
         deploy(content, address)
     with pytest.raises(BadInputError, match="--ray-address"):
         deploy(content, "127.0.0.1:8265")

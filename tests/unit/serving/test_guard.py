@@ -12,7 +12,9 @@ from dreamfleet.serving.guard import PUBLIC, Guard
 from dreamfleet.serving.keys import KeyFile
 
 
-def asked(keys: KeyFile | None, path: str, *, root: str = "", key: str = "") -> tuple[int, Any]:
+def asked(
+    keys: KeyFile | None, path: str, *, root: str = "", key: str = "", host: str = "localhost:8000"
+) -> tuple[int, Any]:
     """The status, and the caller that the application behind saw."""
     callers: list[Any] = []
     sent: list[Any] = []
@@ -27,7 +29,9 @@ def asked(keys: KeyFile | None, path: str, *, root: str = "", key: str = "") -> 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    headers = [(b"host", host.encode())]
+    if key:
+        headers.append((b"authorization", f"Bearer {key}".encode()))
     scope = {"type": "http", "path": path, "root_path": root, "headers": headers}
     asyncio.run(Guard(behind, keys)(scope, receive, send))
     return sent[0]["status"], callers[0] if callers else None
@@ -56,6 +60,17 @@ def test_public_pages_give_no_right(tmp_path: Path) -> None:
 def test_without_keys_everybody_may(tmp_path: Path) -> None:
     status, caller = asked(None, "/v1/admin/refresh")
     assert status == 200 and caller.may("admin")
+
+
+def test_without_keys_only_this_machines_own_names_are_answered(tmp_path: Path) -> None:
+    """A page whose name was made to point at 127.0.0.1 would be of the same origin."""
+    for host in ("127.0.0.1:8000", "LOCALHOST", "[::1]:8000", "[::1]"):
+        assert asked(None, "/v1/models", host=host)[0] == 200
+    for host in ("evil.example:8000", "127.0.0.1.evil.example", "", "localhost:8000.evil"):
+        assert asked(None, "/", host=host) == (403, None)
+    key = KeyFile(tmp_path / "keys.json").create()[0]
+    status, _ = asked(KeyFile(tmp_path / "keys.json"), "/v1/models", key=key, host="example.org")
+    assert status == 200, "keys decide there"
 
 
 def test_a_damaged_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:

@@ -240,8 +240,16 @@ $("close").addEventListener("click", () => $("shown").close());
 
 // Requests
 
+// The bare base, and adapters without words of their own, are asked with the chosen one's.
+function prompted(model) {
+  const own = state.models.find((one) => one.id === model.split("@")[0]);
+  const prompt = $("prompt").value.trim();
+  if (own?.class_word || !state.chosen.class_word) return prompt;
+  return prompt.replaceAll("{token}", state.chosen.token).replaceAll("{class}", state.chosen.class_word);
+}
+
 function wish(model, seed) {
-  const body = { model, prompt: $("prompt").value.trim() };
+  const body = { model, prompt: prompted(model) };
   if (seed !== null) body.seed = seed;
   const number = (id) => ($(id).value === "" ? null : Number($(id).value));
   if (number("steps") !== null) body.num_inference_steps = number("steps");
