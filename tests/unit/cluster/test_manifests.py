@@ -275,6 +275,11 @@ class TestImage:
         assert all("--constraint constraints.txt" in line for line in installs)
         assert self.arguments("WORKDIR") == [IMAGE_FOLDER]
 
+    def test_has_the_programs_that_others_call_in_it(self) -> None:
+        """KubeRay's probes; `ray up`, and the head's autoscaler, which runs in the container."""
+        (installed,) = [line for line in self.arguments("RUN") if "apt-get install" in line]
+        assert {"wget", "rsync", "openssh-client"} <= set(installed.split())
+
     def test_copies_what_exists_and_what_docker_sees(self) -> None:
         ignored = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
         seen = {line[1:] for line in ignored if line.startswith("!")}
