@@ -162,8 +162,7 @@ def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
         return question(MlflowStore.connect(uri, create=False).client)
     except (Unreachable, MlflowException, OSError) as error:
         place = without_password(uri)
-        reason = plain_reason(error).replace(uri, place)
-        raise BadInputError(f"MLflow at {place}: {reason}") from error
+        raise BadInputError(f"MLflow at {place}: {plain_reason(error, uri)}") from error
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import BadInputError, DreamfleetError
-from dreamfleet.tracking.base import resolve_uri, sqlite_path, ui_command
+from dreamfleet.tracking.base import resolve_uri, sqlite_path, ui_command, without_password
 from dreamfleet.tracking.spool import flush_spool, spool_folder
 from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
 
@@ -164,7 +164,8 @@ def show_runs(
     elif rows := list_runs(tracking_uri, experiment, limit):
         screen.print(runs_table(rows, screen.width))
     else:
-        screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
+        place = without_password(resolve_uri(tracking_uri))
+        screen.print(f"no runs in experiment {experiment!r} at {place}")
         return
     command = ui_command(resolve_uri(tracking_uri))
     screen.print(f"MLflow in a browser: {command}", markup=False, soft_wrap=True)
@@ -270,8 +271,9 @@ def _client(uri: str | None) -> MlflowClient | None:
 def _no_answer(uri: str | None, error: Exception) -> DreamfleetError:
     if isinstance(error, DreamfleetError):
         return error
+    resolved = resolve_uri(uri)
     return DreamfleetError(
-        f"MLflow at {resolve_uri(uri)}: {plain_reason(error)}; "
+        f"MLflow at {without_password(resolved)}: {plain_reason(error, resolved)}; "
         "check --tracking-uri or MLFLOW_TRACKING_URI"
     )
 
