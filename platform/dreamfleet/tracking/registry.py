@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.tracking.base import without_password
-from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, plain_reason
+from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, may_pass, plain_reason
 
 Result = TypeVar("Result")
 RETIRED = "dreamfleet.retired"
@@ -156,13 +156,26 @@ def _download(uri: str, source: str, folder: Path) -> None:
 
 
 def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
+    """The answer; the cause of a BadInputError is Unreachable where there may be one later."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return question(MlflowStore.connect(uri, create=False).client)
+        return _answered(MlflowStore.connect(uri, create=False).client, question)
     except (Unreachable, MlflowException, OSError) as error:
         place = without_password(uri)
         raise BadInputError(f"MLflow at {place}: {plain_reason(error, uri)}") from error
+
+
+def _answered(client: Any, question: Callable[[Any], Result]) -> Result:
+    """A client of an http address has asked nobody yet: the question finds out who is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return question(client)
+    except (MlflowException, OSError) as error:
+        if may_pass(error):
+            raise Unreachable(str(error)) from error
+        raise
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:

@@ -122,7 +122,7 @@ class MlflowStore:
         except (Unreachable, Refused):
             raise
         except Exception as error:
-            kind = Unreachable if _may_pass(error) else Refused
+            kind = Unreachable if may_pass(error) else Refused
             raise kind(plain_reason(error, self.uri)) from error
 
     # One method per kind of record
@@ -408,7 +408,8 @@ def calm_loggers() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Whether MLflow may answer otherwise later."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
