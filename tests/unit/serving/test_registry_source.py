@@ -13,7 +13,7 @@ import pytest
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.runtime.ports import free_port
-from dreamfleet.serving.catalogue import Catalogue, RegistrySource
+from dreamfleet.serving.catalogue import WEIGHTS_NAME, Catalogue, RegistrySource
 from dreamfleet.serving.orders import DrawOrder
 from dreamfleet.tracking import registry
 from dreamfleet.tracking.registry import RegisteredAdapter, RegisteredVersion
@@ -61,17 +61,34 @@ def test_another_registry_does_not_serve_what_the_first_one_had(
     assert len({own.key for own in (first, other, anew)}) == 3
 
 
-def test_what_holds_no_adapter_is_copied_once(
+def test_what_holds_no_adapter_is_asked_about_once_and_never_copied(
     tmp_path: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source := tmp_path / "classifier").mkdir()
+    (source := tmp_path / "classifier" / "data").mkdir(parents=True)
     (source / "model.bin").write_bytes(b"x")
-    holding(monkeypatch, source)
+    (source / f"{WEIGHTS_NAME}.index").write_bytes(b"x")
+    holding(monkeypatch, source.parent)
+    asked: list[str] = []
+    look = registry._holds_weights
+    monkeypatch.setattr(
+        registry, "_holds_weights", lambda uri, source: asked.append(source) or look(uri, source)
+    )
     catalogue = looked(tmp_path / "cache")
     for _ in range(3):
         catalogue.refresh()
-    assert len(copied) == 1 and "only LoRA" in catalogue.problems()["my dog@1"]
-    assert not list((tmp_path / "cache").rglob("model.bin"))
+    assert len(asked) == 1 and "only LoRA" in catalogue.problems()["my dog@1"]
+    assert copied == [] and not list((tmp_path / "cache").rglob("model.bin"))
+
+
+def test_an_adapter_is_found_below_other_files(
+    adapters: Path, tmp_path: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's flavour puts the adapter into a folder of its own."""
+    (source := tmp_path / "model").mkdir()
+    (source / "MLmodel").write_text("flavors: {}")
+    shutil.copytree(adapters / "ada", source / "a" / "adapter_weights")
+    holding(monkeypatch, source)
+    assert looked(tmp_path / "cache").resolve("my dog").id == "my dog" and len(copied) == 1
 
 
 def test_an_engine_on_another_node_fetches_it_itself(
