@@ -407,6 +407,16 @@ class TestRuns:
         assert (code, "no runs" in out) == (0, True)
         assert not (fleet_home / "mlflow.db").exists()
 
+    def test_the_experiment_is_that_of_the_environment(
+        self, capsys: Captured, fleet_home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where runs are recorded; a flag wins."""
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+        assert "in experiment 'team'" in run(capsys, "runs")[1]
+        assert "in experiment 'own'" in run(capsys, "runs", "--tracking-experiment", "own")[1]
+        for command in ("runs", "compare"):
+            assert "in experiment 'team'" in run(capsys, command, "feed", "beef")[2]
+
     def test_a_run_that_is_not_there(self, capsys: Captured, fleet_home: Path) -> None:
         code, _, err = run(capsys, "runs", "abc", "def")
         assert (code, "'abc'" in err) == (2, True)
