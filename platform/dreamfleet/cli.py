@@ -718,7 +718,7 @@ def serve(
     """
     if context.invoked_subcommand is not None:
         return
-    from dreamfleet.config import ClusterConfig
+    from dreamfleet.config import ClusterConfig, TrackingConfig
     from dreamfleet.runtime.progress import ConsoleProgress
     from dreamfleet.serving.command import settings_from_flags
     from dreamfleet.serving.recording import recorder
@@ -726,13 +726,14 @@ def serve(
 
     settings = settings_from_flags({**given, "auth": not no_auth})
     progress = ConsoleProgress()
+    recorded = TrackingConfig(uri=given["tracking_uri"])
     serve_foreground(
         settings,
         host=host,
         port=port,
         cluster=ClusterConfig(ray_address=ray_address),
         progress=progress,
-        on_ready=[recorder(settings, given["tracking_uri"], progress.warn)] if tracking else [],
+        on_ready=[recorder(settings, recorded, progress.warn)] if tracking else [],
     )
 
 

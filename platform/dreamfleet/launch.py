@@ -295,7 +295,7 @@ def _recorders(config: RunConfig, served: ServeSettings, progress: Progress) -> 
         return []
     from dreamfleet.serving.recording import recorder
 
-    return [recorder(served, config.tracking.uri, progress.warn)]
+    return [recorder(served, config.tracking, progress.warn)]
 
 
 def _open(path: Path) -> None:
