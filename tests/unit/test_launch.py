@@ -53,7 +53,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, fleet_home: Path, tmp_path: Path) -
 
 def launched(once: bool = False) -> tuple[list[str], list[str], DreamfleetError | None]:
     """Results, warnings, and what it ended with."""
-    lines, told, ended = [], Told(), None
+    lines, told, ended = list[str](), Told(), None
     config = RunConfig.model_validate({"tracking": {"enabled": False}})
     settings = LaunchSettings(port=0, show=False, once=once)
     try:

@@ -70,9 +70,12 @@ def test_what_holds_no_adapter_is_asked_about_once_and_never_copied(
     holding(monkeypatch, source.parent)
     asked: list[str] = []
     look = registry._holds_weights
-    monkeypatch.setattr(
-        registry, "_holds_weights", lambda uri, source: asked.append(source) or look(uri, source)
-    )
+
+    def noted(uri: str, source: str) -> bool:
+        asked.append(source)
+        return look(uri, source)
+
+    monkeypatch.setattr(registry, "_holds_weights", noted)
     catalogue = looked(tmp_path / "cache")
     for _ in range(3):
         catalogue.refresh()
