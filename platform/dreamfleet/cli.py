@@ -110,6 +110,15 @@ def config_option(command: Command) -> Command:
     )(command)
 
 
+def experiment_option(command: Command) -> Command:
+    return click.option(
+        "--tracking-experiment",
+        "experiment",
+        metavar="TEXT",
+        help="Default: MLFLOW_EXPERIMENT_NAME, else dreamfleet.",
+    )(command)
+
+
 @cli.command(cls=ConfigCommand, context_settings=CONTEXT)
 @click.argument("photos", nargs=-1)
 @config_option
@@ -460,9 +469,9 @@ def benchmark(
 @cli.command(context_settings=CONTEXT)
 @click.argument("places", nargs=-1, metavar="A B [C …]")
 @click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
-@click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
+@experiment_option
 @debug_option
-def compare(places: tuple[str, ...], tracking_uri: str | None, experiment: str) -> None:
+def compare(places: tuple[str, ...], tracking_uri: str | None, experiment: str | None) -> None:
     """Paired differences of A minus each of the others, over the subjects that they share.
 
     Each is an output folder of evaluate, benchmark or personalize, or an MLflow run id.
@@ -556,12 +565,16 @@ def import_command(file: str, base_model: str, output_dir: str) -> None:
 @cli.command(context_settings=CONTEXT)
 @click.argument("run_ids", nargs=-1, metavar="[RUN RUN]")
 @click.option("--tracking-uri", metavar="URI", help="Default: as for personalize.")
-@click.option("--tracking-experiment", "experiment", default="dreamfleet", show_default=True)
+@experiment_option
 @click.option("--limit", default=20, type=click.IntRange(1, 10_000), show_default=True)
 @click.option("--flush", is_flag=True, help="First send what a tracking server did not take.")
 @debug_option
 def runs(
-    run_ids: tuple[str, ...], tracking_uri: str | None, experiment: str, limit: int, flush: bool
+    run_ids: tuple[str, ...],
+    tracking_uri: str | None,
+    experiment: str | None,
+    limit: int,
+    flush: bool,
 ) -> None:
     """List recorded runs; give two to compare them, each by its id, a unique beginning of it, or
     the folder of an adapter that it made."""
@@ -705,7 +718,7 @@ def serve(
     """
     if context.invoked_subcommand is not None:
         return
-    from dreamfleet.config import ClusterConfig
+    from dreamfleet.config import ClusterConfig, TrackingConfig
     from dreamfleet.runtime.progress import ConsoleProgress
     from dreamfleet.serving.command import settings_from_flags
     from dreamfleet.serving.recording import recorder
@@ -713,13 +726,14 @@ def serve(
 
     settings = settings_from_flags({**given, "auth": not no_auth})
     progress = ConsoleProgress()
+    recorded = TrackingConfig(uri=given["tracking_uri"])
     serve_foreground(
         settings,
         host=host,
         port=port,
         cluster=ClusterConfig(ray_address=ray_address),
         progress=progress,
-        on_ready=[recorder(settings, given["tracking_uri"], progress.warn)] if tracking else [],
+        on_ready=[recorder(settings, recorded, progress.warn)] if tracking else [],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -179,7 +181,7 @@ def _tracking(given: str | None) -> Finding:
     except DreamfleetError as error:
         return Finding("tracking", "problem", str(error))
     uri = resolve_uri(given)
-    if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
+    if uri.lower().startswith(("http://", "https://")):
         return _tracking_server(uri)
     if sqlite_path(uri) is not None or "://" not in uri:
         return Finding("tracking", "ok", f"MLflow at {uri}")
@@ -191,15 +193,30 @@ def _tracking_server(uri: str) -> Finding:
 
     place = without_password(uri)
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=SERVER_TIMEOUT_S) as reply:
+        with urllib.request.urlopen(_health_request(uri), timeout=SERVER_TIMEOUT_S) as reply:
             return Finding("tracking", "ok", f"{place} answers ({reply.status})")
     except urllib.error.HTTPError as error:
         text = f"{place} answers {error.code}; check address, allowed hosts and credentials"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         text = f"{place} cannot be reached ({error})"
     return Finding(
         "tracking", "problem", f"{text}; training would go on and keep its records on disk"
     )
+
+
+def _health_request(uri: str) -> urllib.request.Request:
+    """As MLflow would ask: urllib takes `me:secret@` for a part of the host's name, which it shows.
+
+    The password goes to this server alone, not on to one that it points to.
+    """
+    scheme, _, rest = uri.rstrip("/").partition("://")
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    request = urllib.request.Request(f"{scheme}://{host}{slash}{path}/health")
+    if ":" in user:
+        word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {word}")
+    return request
 
 
 def _embedded_base() -> Finding:

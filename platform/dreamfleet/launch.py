@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import RunConfig
-from dreamfleet.errors import BadInputError, DreamfleetError
+from dreamfleet.errors import BadInputError, DreamfleetError, first_line
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder
 
@@ -76,18 +76,21 @@ def launch(
 
     Raises:
         BadInputError: something given cannot be used; named, before anything starts where possible.
-        DreamfleetError: no subject was finished, or the service did not start.
+        DreamfleetError: no subject was finished, the service did not start, or the picture failed.
     """
     from dreamfleet.runtime.ports import free_port
     from dreamfleet.serving.server import check_port, serve_foreground
 
+    _check_servable(config, settings)
     check_port(settings.host, settings.port or free_port(settings.host))  # not after an hour
     told = progress or SilentProgress()
     made = make_adapters(config, settings, say, told)
     # Any free one: free now, whatever happened while the adapters were made.
     settings = replace(settings, port=settings.port or free_port(settings.host))
     served = _serve_settings(config, made.source)
-    first = _FirstPicture(settings, made, say)  # its key is forgotten below, whatever comes
+    first = _FirstPicture(
+        settings, made, say, told.warn
+    )  # its key is forgotten below, whatever comes
     try:
         serve_foreground(
             served,
@@ -104,12 +107,50 @@ def launch(
     return made
 
 
+def _check_servable(config: RunConfig, settings: LaunchSettings) -> None:
+    """Refuse what can be made and not be served, before it is made.
+
+    Raises:
+        BadInputError: naming it.
+    """
+    from dreamfleet.serving.schemas import MAX_PROMPT_CHARS
+    from dreamfleet.serving.settings import ServeSettings
+
+    if config.train.mode == "full":
+        raise BadInputError(
+            "train.mode = 'full': only LoRA adapters share a base and are served; leave it out, or "
+            "use `dreamfleet personalize` and `dreamfleet generate`"
+        )
+    rank, most = _largest_rank(config), ServeSettings.model_fields["max_rank"].default
+    if rank > most:
+        raise BadInputError(
+            f"train.rank, space.rank: up to {rank}, and `launch` serves up to {most}; give smaller "
+            "ones, or use `dreamfleet personalize` or `tune`, and a Serve file with max_rank"
+        )
+    if len(settings.prompt or "") > MAX_PROMPT_CHARS:
+        raise BadInputError(
+            f"--prompt: {len(settings.prompt or '')} characters; expected at most "
+            f"{MAX_PROMPT_CHARS}"
+        )
+
+
+def _largest_rank(config: RunConfig) -> int:
+    """Of all adapters that may be made; the bases' own ranks are small."""
+    own = config.train.rank or 1
+    if not _is_searched(config):
+        return own
+    return max(own, *(config.space.rank or [2 * own]))  # as `tuning.space` searches
+
+
+def _is_searched(config: RunConfig) -> bool:
+    return bool(config.tune.model_fields_set or config.space.model_fields_set)
+
+
 def make_adapters(
     config: RunConfig, settings: LaunchSettings, say: Callable[[str], Any], progress: Progress
 ) -> Made:
     """Prepare, then train the recipe as it is or search it, and register."""
-    searched = config.tune.model_fields_set or config.space.model_fields_set
-    make = _tuned if searched else _trained
+    make = _tuned if _is_searched(config) else _trained
     return make(config, settings, say, progress)
 
 
@@ -166,12 +207,22 @@ def _tuned(
 
 
 class _FirstPicture:
-    """Asks the service for a picture, as any client would, in a thread of its own."""
+    """Asks the service for a picture, as any client would, in a thread of its own.
 
-    def __init__(self, settings: LaunchSettings, made: Made, say: Callable[[str], Any]) -> None:
+    Args:
+        warn: is told at once why there is no picture, where the service goes on.
+    """
+
+    def __init__(
+        self,
+        settings: LaunchSettings,
+        made: Made,
+        say: Callable[[str], Any],
+        warn: Callable[[str], Any],
+    ) -> None:
         from dreamfleet.serving.keys import KeyFile
 
-        self._settings, self._made, self._say = settings, made, say
+        self._settings, self._made, self._say, self._warn = settings, made, say, warn
         self._keys = KeyFile()
         self._key, self._entry = self._keys.create(name=KEY_NAME)
         self.done = threading.Event()
@@ -187,30 +238,42 @@ class _FirstPicture:
         self._keys.revoke(self._entry.id)
 
     def _draw(self) -> None:
-        from dreamfleet.serving.client import query
-
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{settings.port}"
-        wish = {"model": self._made.model, "prompt": settings.prompt or PROMPT, "seed": 0}
         try:
-            ((_, picture),) = query(address, wish, key=self._key, progress=SilentProgress())
-            path = self._made.folder / PICTURE
-            path.write_bytes(picture)
-            self._say(f"picture   {path}")
             if not settings.once:
                 self._say(f"studio    {address}/")
                 self._say(f"API key   {self._key}  (good until this ends)")
+            path = self._drawn(address)
+            self._say(f"picture   {path}")
             if settings.show:
                 _open(path)
         except DreamfleetError as error:
             self.error = error
-        except OSError as error:
-            self.error = DreamfleetError(
-                f"{self._made.folder}: cannot be written ({error.strerror})"
-            )
+        except Exception as error:  # the thread's own end would tell nobody
+            text = f"{type(error).__name__}: {first_line(error)} (unexpected)"
+            self.error = DreamfleetError(text)
         finally:
             self.done.set()
+        if self.error is not None and not settings.once:
+            self._warn(f"no first picture: {self.error}")
+
+    def _drawn(self, address: str) -> Path:
+        """The file with the picture."""
+        from dreamfleet.serving.client import query
+
+        prompt = self._settings.prompt or PROMPT
+        wish = {"model": self._made.model, "prompt": prompt, "seed": 0}
+        ((_, picture),) = query(address, wish, key=self._key, progress=SilentProgress())
+        path = self._made.folder / PICTURE
+        try:
+            path.write_bytes(picture)
+        except OSError as error:
+            raise DreamfleetError(
+                f"{self._made.folder}: cannot be written ({error.strerror})"
+            ) from error
+        return path
 
 
 def _serve_settings(config: RunConfig, source: Mapping[str, Any]) -> ServeSettings:
@@ -232,7 +295,7 @@ def _recorders(config: RunConfig, served: ServeSettings, progress: Progress) -> 
         return []
     from dreamfleet.serving.recording import recorder
 
-    return [recorder(served, config.tracking.uri, progress.warn)]
+    return [recorder(served, config.tracking, progress.warn)]
 
 
 def _open(path: Path) -> None:

@@ -26,6 +26,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from dreamfleet.config import TrackingConfig
 from dreamfleet.runtime.ports import free_port
 from dreamfleet.serving.keys import KeyFile
 from dreamfleet.serving.settings import ServeSettings
@@ -242,7 +243,8 @@ def test_a_deployment_is_a_run_with_its_versions_and_figures(
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowStore.connect(uri).client
-    record = Recorder(Remote(service.handle), service.settings, uri, print)
+    tracking = TrackingConfig(uri=uri)
+    record = Recorder(Remote(service.handle), service.settings, tracking, print)
     run_id = record.run.wait_for_id(ANSWER_S)
     assert run_id is not None
     record.start()

@@ -333,11 +333,14 @@ def _fail_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_was_away_gets_everything_once_it_is_there(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     _fail_fast(monkeypatch)
     port, spool, lines = free_port("127.0.0.1"), tmp_path / "spool", list[str]()
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://me:secret@127.0.0.1:{port}"
     tracker = open_tracker(TrackingConfig(uri=uri), spool, lines.append)
     run = tracker.start_run("biscuit", {"a": 1}, TAGS)
     run.log_metrics({"loss": 0.5}, 3)
@@ -358,6 +361,7 @@ def test_a_server_that_was_away_gets_everything_once_it_is_there(
         (late,) = registered_adapters(uri, ["late"])  # behind a server named nowhere else
         weights = fetch_version(uri, late.versions[0], tmp_path / "fetched")
         assert weights.read_bytes() == (adapter / weights.name).read_bytes()
+    assert "secret" not in "".join((*lines, *capfd.readouterr()))
 
 
 class _server:  # noqa: N801  used as a function

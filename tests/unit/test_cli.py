@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -404,6 +407,16 @@ class TestRuns:
         assert (code, "no runs" in out) == (0, True)
         assert not (fleet_home / "mlflow.db").exists()
 
+    def test_the_experiment_is_that_of_the_environment(
+        self, capsys: Captured, fleet_home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where runs are recorded; a flag wins."""
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+        assert "in experiment 'team'" in run(capsys, "runs")[1]
+        assert "in experiment 'own'" in run(capsys, "runs", "--tracking-experiment", "own")[1]
+        for command in ("runs", "compare"):
+            assert "in experiment 'team'" in run(capsys, command, "feed", "beef")[2]
+
     def test_a_run_that_is_not_there(self, capsys: Captured, fleet_home: Path) -> None:
         code, _, err = run(capsys, "runs", "abc", "def")
         assert (code, "'abc'" in err) == (2, True)
@@ -446,6 +459,32 @@ class TestDoctor:
         assert findings["tracking"].mark == "problem"
         assert "127.0.0.1:9 cannot be reached" in findings["tracking"].text
         assert "secret" not in findings["tracking"].text
+        for uri in ("http://me:secret@127.0.0.1", "http://me:se:cret@127.0.0.1:port", "http://["):
+            finding = doctor._tracking(uri)
+            assert finding.mark == "problem" and "cannot be reached" in finding.text
+            assert "cret" not in finding.text
+
+    def test_a_server_that_asks_for_a_password(self) -> None:
+        """It is told to this server alone, not to one that it points to."""
+        asked: list[tuple[str, str | None]] = []
+
+        class Guarded(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers.get("Authorization")))
+                self.send_response(302 if self.path == "/mlflow/health" else 200)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            place = f"127.0.0.1:{server.server_address[1]}/mlflow"
+            finding = doctor._tracking(f"http://me:s%40cret@{place}/")
+            server.shutdown()
+        assert (finding.mark, finding.text) == ("ok", f"http://me@{place}/ answers (200)")
+        word = base64.b64encode(b"me:s@cret").decode()
+        assert asked == [("/mlflow/health", f"Basic {word}"), ("/elsewhere", None)]
 
     def test_addresses_of_other_kinds(self) -> None:
         """A misspelt one is a problem; a database is not asked, and its password not shown."""

@@ -36,7 +36,7 @@ class Compared:
 
 
 def compare(
-    places: Sequence[str], *, tracking_uri: str | None = None, experiment: str = "dreamfleet"
+    places: Sequence[str], *, tracking_uri: str | None = None, experiment: str | None = None
 ) -> tuple[list[Compared], list[dict[str, Any]]]:
     """The first against each of the others, figure by figure, paired by subject.
 
@@ -106,7 +106,7 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 1e-3 else f"{value:.3f}"
 
 
-def _read(place: str, tracking_uri: str | None, experiment: str) -> Compared:
+def _read(place: str, tracking_uri: str | None, experiment: str | None) -> Compared:
     folder = Path(place).expanduser()
     if folder.exists():
         return _read_folder(folder, folder.name or place, str(folder))
@@ -127,7 +127,7 @@ def _read_folder(folder: Path, name: str, origin: str) -> Compared:
     raise BadInputError(f"{origin}: neither {SUMMARY} nor {ADAPTER_JSON} in it; {EXPECTED}")
 
 
-def _read_run(run_id: str, tracking_uri: str | None, experiment: str) -> Compared:
+def _read_run(run_id: str, tracking_uri: str | None, experiment: str | None) -> Compared:
     """What the run keeps of the folder that it recorded: its own metrics are losses, too, and do
     not say how they were measured.
     """

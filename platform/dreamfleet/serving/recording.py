@@ -27,11 +27,14 @@ log = logging.getLogger("dreamfleet.serving")
 EVERY_S = 15.0
 ANSWER_S = 10.0
 END_S = 4.0  # in all
+GONE = "no longer"  # value of the tag of an adapter that was served; tags cannot be deleted
+TAGGED = 100  # adapters; more are counted only
 # Settings that are not recorded: places, passwords.
 PRIVATE = {"keys_file", "registry", "tracking_uri"}
 KEPT = (
     "requests_success",
     "requests_refused",
+    "requests_invalid",
     "requests_failed",
     "requests_cancelled",
     "requests_retried",
@@ -89,16 +92,18 @@ class Here:
         return self._service.sampled.take()
 
     def versions(self) -> dict[str, dict[str, str]]:
+        if self._service.about is None:
+            raise LookupError("which adapters suit the base is known once an engine has loaded it")
         return self._service.versions()
 
 
 def recorder(
-    settings: ServeSettings, tracking_uri: str | None, notify: Callable[[str], None]
+    settings: ServeSettings, tracking: TrackingConfig, notify: Callable[[str], None]
 ) -> Callable[[Any], Callable[[], None]]:
     """For `serve_foreground`: begins the run when the service is ready, ends it with it."""
 
     def begin(handle: Any) -> Callable[[], None]:
-        record = Recorder(Remote(handle), settings, tracking_uri, notify)
+        record = Recorder(Remote(handle), settings, tracking, notify)
         record.start()
         return record.end
 
@@ -116,7 +121,7 @@ async def recorded(service: ImageService, settings: ServeSettings) -> AsyncItera
     watched = Here(service, asyncio.get_running_loop())
     try:
         record = await asyncio.to_thread(
-            Recorder, watched, settings, settings.tracking_uri, log.warning
+            Recorder, watched, settings, TrackingConfig(uri=settings.tracking_uri), log.warning
         )
     except Exception as error:  # pictures matter more than their record
         place = without_password(settings.tracking_uri)
@@ -159,7 +164,7 @@ class Recorder:
     Args:
         watched: whose figures, samples and versions.
         settings: of the application; they become the run's parameters.
-        tracking_uri: None: the default store.
+        tracking: store and experiment.
         notify: where a line goes when MLflow is down.
     """
 
@@ -167,18 +172,19 @@ class Recorder:
         self,
         watched: Watched,
         settings: ServeSettings,
-        tracking_uri: str | None,
+        tracking: TrackingConfig,
         notify: Callable[[str], None],
     ) -> None:
         from dreamfleet.tracking import open_tracker
 
         self._watched = watched
-        self._tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
-        name = f"serve {datetime.now(UTC):%Y-%m-%d %H:%M}"
-        tags = {"dreamfleet.kind": "deployment", **self._versions()}
+        self._tracker = open_tracker(tracking, notify=notify)
         self.run = self._tracker.start_run(
-            name, params=settings.model_dump(mode="json", exclude=PRIVATE), tags=tags
+            f"serve {datetime.now(UTC):%Y-%m-%d %H:%M}",
+            params=settings.model_dump(mode="json", exclude=PRIVATE),
+            tags={"dreamfleet.kind": "deployment"},
         )
+        self._tags: dict[str, str] = {}  # of versions, as they were last told
         self._wanted = settings.sample_images
         self._step = 0
         self._ending = threading.Event()
@@ -197,11 +203,13 @@ class Recorder:
         self._tracker.close(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
+        self._tell_versions()
         while not self._ending.wait(EVERY_S):
             self._note()
         self._note()
 
     def _note(self) -> None:
+        self._tell_versions()
         with contextlib.suppress(Exception):  # a busy or ending service is asked again later
             figures = self._watched.snapshot()
             self._step += 1
@@ -211,12 +219,16 @@ class Recorder:
                 for prompt, picture in self._watched.take_samples():
                     self.run.log_grid([(prompt, picture)], "served", self._step)
 
-    def _versions(self) -> dict[str, str]:
-        """Versions as tags, as links where they are registered; many adapters are counted only."""
+    def _tell_versions(self) -> None:
+        """Versions as tags, as links where they are registered; adapters come and go."""
         with contextlib.suppress(Exception):
-            found = self._watched.versions()
-            tags = {"dreamfleet.adapters": str(len(found))}
-            for name, about in list(found.items())[:100]:
-                tags[f"dreamfleet.serves.{name}"] = about["registered"] or about["version"]
-            return tags
-        return {}
+            serves = {
+                f"dreamfleet.serves.{name}": about["registered"] or about["version"]
+                for name, about in self._watched.versions().items()
+            }
+            shown = [*list(serves)[:TAGGED], *self._tags]
+            tags = {tag: serves.get(tag, GONE) for tag in shown}
+            tags["dreamfleet.adapters"] = str(len(serves))
+            if changed := dict(tags.items() - self._tags.items()):
+                self.run.set_tags(changed)
+            self._tags = tags

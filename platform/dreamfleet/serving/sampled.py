@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
-KEPT = 16
-
 
 class Sampled:
-    """The latest sampled pictures, until they are taken.
+    """The sampled pictures of the last minute, until they are taken.
 
     Args:
         a_minute: how many are sampled; 0: none.
@@ -18,7 +16,7 @@ class Sampled:
     def __init__(self, a_minute: int) -> None:
         self._pause_s = 60.0 / a_minute if a_minute else None
         self._next = 0.0
-        self._kept: deque[tuple[str, bytes]] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[str, bytes]] = deque(maxlen=a_minute)
 
     def offer(self, prompt: str, picture: bytes) -> None:
         """A picture that was served; kept if it is time for one."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dreamfleet.config import dreamfleet_home, environment
+from dreamfleet.config import TrackingConfig, dreamfleet_home, environment
 from dreamfleet.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -223,6 +223,12 @@ def resolve_uri(given: str | None = None) -> str:
         return f"sqlite:///{dreamfleet_home().expanduser().absolute() / 'mlflow.db'}"
     database = sqlite_path(uri)
     return f"sqlite:///{database}" if database is not None else uri
+
+
+def resolve_experiment(given: str | None = None) -> str:
+    """`given`, else MLFLOW_EXPERIMENT_NAME, else the default of `tracking.experiment`."""
+    default = TrackingConfig.model_fields["experiment"].default
+    return given or environment("MLFLOW_EXPERIMENT_NAME") or str(default)
 
 
 def check_uri(given: str | None) -> None:

@@ -33,6 +33,7 @@ Record = dict[str, Any]
 HEADER, RECORDS, SENT, FILES, REJECTED, LOCK = (
     "run.json", "ops.jsonl", "sent", "files", "rejected.jsonl", ".lock",
 )  # fmt: skip
+PRIVATE = 0o700
 ROWS_PER_RECORD = 900  # MLflow takes 1000 in one call
 ROWS_AGE_S = 5.0
 # Larger files that cannot be linked are read from where they lie when they are sent, instead of
@@ -63,7 +64,10 @@ class Journal:
     def begin(cls, spool: Path, handle: RunHandle) -> Journal:
         """A new, locked journal; OSError when the spool cannot be written."""
         folder = spool / f"{handle.key}-{secrets.token_hex(4)}"
-        (folder / FILES).mkdir(parents=True)
+        # Its owner's alone, whoever made the spool: run.json holds the address, maybe a password.
+        spool.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE)
+        (folder / FILES).mkdir()
         journal = cls(folder, handle, _take_lock(folder))
         journal._write_header()
         return journal

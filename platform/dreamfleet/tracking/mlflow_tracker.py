@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import TrackingConfig, environment
+from dreamfleet.config import TrackingConfig
 from dreamfleet.errors import BadInputError
 from dreamfleet.tracking.base import (
     CANDIDATE,
@@ -22,6 +22,7 @@ from dreamfleet.tracking.base import (
     Status,
     Tracker,
     flatten,
+    resolve_experiment,
     resolve_uri,
 )
 from dreamfleet.tracking.images import grid, png_bytes
@@ -237,9 +238,8 @@ def open_tracker(
     """
     if not config.enabled:
         return NullTracker()
-    experiment = config.experiment
-    if "experiment" not in config.model_fields_set:
-        experiment = environment("MLFLOW_EXPERIMENT_NAME") or experiment
+    given = config.experiment if "experiment" in config.model_fields_set else None
+    experiment = resolve_experiment(given)
     return MlflowTracker(resolve_uri(config.uri), experiment, spool, notify=notify)
 
 

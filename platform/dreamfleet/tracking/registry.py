@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from dreamfleet.errors import BadInputError
 from dreamfleet.tracking.base import without_password
-from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, plain_reason
+from dreamfleet.tracking.store import WEIGHTS, MlflowStore, Unreachable, may_pass, plain_reason
 
 Result = TypeVar("Result")
 RETIRED = "dreamfleet.retired"
@@ -82,7 +81,10 @@ def registered_adapters(uri: str, names: Sequence[str] = ()) -> list[RegisteredA
 
 
 def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
-    """Copy a version's files to `folder`, if they are not there; returns the weights file.
+    """Copy an adapter's files to `folder`, if they are not there; returns the weights file.
+
+    Of other models, which may have gigabytes, nothing is copied. `folder` stays empty then, so that
+    they are not asked about again: versions never change.
 
     Raises:
         BadInputError: it cannot be copied, or holds no adapter.
@@ -92,15 +94,12 @@ def fetch_version(uri: str, version: RegisteredVersion, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
             place = Path(part) / "files"
             place.mkdir()
-            _asked(uri, lambda client: _download(uri, version.source, place))
+            if _asked(uri, lambda client: _holds_weights(uri, version.source)):
+                _asked(uri, lambda client: _download(uri, version.source, place))
             with suppress(OSError):  # another process was first
                 place.rename(folder)
     found = next(iter(sorted(folder.rglob(WEIGHTS))), None)
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(
-            exist_ok=True
-        )  # so it is not copied again at every look: versions never change
         raise BadInputError(
             f"model {version.name} version {version.version}: holds no {WEIGHTS}; only LoRA "
             "adapters are served"
@@ -148,6 +147,21 @@ def retire(uri: str, name: str) -> None:
     _asked(uri, lambda client: client.set_registered_model_tag(name, RETIRED, "true"))
 
 
+def _holds_weights(uri: str, source: str) -> bool:
+    """Whether a LoRA's file is there, at any depth; only names are asked for."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    files = get_artifact_repository(source, tracking_uri=uri)
+    folders: list[str | None] = [None]
+    while folders:
+        for item in files.list_artifacts(folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            elif PurePosixPath(item.path).name == WEIGHTS:
+                return True
+    return False
+
+
 def _download(uri: str, source: str, folder: Path) -> None:
     """Sources mlflow-artifacts:/… mean nothing without the server's address."""
     from mlflow.artifacts import download_artifacts
@@ -156,14 +170,26 @@ def _download(uri: str, source: str, folder: Path) -> None:
 
 
 def _asked(uri: str, question: Callable[[Any], Result]) -> Result:
+    """The answer; the cause of a BadInputError is Unreachable where there may be one later."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return question(MlflowStore.connect(uri, create=False).client)
+        return _answered(MlflowStore.connect(uri, create=False).client, question)
     except (Unreachable, MlflowException, OSError) as error:
         place = without_password(uri)
-        reason = plain_reason(error).replace(uri, place)
-        raise BadInputError(f"MLflow at {place}: {reason}") from error
+        raise BadInputError(f"MLflow at {place}: {plain_reason(error, uri)}") from error
+
+
+def _answered(client: Any, question: Callable[[Any], Result]) -> Result:
+    """A client of an http address has asked nobody yet: the question finds out who is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return question(client)
+    except (MlflowException, OSError) as error:
+        if may_pass(error):
+            raise Unreachable(str(error)) from error
+        raise
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:

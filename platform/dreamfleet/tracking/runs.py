@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamfleet.errors import BadInputError, DreamfleetError
-from dreamfleet.tracking.base import resolve_uri, sqlite_path, ui_command
+from dreamfleet.tracking.base import (
+    resolve_experiment,
+    resolve_uri,
+    sqlite_path,
+    ui_command,
+    without_password,
+)
 from dreamfleet.tracking.spool import flush_spool, spool_folder
 from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
 
@@ -79,9 +85,12 @@ class Comparison:
 
 
 def list_runs(
-    uri: str | None = None, experiment: str = "dreamfleet", limit: int = 20
+    uri: str | None = None, experiment: str | None = None, limit: int = 20
 ) -> list[RunRow]:
     """The newest runs of an experiment, newest first; empty where nothing has been recorded.
+
+    Args:
+        experiment: default here and below: where runs are recorded by default.
 
     Raises:
         DreamfleetError: the tracking server does not answer.
@@ -90,7 +99,7 @@ def list_runs(
     if client is None:
         return []
     try:
-        found = client.get_experiment_by_name(experiment)
+        found = client.get_experiment_by_name(resolve_experiment(experiment))
         if found is None:
             return []
         return [_row(run) for run in _newest(client, found.experiment_id, limit)]
@@ -99,7 +108,7 @@ def list_runs(
 
 
 def compare_runs(
-    first: str, second: str, uri: str | None = None, experiment: str = "dreamfleet"
+    first: str, second: str, uri: str | None = None, experiment: str | None = None
 ) -> Comparison:
     """What differs between two runs, given by their ids or unique beginnings of them.
 
@@ -127,7 +136,7 @@ def fetch_run(
     artifacts: Sequence[str],
     folder: Path,
     uri: str | None = None,
-    experiment: str = "dreamfleet",
+    experiment: str | None = None,
 ) -> RunRow:
     """A run, by its id or a unique beginning; those of `artifacts` that it has are put in `folder`.
 
@@ -152,7 +161,7 @@ def show_runs(
     run_ids: Sequence[str],
     *,
     tracking_uri: str | None = None,
-    experiment: str = "dreamfleet",
+    experiment: str | None = None,
     limit: int = 20,
     console: Console | None = None,
 ) -> None:
@@ -164,7 +173,8 @@ def show_runs(
     elif rows := list_runs(tracking_uri, experiment, limit):
         screen.print(runs_table(rows, screen.width))
     else:
-        screen.print(f"no runs in experiment {experiment!r} at {resolve_uri(tracking_uri)}")
+        place = without_password(resolve_uri(tracking_uri))
+        screen.print(f"no runs in experiment {resolve_experiment(experiment)!r} at {place}")
         return
     command = ui_command(resolve_uri(tracking_uri))
     screen.print(f"MLflow in a browser: {command}", markup=False, soft_wrap=True)
@@ -270,8 +280,9 @@ def _client(uri: str | None) -> MlflowClient | None:
 def _no_answer(uri: str | None, error: Exception) -> DreamfleetError:
     if isinstance(error, DreamfleetError):
         return error
+    resolved = resolve_uri(uri)
     return DreamfleetError(
-        f"MLflow at {resolve_uri(uri)}: {plain_reason(error)}; "
+        f"MLflow at {without_password(resolved)}: {plain_reason(error, resolved)}; "
         "check --tracking-uri or MLFLOW_TRACKING_URI"
     )
 
@@ -313,13 +324,13 @@ def _row(run: Any) -> RunRow:
     )
 
 
-def _by_id(rows: Sequence[RunRow], wanted: str, experiment: str) -> RunRow:
+def _by_id(rows: Sequence[RunRow], wanted: str, experiment: str | None) -> RunRow:
     found = [row for row in rows if row.run_id.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise BadInputError(
-            f"run {wanted!r}: no such run in experiment {experiment!r}; "
+            f"run {wanted!r}: no such run in experiment {resolve_experiment(experiment)!r}; "
             "`dreamfleet runs` lists them"
         )
     ids = ", ".join(row.run_id[:12] for row in found[:4])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from dreamfleet.tracking.base import without_password
 from dreamfleet.tracking.journal import ROWS_AGE_S, Journal
 from dreamfleet.tracking.store import MlflowStore, Refused, Unreachable
 
@@ -58,7 +59,7 @@ class Sender:
 
     def __init__(self, uri: str, notify: Notify, *, create: bool = True) -> None:
         self.is_down = False
-        self._uri, self._notify = uri, notify
+        self._place, self._notify = without_password(uri), notify
         self._player = Player(uri, notify, create=create)
         self._journals: list[Journal] = []
         self._change = threading.Condition()
@@ -111,8 +112,8 @@ class Sender:
         if not self._told:
             self._told = True
             self._notify(
-                f"MLflow at {self._uri}: {reason}; training goes on. Records are kept in {folder} "
-                f"and sent with the next run, or by `{FLUSH_COMMAND}`"
+                f"MLflow at {self._place}: {reason}; training goes on. Records are kept in "
+                f"{folder} and sent with the next run, or by `{FLUSH_COMMAND}`"
             )
 
     def stop(self, timeout_s: float = 2.0) -> None:
@@ -171,7 +172,7 @@ class Sender:
 
     def _came_back(self) -> None:
         if self.is_down:
-            self._notify(f"MLflow at {self._uri} answers again; the kept records have been sent")
+            self._notify(f"MLflow at {self._place} answers again; the kept records have been sent")
             self._told = False
         self.is_down = False
         self._next_try, self._pause = 0.0, FIRST_RETRY_S

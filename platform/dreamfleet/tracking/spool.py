@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamfleet.config import dreamfleet_home
+from dreamfleet.tracking.base import without_password
 from dreamfleet.tracking.journal import Journal, has_unsent, left_behind
 from dreamfleet.tracking.sender import Notify, Player
 from dreamfleet.tracking.store import NotRecordedYet, Unreachable
@@ -63,7 +64,7 @@ def flush_spool(
         except NotRecordedYet:
             pass
         except (Unreachable, OSError) as error:
-            down[uri] = f"MLflow at {uri}: {error}"
+            down[uri] = f"MLflow at {without_password(uri)}: {error}"
         finished += had_records and journal.is_sent
         waiting += not journal.is_sent
         journal.release()

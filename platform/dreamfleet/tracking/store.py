@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from dreamfleet.tracking.base import CANDIDATE, CHAMPION, PREVIOUS, RunHandle, sqlite_path
+from dreamfleet.tracking.base import (
+    CANDIDATE,
+    CHAMPION,
+    PREVIOUS,
+    RunHandle,
+    sqlite_path,
+    without_password,
+)
 from dreamfleet.tracking.journal import Journal, Record
 
 if TYPE_CHECKING:
@@ -40,6 +47,8 @@ HTTP_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # It prints the whole address, password included, at each run's end.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # What MLflow would answer to the same record for ever; everything else may pass.
 FINAL_ERRORS = frozenset(
@@ -96,7 +105,7 @@ class MlflowStore:
         except Unreachable:
             raise
         except Exception as error:  # whatever is wrong with a store must not end a training
-            raise Unreachable(plain_reason(error)) from error
+            raise Unreachable(plain_reason(error, uri)) from error
 
     def send(self, journal: Journal, record: Record) -> None:
         """Give MLflow one record.
@@ -113,8 +122,8 @@ class MlflowStore:
         except (Unreachable, Refused):
             raise
         except Exception as error:
-            kind = Unreachable if _may_pass(error) else Refused
-            raise kind(plain_reason(error)) from error
+            kind = Unreachable if may_pass(error) else Refused
+            raise kind(plain_reason(error, self.uri)) from error
 
     # One method per kind of record
 
@@ -399,7 +408,8 @@ def calm_loggers() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Whether MLflow may answer otherwise later."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -412,9 +422,12 @@ def _is_database_error(error: Exception) -> bool:
                for kind in type(error).__mro__)  # fmt: skip
 
 
-def plain_reason(error: BaseException) -> str:
-    """The reason in a few words: MLflow's texts run over many lines."""
-    text = str(error) or type(error).__name__
+def plain_reason(error: BaseException, uri: str) -> str:
+    """The reason in a few words, `uri` in it without its password: MLflow's texts run over many
+    lines, and name the whole address.
+    """
+    address = uri.rstrip("/")
+    text = (str(error) or type(error).__name__).replace(address, without_password(address))
     if "Connection refused" in text or "NewConnectionError" in text:
         return "connection refused"
     if "timed out" in text or "Read timeout" in text or "ConnectTimeout" in text:

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dreamfleet.tracking import NullTracker, flatten, resolve_uri, runs
+from dreamfleet.errors import DreamfleetError
+from dreamfleet.tracking import NullTracker, RunHandle, flatten, resolve_uri, runs
 from dreamfleet.tracking.base import sqlite_path, ui_command, without_password
 from dreamfleet.tracking.images import grid, png_bytes
+from dreamfleet.tracking.journal import Journal
 from dreamfleet.tracking.runs import (
     Comparison,
     Difference,
@@ -25,7 +27,9 @@ from dreamfleet.tracking.runs import (
     runs_table,
     show_runs,
 )
-from dreamfleet.tracking.store import plain_reason
+from dreamfleet.tracking.store import MlflowStore, Unreachable, plain_reason
+
+SECRET = "http://me:secret@host:5000"
 
 
 def test_default_uri_is_sqlite_in_the_home(
@@ -111,9 +115,40 @@ def test_grid_has_a_row_per_prompt_and_keeps_pixels_sharp() -> None:
     ],
 )
 def test_reasons_are_short(error: Exception, words: str) -> None:
-    reason = plain_reason(error)
+    reason = plain_reason(error, "sqlite:////x.db")
     assert words in reason
     assert len(reason) <= 160 and "\n" not in reason
+
+
+def test_no_error_names_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own texts name the whole address; a cut must not leave half of the password."""
+
+    def down(*given: object) -> None:
+        raise OSError(f"API request to {SECRET}/api failed with {'exception ' * 20}")
+
+    assert "secr" not in plain_reason(OSError("x" * 133 + SECRET), SECRET + "/")
+    broken = MlflowStore(SimpleNamespace(get_experiment_by_name=down), SECRET)  # type: ignore[arg-type]
+    journal = Journal.begin(tmp_path, RunHandle(SECRET, "dreamfleet", "biscuit"))
+    with pytest.raises(Unreachable, match="me@host") as unsent:
+        broken.send(journal, {"op": "create", "tags": {}})
+    monkeypatch.setattr(MlflowStore, "connect", lambda uri: broken)
+    with pytest.raises(DreamfleetError, match="MLflow at http://me@host:5000: API") as unread:
+        list_runs(SECRET)
+    monkeypatch.undo()
+    monkeypatch.setattr("dreamfleet.tracking.store._client", lambda uri, create: down())
+    with pytest.raises(Unreachable, match="me@host") as unopened:
+        MlflowStore.connect(SECRET)
+    assert not any("secret" in str(error.value) for error in (unsent, unread, unopened))
+
+
+def test_an_empty_list_names_the_place_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = SimpleNamespace(get_experiment_by_name=lambda name: None)
+    monkeypatch.setattr(MlflowStore, "connect", lambda uri: SimpleNamespace(client=client))
+    buffer = io.StringIO()
+    show_runs([], tracking_uri=SECRET, console=Console(file=buffer, width=200))
+    assert "no runs in experiment 'dreamfleet' at http://me@host:5000" in buffer.getvalue()
 
 
 def _row(run_id: str, **metrics: float) -> RunRow:

@@ -34,6 +34,18 @@ def test_records_come_back_in_order_and_are_marked_one_by_one(tmp_path: Path) ->
     assert not journal.is_sent
 
 
+def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    """run.json holds the tracking address, which may hold a password."""
+    (old := tmp_path / "old").mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        folders = [Journal.begin(spool, HANDLE).folder for spool in (old, tmp_path / "spool")]
+    finally:
+        os.umask(before)
+    private = [*folders, tmp_path / "spool"]
+    assert [folder.stat().st_mode & 0o777 for folder in private] == [0o700] * 3
+
+
 def test_metrics_are_batched_and_keep_their_place_among_other_records(tmp_path: Path) -> None:
     journal = Journal.begin(tmp_path, HANDLE)
     for step in range(3):

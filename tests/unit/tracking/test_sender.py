@@ -111,6 +111,24 @@ def test_a_dead_server_costs_nothing_says_one_line_and_gets_it_all_later(
     assert flush_spool(tmp_path).summary() == "nothing waits to be sent to MLflow"
 
 
+def test_no_line_names_the_password(store: FakeStore, tmp_path: Path) -> None:
+    store.behaviour = _dead
+    lines: list[str] = []
+    tracker = MlflowTracker("http://me:secret@mlflow:5000", spool=tmp_path, notify=lines.append)
+    tracker.start_run("biscuit").finish(timeout_s=5)
+    store.behaviour = lambda record: None
+    deadline = time.monotonic() + PATIENCE_S
+    while len(lines) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    store.behaviour = _dead
+    tracker.start_run("pretzel").finish(timeout_s=5)
+    tracker.close()
+    (problem,) = flush_spool(tmp_path).problems
+    assert len(lines) == 3 and "answers again" in lines[1]
+    for line in (*lines, problem):
+        assert "http://me@mlflow:5000" in line and "secret" not in line
+
+
 def test_a_server_that_does_not_answer_is_not_waited_for(store: FakeStore, tmp_path: Path) -> None:
     asked, answers = threading.Event(), threading.Event()
 
