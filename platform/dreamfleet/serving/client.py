@@ -55,15 +55,24 @@ def _events(address: str, body: Mapping[str, Any], key: str | None) -> Iterator[
     url = f"{address.rstrip('/')}/v1/images/generations"
     if not url.startswith(("http://", "https://")):
         raise BadInputError(f"--url {address}: expected e.g. http://127.0.0.1:8000")
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            for line in answer:
+    with _opened(urllib.request.Request(url, json.dumps(body).encode(), headers), address) as lines:
+        try:
+            for line in lines:
                 if line.startswith(b"data: {"):
                     event = json.loads(line[6:])
                     if "error" in event:
                         raise DreamfleetError(str(event["error"]["message"]))
                     yield event
+        except (OSError, http.client.HTTPException) as error:  # e.g. the service was ended
+            raise DreamfleetError(
+                f"{address}: the answer broke off ({error!r}); ask again"
+            ) from error
+
+
+def _opened(request: urllib.request.Request, address: str) -> Any:
+    """The answer, if it is one."""
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(error.code, error.read()) from error
@@ -71,9 +80,7 @@ def _events(address: str, body: Mapping[str, Any], key: str | None) -> Iterator[
         raise BadInputError(
             f"--url {address}: {first_line(error)}; expected e.g. http://127.0.0.1:8000"
         ) from error
-    except http.client.HTTPException as error:  # e.g. the service was ended
-        raise DreamfleetError(f"{address}: the answer broke off ({error!r}); ask again") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DreamfleetError(
             f"{address} cannot be reached ({error}); is `dreamfleet serve` running there?"
         ) from error
