@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -118,6 +119,7 @@ class ImageService:
         self._draining = False
         self._refresh_s, self._per_replica = refresh_s, pictures_per_replica
         self._background: list[asyncio.Task[None]] = []
+        self._replaced: deque[asyncio.Future[float]] = deque(maxlen=8)  # looks because of a file
 
     async def start(self) -> None:
         """Read the catalogue; wait for the engines and look again in the background.
@@ -295,8 +297,7 @@ class ImageService:
             raise
         except AdapterReplaced as error:
             self.figures.ended("failed")
-            with contextlib.suppress(Exception):  # the next look will do
-                self.catalogue.refresh()
+            self._replaced.append(asyncio.ensure_future(self._look_again()))
             raise not_ready(f"{job.model}: its file was replaced just now; ask again", 1) from error
         except AdapterFileError as error:
             self.figures.ended("failed")
