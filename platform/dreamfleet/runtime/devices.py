@@ -52,8 +52,8 @@ def check_local_device(config: RunConfig) -> None:
 def choose_device(
     config: RunConfig, session: RaySession | None, progress: Progress | None = None
 ) -> str:
-    """`cpu` or `cuda` for the workers. With `auto`, GPUs that a joined cluster announces must be
-    such that torch can use: others (logical ones, a CPU build of torch) are warned of.
+    """`cpu` or `cuda` for the workers. With `auto`, GPUs that Ray announces must be such that torch
+    can use: others (logical ones, a CPU build of torch, an old driver) are warned of.
 
     Raises:
         BadInputError: a GPU was asked for and the cluster has none.
@@ -65,10 +65,10 @@ def choose_device(
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
     if not (wanted and gpus):
         return "cpu"
-    if asked or session is None or session.local or _workers_see_cuda():
+    if asked or session is None or _workers_see_cuda():
         return "cuda"
     (progress or SilentProgress()).warn(
-        f"the cluster announces {gpus:g} GPUs, but torch on its workers cannot use them; "
+        f"Ray announces {gpus:g} GPUs, but torch on its workers cannot use them; "
         "computing on CPUs (give --device cuda to insist)"
     )
     return "cpu"

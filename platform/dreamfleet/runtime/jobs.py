@@ -53,9 +53,11 @@ def check_job_places(
 
 
 def durable_folder(flag: str, value: str) -> Path:
-    """`value` as a path; ConfigError for a relative one inside a Ray job."""
+    """`value` as a path; ConfigError for a URI, and for a relative one inside a Ray job."""
+    if is_uri(value):
+        raise ConfigError(f"{flag} = {value!r}: expected a folder, on a disk that all nodes share")
     if inside_job() and not _is_anchored(value):
-        raise ConfigError(_lost(flag, value, flag))
+        raise ConfigError(_lost(flag, value, flag).removesuffix(", or a URI"))
     return Path(value).expanduser()
 
 

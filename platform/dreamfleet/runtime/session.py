@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -142,7 +143,7 @@ def _init(address: str | None, cluster: ClusterConfig, dashboard: bool) -> None:
         with _without_log_level_line():
             ray.init(
                 address="local",  # never join a cluster that merely happens to run on this machine
-                num_cpus=max(_visible_cpus(), _cpus_wanted(cluster)),
+                num_cpus=max(visible_cpus(), _cpus_wanted(cluster)),
                 include_dashboard=dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
@@ -200,7 +201,7 @@ def _session(address: str | None) -> RaySession:
     return RaySession(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
-def _visible_cpus() -> int:
+def visible_cpus() -> int:
     """Cores that this process may use (a container's or taskset's share, not the machine's)."""
     try:
         return len(os.sched_getaffinity(0))
@@ -212,4 +213,4 @@ def _cpus_wanted(cluster: ClusterConfig) -> int:
     """Logical CPUs so that all workers can start: on a small machine they share cores instead of
     waiting for ever.
     """
-    return max(1, round(cluster.num_workers * cluster.resources_per_worker.get("CPU", 1)))
+    return max(1, math.ceil(cluster.num_workers * cluster.resources_per_worker.get("CPU", 1)))

@@ -99,20 +99,20 @@ class OutputFolder:
         _check_writable(self.path)
         if not self._used():
             return
-        where = self.place.location
+        where, flag = f"output folder {self.place.location}", "--output-dir"
+        if self._shared and not self._names():
+            where, flag = f"checkpoints at {self._shared.location}", "--storage-path"
         if not resume and not overwrite:
             raise BadInputError(
-                f"output folder {where}: not empty; add --resume to go on, --overwrite "
-                "to begin again, "
-                "or give another --output-dir"
+                f"{where}: not empty; add --resume to go on, --overwrite to begin again, or give "
+                f"another {flag}"
             )
         if not self.is_ours():
             action = "--resume" if resume else "--overwrite"
             error = ResumeError if resume else BadInputError
             raise error(
-                f"output folder {where}: {action} works on the folder of an earlier "
-                "run, but this one holds "
-                "other files; give another --output-dir"
+                f"{where}: {action} works on the folder of an earlier run, but this one holds "
+                f"other files; give another {flag}"
             )
 
     def _used(self) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from dreamfleet.errors import BadInputError, ConfigError
+from dreamfleet.errors import BadInputError, ConfigError, ResumeError
 from dreamfleet.training.pretraining.corpus import Corpus, batch_indices
 from dreamfleet.training.pretraining.denoiser import DETAIL_EXTRA, SUBJECT_EXTRA, DenoiserStage
 from dreamfleet.training.pretraining.parallel import ordered_map
@@ -160,6 +163,37 @@ def test_a_kill_while_progress_is_noted_costs_no_portraits(
         portraits.draw(map_blocks=blank)
     portraits.draw(map_blocks=blank)
     assert [rows.start for rows in drawn][:3] == [0, 10, 10], "the first block is kept"
+
+
+def test_portraits_of_another_request_are_not_taken_for_these(tmp_path: Path) -> None:
+    def blank(draw: Any, rows: Iterable[range]) -> list[tuple[np.ndarray, np.ndarray]]:
+        sizes = [len(own) for own in rows]
+        return [(np.zeros((n, 64, 64, 3)), np.zeros((n, 64, 64))) for n in sizes]
+
+    Portraits(tmp_path, 3, 2, 1).draw(map_blocks=blank)
+    Portraits(tmp_path, 3, 2, 1).draw(map_blocks=blank)
+    with pytest.raises(ResumeError, match="holds portraits"):
+        Portraits(tmp_path, 3, 1, 1).draw(map_blocks=blank)
+
+
+def test_drawing_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "draws.py"
+    script.write_text(
+        "import os, time\n"
+        "from dreamfleet.training.pretraining.parallel import ordered_map\n"
+        "def own(number):\n    print(os.getpid(), flush=True)\n    time.sleep(3600)\n"
+        "if __name__ == '__main__':\n"
+        "    with ordered_map(2) as mapped:\n        list(mapped(own, [1, 2]))\n",
+        encoding="utf-8",
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True
+    ) as whole:
+        assert whole.stdout is not None
+        workers = [psutil.Process(int(whole.stdout.readline())) for _ in range(2)]
+        whole.kill()
+        _, alive = psutil.wait_procs(workers, timeout=300)
+    assert alive == []
 
 
 def test_processes_keep_the_order() -> None:

@@ -64,6 +64,8 @@ def test_the_environment_and_scripts_are_judged_too(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="--work-dir = 'work'"):
         durable_folder("--work-dir", "work")
     assert durable_folder("--work-dir", "/shared/work") == Path("/shared/work")
+    with pytest.raises(ConfigError, match="expected a folder"):
+        durable_folder("--work-dir", "s3://bucket/work")
 
 
 def test_a_checkout_sends_its_code_and_another_folder_nothing(

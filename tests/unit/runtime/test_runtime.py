@@ -122,7 +122,8 @@ def test_folder_in_memory_storage_by_uri() -> None:
 @pytest.mark.parametrize(
     ("address", "usable", "settings", "expected", "warned"),
     [
-        (None, False, {}, "cuda", False),  # a private Ray has found the GPUs itself
+        (None, True, {}, "cuda", False),
+        (None, False, {}, "cpu", True),  # Ray counts what the driver names, whatever torch can use
         ("head:6379", True, {}, "cuda", False),
         ("head:6379", False, {}, "cpu", True),
         ("head:6379", False, {"device": "cuda"}, "cuda", False),

@@ -14,6 +14,7 @@ from dreamfleet.evaluation.studies.claims import (
     primary_results,
 )
 from dreamfleet.evaluation.studies.recipe import Study
+from dreamfleet.evaluation.studies.tables import values
 from tests.unit.studies.helpers import made_up_table
 
 HOST = "lora-prior"
@@ -175,3 +176,12 @@ class TestChoice:
         table.remove(worst)
         assert choose_setting(table, HOST, ["x", "y"]) == "y"
         assert choose_setting(table, HOST, ["x"]) is None
+
+    def test_nor_is_one_of_which_a_seed_broke_down(self) -> None:
+        """Its mean over the other seed would be compared with a mean over both."""
+        table = made_up_table({(HOST, "x"): (0.3, 0.1), (HOST, "y"): (0.1, 0.1)}, spread=0.001)
+        row = next(row for row in table if row["arm"] == "x")
+        row["seeds"] = 1
+        assert choose_setting(table, HOST, ["x", "y"]) == "y"
+        assert row["subject"] not in values(table, HOST, "x", 1.0, "alignment")
+        assert row["subject"] in values(table, HOST, "y", 1.0, "alignment")

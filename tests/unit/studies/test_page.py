@@ -158,7 +158,9 @@ def test_what_may_not_be_published(
 ) -> None:
     about = json.loads((finished / "about.json").read_text()) | change
     (finished / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    write_settings(tmp_path / "settings.yaml", guidance=3.0, frozen={"base": "the frozen one"})
+    hosts = {host: {"diseased": True, "n": steps[0]} for host, steps in about["rungs"].items()}
+    frozen = {"base": "the frozen one"}
+    write_settings(tmp_path / "settings.yaml", guidance=3.0, frozen=frozen, hosts=hosts)
     with pytest.raises(BadInputError, match=said):
         publish(finished, tmp_path, load_study(RECIPES / "a_primary_claim.yaml"))
 

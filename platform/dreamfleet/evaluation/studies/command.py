@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -36,6 +34,7 @@ from dreamfleet.evaluation.studies.settings import (
 )
 from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.runtime.jobs import durable_folder
+from dreamfleet.runtime.processes import end_with_parent
 from dreamfleet.world.evaluators import weights_hash
 
 EVALUATORS = ("oracle_a", "oracle_b", "identity", "segmenter")
@@ -120,7 +119,7 @@ def run_study(order: StudyOrder, report: Report = print, num_workers: int = 1) -
         return run
     batches = [[own.subject_id for own in batch] for batch in run.batches(num_workers)]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(num_workers, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, context, end_with_parent) as pool:
         jobs = [pool.submit(_run_some, order, batch) for batch in batches]
         try:
             for job in jobs:
@@ -229,18 +228,6 @@ def load_base_of(order: StudyOrder) -> Base:
 
     config = load_config(overrides={"base_model": order.base_model, **order.overrides})
     return EngineSource.of(config, order.device).load()
-
-
-def _end_with_parent() -> None:
-    """A worker whose command was killed would go on, and the next command wait for it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent's end", daemon=True).start()
 
 
 def _run_some(order: StudyOrder, subject_ids: Sequence[str]) -> None:

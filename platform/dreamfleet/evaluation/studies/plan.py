@@ -80,7 +80,7 @@ def planned_arms(
     hosts = settings.diseased() if study.hosts == "diseased" else list(study.hosts)
     arms = []
     for host in hosts:
-        rungs = tuple(max(1, round(settings.steps(host) * factor)) for factor in study.rungs)
+        rungs = rungs_of(study, settings, host)
         if len(set(rungs)) < len(rungs):
             raise ConfigError(
                 f"study {study.study}: rungs {study.rungs} of N = {settings.steps(host)} are "
@@ -94,6 +94,11 @@ def planned_arms(
                                spec.prop, spec.noun)
                 )  # fmt: skip
     return arms
+
+
+def rungs_of(study: Study, settings: Settings, host: str) -> tuple[int, ...]:
+    """Steps at which runs of a host are read."""
+    return tuple(max(1, round(settings.steps(host) * factor)) for factor in study.rungs)
 
 
 def arm_config(

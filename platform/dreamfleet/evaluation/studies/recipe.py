@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreamfleet.errors import ConfigError
 from dreamfleet.evaluation.worldbench.plan import HOST_OVERRIDES
 
-DISEASED = "diseased"
 BASE = "base"
 ALIGNMENT, IDENTITY = "alignment", "identity"
 

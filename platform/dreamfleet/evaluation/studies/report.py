@@ -16,6 +16,7 @@ from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import RESULTS, write_rows, write_summary
 from dreamfleet.evaluation.studies.claims import chosen_settings
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
+from dreamfleet.evaluation.studies.plan import rungs_of
 from dreamfleet.evaluation.studies.recipe import Study
 from dreamfleet.evaluation.studies.run import StudyRun
 from dreamfleet.evaluation.studies.settings import (
@@ -31,7 +32,9 @@ TABLE, RHO, READINGS, ABOUT, SHEET, CHART = (
 )  # fmt: skip
 KEPT = (TABLE, RHO, READINGS, ABOUT, SHEET)  # committed; charts are made from them
 MOST_BYTES = 3 * 2**20
-DECIDES = ("arms", "rungs", "pictures", "oracle")  # of a recipe, what its rows depend on
+# Of a recipe, what its rows depend on.
+DECIDES = ("split", "classes", "first_seed", "selection_states", "oracle", "rungs", "pictures",
+           "num_inference_steps", "num_class_images", "arms")  # fmt: skip
 
 
 def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
@@ -85,7 +88,7 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     name, about = recipe.study, read_about(folder)
     settled = evidence / Path(SETTINGS).name
     problems = _unfit(about, recipe)
-    problems += _unsettled(about, read_settings(settled)) if settled.is_file() else []
+    problems += _unsettled(about, recipe, read_settings(settled)) if settled.is_file() else []
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
@@ -131,7 +134,7 @@ def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:
     return problems
 
 
-def _unsettled(about: Mapping[str, Any], settings: Settings) -> list[str]:
+def _unsettled(about: Mapping[str, Any], recipe: Study, settings: Settings) -> list[str]:
     """Where a study was drawn with something else than what the page's settings say."""
     problems, base = [], settings.frozen.get("base")
     if base is not None and about.get("base", base) != base:
@@ -141,6 +144,25 @@ def _unsettled(about: Mapping[str, Any], settings: Settings) -> list[str]:
         problems.append(
             f"was drawn at guidance {guidance}, and {settings.path} says {settings.guidance}"
         )
+    return problems + _other_arms(about, recipe, settings)
+
+
+def _other_arms(about: Mapping[str, Any], recipe: Study, settings: Settings) -> list[str]:
+    """Hosts that were read at other steps than their N asks for, or with another chosen setting."""
+    if recipe.selection_states:  # each subject has its own
+        return []
+    problems = []
+    for host, ran in about["rungs"].items():
+        wanted = rungs_of(recipe, settings, host)
+        if list(ran) != list(wanted):
+            problems.append(f"read {host} at {ran} steps, and {settings.path} means {wanted}")
+    for arm in recipe.arms:
+        if arm.sude != "chosen" or arm.weight_factor != 1 or arm.set:
+            continue
+        for host in about["hosts"]:
+            setting = about["arms"].get(f"{host}: {arm.name}")
+            if setting is not None and setting != settings.sude.get(host):
+                problems.append(f"has another setting of {host} than {settings.path} chose")
     return problems
 
 

@@ -306,7 +306,8 @@ class StudyRun:
         kept = self._kept_state(unit)
         if kept is not None:
             log += kept[1]
-        batch, length = config.train.train_batch_size, base.schedule.num_train_timesteps
+        batch = config.train.train_batch_size * config.train.gradient_accumulation_steps
+        length = base.schedule.num_train_timesteps
         saved = [time.monotonic()]
 
         def note(metrics: StepMetrics, job: AnyJob) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.errors import BadInputError
-from dreamfleet.evaluation.studies.recipe import Claim
+from dreamfleet.evaluation.studies.recipe import BASE, Claim
 from dreamfleet.evaluation.worldbench.summary import (
     ScoredStates,
     identities,
@@ -159,14 +159,24 @@ def _flagged(rows: Sequence[Row], name: str, test: Callable[[Row], bool]) -> lis
 def values(
     table: Sequence[Row], host: str, arm: str, rung: float, figure: str, subjects: str = "all"
 ) -> dict[str, float]:
-    """A figure of an arm by subject; the bare base is on no host and has no rung."""
-    found = {}
-    for row in table:
-        bare = arm == row["arm"] == "base"
-        mine = bare or (row["host"] == host and row["arm"] == arm and row["rung"] == rung)
-        if mine and _is_among(row, subjects) and isinstance(row.get(figure), int | float):
-            found[str(row["subject"])] = float(row[figure])
-    return found
+    """A figure of an arm by subject; the bare base is on no host and has no rung.
+
+    A subject on which one of the arm's seeds broke down is missing: its mean over the others would
+    stand beside a mean over all.
+    """
+    beside = [row for row in table if row["host"] == host and row["rung"] == rung]
+    seeds: dict[str, int] = {}
+    for row in beside:
+        seeds[row["subject"]] = max(seeds.get(row["subject"], 0), row["seeds"])
+    if arm == BASE:
+        own = [row for row in table if row["arm"] == BASE]
+    else:
+        own = [r for r in beside if r["arm"] == arm and r["seeds"] == seeds[r["subject"]]]
+    return {
+        str(row["subject"]): float(row[figure])
+        for row in own
+        if _is_among(row, subjects) and isinstance(row.get(figure), int | float)
+    }
 
 
 def means(table: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ def train_together(base: Base, ladders: Sequence[Ladder]) -> Iterator[RungReache
     """Train LoRA runs in the slots of one engine, so that they share each step's passes and the
     frozen teacher; `base` is bare again afterwards.
 
-    A run's weights are those that it would have alone, and one that breaks down ends alone.
+    A run's weights are those that it would have alone, and one that breaks down ends alone. Steps
+    that a run had passed when its state was saved are left out.
     """
     engine = Engine(base, EngineSettings(max_slots=len(ladders)))
     try:
@@ -88,7 +89,7 @@ def train_together(base: Base, ladders: Sequence[Ladder]) -> Iterator[RungReache
                 if isinstance(error, Exception):
                     alive.remove(ladder)
                     yield RungReached(ladder.name, target, error=error)
-                elif target in ladder.steps:
+                elif target in ladder.steps and engine.job(ladder.name).step_index == target:
                     job = engine.job(ladder.name)
                     with job.final_weights() as ready:
                         yield RungReached(ladder.name, target, ready, job)
@@ -106,11 +107,13 @@ def _join(engine: Engine, ladder: Ladder) -> None:
 
 
 def train_alone(base: Base, ladder: Ladder) -> Iterator[RungReached]:
-    """Train a run of either kind on a base of its own, which it changes."""
+    """Train a run of either kind on a base of its own, which it changes; steps as above."""
     job = TrainJob(ladder.spec, base)
     if ladder.state is not None:
         job.load_state_dict(ladder.state)
     for target in ladder.steps:
+        if job.step_index > target:
+            continue
         try:
             while job.step_index < target:
                 ladder.on_step(job.step(), job)

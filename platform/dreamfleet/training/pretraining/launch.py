@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import time
@@ -13,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import ClusterConfig
+from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, TrainingError
+from dreamfleet.runtime.devices import choose_device
 from dreamfleet.runtime.progress import ConsoleProgress, Progress
-from dreamfleet.training.pretraining.run import Pretraining, checked_names, load_recipe
+from dreamfleet.runtime.session import visible_cpus
+from dreamfleet.training.pretraining.run import Pretraining, check_stages, load_recipe
 from dreamfleet.training.pretraining.stage import Stopped
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def pretrain(
         TrainingError: the Ray worker was lost too often.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    load_recipe(job.config)  # a wrong recipe is refused before Ray starts
-    checked_names(job.stages)
+    check_stages(load_recipe(job.config), job.stages)  # before Ray starts, and hours are drawn
     absolute = replace(job, config=job.config.resolve(), work_dir=job.work_dir.resolve())
     with _Bars(progress or ConsoleProgress(log_every_s=LOG_EVERY_S)) as bars:
         if use_ray:
@@ -148,7 +148,7 @@ def _run_here(job: PretrainJob, bars: _Bars) -> None:
             report,
             lambda: bool(interrupted),
             job.device,
-            job.num_processes or _cores(),
+            job.num_processes or visible_cpus(),
         )
         try:
             work.run(job.stages)
@@ -193,13 +193,6 @@ def _set_threads(job: PretrainJob) -> None:
         torch.set_num_threads(job.num_threads)
 
 
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-
-
 # -- on Ray ----------------------------------------------------------------------------------------
 
 
@@ -233,13 +226,7 @@ def _run_on_ray(job: PretrainJob, cluster: ClusterConfig, bars: _Bars) -> None:
 
 def _placed(job: PretrainJob, session: RaySession) -> PretrainJob:
     """`job` with its device and its number of cores decided for this cluster."""
-    if job.device == "cuda" and not session.num_gpus:
-        raise BadInputError(
-            "device 'cuda': this Ray has no GPU; use auto or cpu, or join a cluster with GPUs"
-        )
-    device = job.device
-    if device == "auto":
-        device = "cuda" if session.num_gpus else "cpu"
+    device = choose_device(RunConfig.model_validate({"device": job.device}), session)
     cores = job.num_processes or (max(1, int(session.num_cpus)) if session.local else 1)
     return replace(job, device=device, num_processes=cores)
 

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from dreamfleet.runtime.processes import end_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD_PER_PROCESS = 2
@@ -56,5 +58,6 @@ def _bounded_map(
 
 
 def _leave_ctrl_c() -> None:
-    """Ctrl-C is for the parent, which finishes what is begun."""
+    """Ctrl-C is for the parent, which finishes what is begun; where that is killed, this ends."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

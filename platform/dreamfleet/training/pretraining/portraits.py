@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamfleet.errors import ResumeError
 from dreamfleet.seeding import numpy_generator
 from dreamfleet.training.pretraining.parallel import OrderedMap
 from dreamfleet.world.classes import CLASSES
@@ -106,10 +107,21 @@ class Portraits:
         progress: Callable[[int, int], None] | None = None,
         map_blocks: OrderedMap = map,
     ) -> None:
-        """Draw what is missing; `map_blocks` may draw blocks in other processes."""
+        """Draw what is missing; `map_blocks` may draw blocks in other processes.
+
+        Raises:
+            ResumeError: the folder holds portraits of another number or choice of identities.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         marker = self.folder / "progress.json"
-        done = json.loads(marker.read_text())["done"] if marker.exists() else 0
+        asked = {"identities": self.identities, "each": self.per_identity, "first": self.first}
+        known = json.loads(marker.read_text()) if marker.exists() else {"done": 0}
+        done = known.pop("done")
+        if known and known != asked:
+            raise ResumeError(
+                f"{self.folder}: holds portraits of {known}, and these are {asked}; give another "
+                "--work-dir, or delete it"
+            )
         images = self._open("images.npy", (self.count, 64, 64, 3), done)
         masks = self._open("masks.npy", (self.count, 64, 64), done)
         blocks = [range(i, min(i + BLOCK, self.count)) for i in range(done, self.count, BLOCK)]
@@ -120,7 +132,7 @@ class Portraits:
             masks.flush()
             done = stop
             partial = marker.with_suffix(".partial")
-            partial.write_text(json.dumps({"done": done}), encoding="utf-8")
+            partial.write_text(json.dumps({"done": done, **asked}), encoding="utf-8")
             partial.replace(marker)
             if progress is not None:
                 progress(done, self.count)

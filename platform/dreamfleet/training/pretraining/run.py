@@ -106,6 +106,23 @@ def checked_names(names: Iterable[str]) -> list[str]:
     return chosen
 
 
+def check_stages(recipe: PretrainRecipe, names: Iterable[str]) -> None:
+    """Refuse stages that are unknown, or that the recipe does not set.
+
+    Raises:
+        BadInputError: naming one.
+    """
+    for name in checked_names(names):
+        if name in STAGES and name != "latents" and name not in recipe.stages:
+            raise _unset(name)
+
+
+def _unset(name: str) -> ConfigError:
+    return ConfigError(
+        f"pretraining recipe: stages.{name} is missing; set it, or name the stages to run"
+    )
+
+
 @dataclass
 class Pretraining:
     """One recipe in one working folder.
@@ -286,7 +303,7 @@ class Pretraining:
 
     def _settings(self, name: str) -> StageSettings:
         if name not in self.recipe.stages:
-            raise ConfigError(f"pretraining recipe: stages.{name} is missing")
+            raise _unset(name)
         return self.recipe.stages[name]
 
     @torch.no_grad()

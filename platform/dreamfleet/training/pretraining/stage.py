@@ -124,6 +124,7 @@ class StageRunner:
         settings = self.stage.settings
         for module in self.stage.modules.values():
             module.train()
+        trains = self.step < settings.num_steps
         begun = saved_at = time.monotonic()
         before = self.seconds
         while self.step < settings.num_steps:
@@ -136,7 +137,8 @@ class StageRunner:
             if time.monotonic() - saved_at > settings.checkpoint_every_s:
                 self.save()
                 saved_at = time.monotonic()
-        self.save()
+        if trains:  # else the state would claim that it was trained with today's settings
+            self.save()
         self.use_ema()
 
     def _train_step(self) -> dict[str, float]:
