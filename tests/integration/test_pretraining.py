@@ -83,7 +83,7 @@ def test_interrupted_killed_and_resumed_on_ray_equals_plain(
     repository: Path, tmp_path: Path
 ) -> None:
     """Interrupted in Python, gone on with by the script, which trains everything and exports."""
-    decoder = {**TINY["stages"]["decoder"], "num_steps": 40, **AT_EVERY_STEP}  # type: ignore[index]
+    decoder = {**TINY["stages"]["decoder"], "num_steps": 300, **AT_EVERY_STEP}  # type: ignore[index]
     stages = {**TINY["stages"], "decoder": decoder}  # type: ignore[dict-item]
     recipe = write_recipe(tmp_path / "tiny.yaml", stages=stages)
     on_ray = PretrainJob(recipe, tmp_path / "ray", (), "cpu", num_threads=1, num_processes=2)
