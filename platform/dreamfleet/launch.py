@@ -88,9 +88,8 @@ def launch(
     # Any free one: free now, whatever happened while the adapters were made.
     settings = replace(settings, port=settings.port or free_port(settings.host))
     served = _serve_settings(config, made.source)
-    first = _FirstPicture(
-        settings, made, say, told.warn
-    )  # its key is forgotten below, whatever comes
+    # Its key is forgotten below, whatever comes.
+    first = _FirstPicture(settings, made, say, told.warn)
     try:
         serve_foreground(
             served,

@@ -65,7 +65,7 @@ def choose_device(
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
     if not (wanted and gpus):
         return "cpu"
-    if asked or session is None or _workers_see_cuda():
+    if asked or session is None or _workers_see_cuda(session):
         return "cuda"
     (progress or SilentProgress()).warn(
         f"Ray announces {gpus:g} GPUs, but torch on its workers cannot use them; "
@@ -83,7 +83,8 @@ def _no_gpu(config: RunConfig, reason: str) -> str:
     return f"{key}: {reason}; use auto or cpu, or join a cluster with GPUs (--ray-address)"
 
 
-def _workers_see_cuda() -> bool:
+def _workers_see_cuda(session: RaySession) -> bool:
+    """What torch says where they run: for a private Ray here, without a worker's start."""
     import ray
 
     def look() -> bool:
@@ -91,6 +92,8 @@ def _workers_see_cuda() -> bool:
 
         return torch.cuda.is_available()
 
+    if session.local:
+        return look()
     found = ray.remote(num_cpus=0, num_gpus=0.001)(look).remote()
     try:
         return bool(ray.get(found, timeout=PROBE_TIMEOUT_S))

@@ -139,7 +139,7 @@ def test_announced_gpus_must_be_usable(
     warned: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(devices, "_workers_see_cuda", lambda: usable)
+    monkeypatch.setattr(devices, "_workers_see_cuda", lambda session: usable)
     text = io.StringIO()
     progress = ConsoleProgress(Console(file=text, force_terminal=False))
     config = RunConfig.model_validate(settings)

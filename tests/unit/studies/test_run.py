@@ -193,14 +193,7 @@ class TestRun:
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = make("f_", tmp_path)
-
-        def stop(text: str) -> None:
-            if "chosen" in text:
-                raise KeyboardInterrupt
-
-        run.report = stop
-        with pytest.raises(KeyboardInterrupt):
-            run.run()
+        _stop_when_told(run, "chosen", KeyboardInterrupt)
         folder, left = write_results(run, settings_of(make("f_")))
         assert len(left) == 1 and not read_about(folder)["complete"]
         seen = trainings(monkeypatch)
@@ -236,15 +229,7 @@ class TestRun:
             run.arms = [replace(run.arms[1], rungs=(1, 3), factors=(0.5, 1.5))]
             return run
 
-        broken = chosen()
-
-        def stop(text: str) -> None:
-            if "step 2 of 3" in text:
-                raise KeyboardInterrupt
-
-        broken.report = stop
-        with pytest.raises(KeyboardInterrupt):
-            broken.run()
+        _stop_when_told(chosen(), "step 2 of 3", KeyboardInterrupt)
         (early,) = tmp_path.rglob("weights-00001/*.safetensors")
         before = early.read_bytes()
         chosen().run()
@@ -416,14 +401,20 @@ class TestRun:
 FIRST_STEP = "step 1 of 2"
 
 
-def _stop_at_the_first_step(run: StudyRun) -> None:
+def _stop_when_told(run: StudyRun, words: str, how: type[BaseException]) -> None:
+    """Run until a line of its report has `words`, and end it there."""
+
     def stop(text: str) -> None:
-        if FIRST_STEP in text:
-            raise SystemExit
+        if words in text:
+            raise how
 
     run.report = stop
-    with pytest.raises(SystemExit):
+    with pytest.raises(how):
         run.run()
+
+
+def _stop_at_the_first_step(run: StudyRun) -> None:
+    _stop_when_told(run, FIRST_STEP, SystemExit)
 
 
 def _go_on_from_there(run: StudyRun) -> None:
