@@ -2,7 +2,8 @@
 
 \b
     python pipelines/report_studies.py                        # from the committed tables alone
-    python pipelines/report_studies.py --study b --from runs/studies     # take a finished study in
+    python pipelines/report_studies.py --study b --from runs/studies     # take a finished study in,
+                                                    # or hosts or subjects of it, beside the others
     python pipelines/report_studies.py --study step4 --from runs/studies # and settle SuDe's setting
 """
 

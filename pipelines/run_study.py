@@ -5,9 +5,10 @@
         --output-dir runs/studies [--subjects 3] [--seeds 1] [--num-workers 2]
 
 Run it again to go on. Studies of one output folder share trainings and pictures. --settings: what
-the protocol's steps settled; for trials on D recipes/studies/trial_settings.yaml. --part 1/2 and
---part 2/2 split the subjects over two machines; copy the folders arms/ together, and run it once
-more. DreamBench's photographs on a real base: --data-dir, --base-model, --device cuda.
+the protocol's steps settled; for trials on D recipes/studies/trial_settings.yaml. --hosts and
+--part I/N run a piece of a study, on another machine or another day; report_studies.py takes
+pieces in one after the other. DreamBench's photographs on a real base: --data-dir, --base-model,
+--device cuda.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ from dreamfleet.evaluation.studies.command import (
     load_base_of,
 )
 from dreamfleet.evaluation.studies.fields import Member, WorldField
+from dreamfleet.evaluation.studies.pieces import READINGS
 from dreamfleet.evaluation.studies.plan import PlannedArm, arm_config
 from dreamfleet.evaluation.studies.recipe import ArmSpec, Study
-from dreamfleet.evaluation.studies.report import READINGS, write_results
+from dreamfleet.evaluation.studies.report import write_results
 from dreamfleet.evaluation.studies.run import Report, StudyRun
 from dreamfleet.evaluation.studies.settings import Settings, check_split, read_settings
 from dreamfleet.evaluation.studies.tables import write_csv

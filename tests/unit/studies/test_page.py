@@ -51,7 +51,8 @@ def finished(tmp_path: Path) -> Path:
         "photographs": False, "hosts": hosts, "arms": arms,
         "rungs": {host: [400] for host in hosts}, "hardware": "2 CPU cores", "date": "2026-12-01",
         "cpu_s": [{"train_s": 60.0, "draw_s": 30.0, "score_s": 30.0}] * 6,
-        "failures": [{"subject": "C03", "host": "lora", "arm": "x", "steps": 4, "error": "NaN"}],
+        "failures": [{"subject": "C03", "host": "lora-prior", "arm": "x", "steps": 4,
+                      "error": "NaN"}],
     }  # fmt: skip
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     return folder
@@ -107,7 +108,7 @@ def test_the_primary_claim_on_top_and_in_its_section(finished: Path, tmp_path: P
     assert "| lora-prior | chosen (variant) | +0.1" in section
     assert "12.0 CPU minutes a subject and seed" in section
     assert "| lora-prior: chosen | 0.60, 90% | 1.50, 0% |" in section
-    assert "C03, lora: x broke down before 4 steps: NaN" in section
+    assert "C03, lora-prior: x broke down before 4 steps: NaN" in section
     assert (tmp_path / "docs" / "evidence" / "a" / "chart.webp").stat().st_size < 100_000
 
 

@@ -74,10 +74,12 @@ def primary_results(
     papers: Mapping[tuple[str, str], bool] | None = None,
 ) -> list[PrimaryResult]:
     """Section 6 of the protocol: alignment rises, and identity is not lower by 0.03 or more; both,
-    at 95 %, after Holm over all hosts and settings.
+    at 95 %, after Holm over all hosts and settings. A host that is still to come counts there with
+    p = 1: when it comes, no adjusted p rises.
 
     Args:
         table: per subject, of oracle B on the confirmation subjects.
+        hosts: all that are to be run.
         settings: arms with SuDe.
         papers: by host and setting whether teacher and weight are the paper's.
     """
@@ -88,6 +90,11 @@ def primary_results(
         f"{host} {setting}": both_hold(*[p for part in own[:2] if (p := part.p_t) is not None])
         for (host, setting), own in parts.items()
         if own is not None and own[0].p_t is not None and own[1].p_t is not None
+    }
+    p_values |= {
+        f"{host} {setting}": 1.0
+        for (host, setting), own in parts.items()
+        if own is None and _absent(table, host) == "not run yet"
     }
     adjusted = holm(p_values)
     found = []
@@ -133,7 +140,9 @@ def _parts(
 
 
 def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> list[Judged]:
-    """Every claim of a study on every host; Holm over all of them, exploratory ones apart."""
+    """Every claim of a study on every host; Holm over all of them, exploratory ones apart. A host
+    that is still to come counts with p = 1.
+    """
     found: list[tuple[Claim, str, PairedComparison | None]] = []
     for host in hosts:
         for claim in study.claims:
@@ -149,20 +158,26 @@ def judged_claims(study: Study, table: Sequence[Row], hosts: Sequence[str]) -> l
     for exploratory in (False, True):
         adjusted |= holm(
             {
-                str(place): comparison.p_t
-                for place, (claim, _, comparison) in enumerate(found)
+                str(place): p
+                for place, (claim, host, comparison) in enumerate(found)
                 if claim.exploratory is exploratory
-                and comparison is not None
-                and comparison.p_t is not None
+                and (p := _p_value(table, host, comparison)) is not None
             }
         )
     return [
         Judged(
-            claim, host, comparison, (p := adjusted.get(str(place))),
+            claim, host, comparison,
+            (p := None if comparison is None else adjusted.get(str(place))),
             _absent(table, host) if comparison is None else _verdict(comparison, p),
         )
         for place, (claim, host, comparison) in enumerate(found)
     ]  # fmt: skip
+
+
+def _p_value(table: Sequence[Row], host: str, comparison: PairedComparison | None) -> float | None:
+    if comparison is not None:
+        return comparison.p_t
+    return 1.0 if _absent(table, host) == "not run yet" else None
 
 
 def _absent(table: Sequence[Row], host: str) -> Verdict:

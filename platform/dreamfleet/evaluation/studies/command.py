@@ -15,12 +15,11 @@ from dreamfleet.config import load_config
 from dreamfleet.errors import BadInputError, ConfigError
 from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.evaluation.studies.fields import Field, PhotographField, WorldField
+from dreamfleet.evaluation.studies.pieces import read_piece
 from dreamfleet.evaluation.studies.plan import planned_arms
 from dreamfleet.evaluation.studies.recipe import Study, load_study, studies_in
 from dreamfleet.evaluation.studies.report import (
-    TABLE,
     publish,
-    read_about,
     settle,
     write_results,
 )
@@ -32,7 +31,6 @@ from dreamfleet.evaluation.studies.settings import (
     hashes,
     read_settings,
 )
-from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.runtime.jobs import durable_folder
 from dreamfleet.runtime.processes import end_with_parent
 from dreamfleet.world.evaluators import weights_hash
@@ -160,9 +158,9 @@ def take_in(name: str, source: str | None, recipes: Path, evidence: Path) -> lis
     publish(Path(source) / name, evidence, known[name])
     lines = [f"{name}: taken into {evidence / name}"]
     if known[name].chooses:
-        table = read_csv(evidence / name / TABLE)
+        taken = read_piece(evidence / name).whole()
         settings = evidence / Path(SETTINGS).name
-        chosen = settle(table, read_about(evidence / name), settings)
+        chosen = settle(taken.table, taken.about, settings)
         lines += [f"{host}: {arm or 'no setting keeps the likeness'}"
                   for host, arm in chosen.items()]  # fmt: skip
     return lines

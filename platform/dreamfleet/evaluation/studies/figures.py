@@ -167,13 +167,13 @@ def rho_table(logs: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def draw_sheet(run: StudyRun, path: Path) -> bool:
-    """Pictures of one subject: prompts across, arms down, all from the same noise; as WebP.
+    """Pictures of the study's first subject: prompts across, arms down, all from the same noise; as
+    WebP.
 
     Returns whether there was anything to show.
     """
     study = run.study
-    members = run.members()
-    member = members[0]
+    member = run.field.members()[0]
     seed = study.training_seeds[0]
     bare = first_pictures(run, member, BARE, seed)
     shown = [key for key, (job, _) in bare.items() if job.request.kind in study.sheet.kinds]

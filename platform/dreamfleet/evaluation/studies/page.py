@@ -7,7 +7,7 @@ hand.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from dreamfleet.evaluation.studies.claims import (
     primary_results,
 )
 from dreamfleet.evaluation.studies.figures import draw_chart
+from dreamfleet.evaluation.studies.pieces import TABLE, read_piece
 from dreamfleet.evaluation.studies.recipe import BASE, Claim, Loaded, Study, studies_in
-from dreamfleet.evaluation.studies.report import CHART, READINGS, RHO, SHEET, TABLE, read_about
-from dreamfleet.evaluation.studies.tables import TITLES, means, read_csv
+from dreamfleet.evaluation.studies.report import CHART, SHEET
+from dreamfleet.evaluation.studies.settings import SETTINGS, read_settings
+from dreamfleet.evaluation.studies.tables import TITLES, means
 
 SUMMARY = "SUMMARY"
 WRITER = "(written by report_studies.py)"
@@ -44,7 +46,13 @@ PAPER_PRIMARY = "BLIP-T +1.2 and +1.5 points on SD 1.4 and 1.5, DINO-I about equ
 
 @dataclass(frozen=True)
 class Evidence:
-    """A study and what is committed of it; `table` is empty where it has not been run."""
+    """A study and what is committed of it: hosts of which all subjects are there; `table` is empty
+    where there is none.
+
+    Attributes:
+        planned: all hosts that it is for.
+        under_way: by host, the number of subjects that are there, where not all are.
+    """
 
     study: Study
     recipe: Path
@@ -53,6 +61,8 @@ class Evidence:
     about: Mapping[str, Any]
     rho: Sequence[Mapping[str, Any]] = ()
     readings: Sequence[Mapping[str, Any]] = ()  # of sweeps
+    planned: Sequence[str] = ()
+    under_way: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ran(self) -> bool:
@@ -61,6 +71,13 @@ class Evidence:
     @property
     def hosts(self) -> list[str]:
         return list(self.about.get("hosts", []))
+
+    @property
+    def judged(self) -> list[str]:
+        """Hosts whose claims are counted: of the confirmation those that are still to come, too."""
+        if not self.study.primary:
+            return self.hosts
+        return [*self.hosts, *(host for host in self.planned if host not in self.hosts)]
 
 
 def fill_page(page: Path, recipes: Path, evidence: Path) -> list[Evidence]:
@@ -105,16 +122,21 @@ def heading(study: Study) -> str:
 
 
 def _load(loaded: Loaded, evidence: Path) -> Evidence:
-    folder = evidence / loaded.study.study
-    ran = (folder / TABLE).is_file()
-    table = read_csv(folder / TABLE) if ran else []
-    about = read_about(folder) if ran else {}
-    rho, readings = (
-        read_csv(folder / name) if (folder / name).is_file() else [] for name in (RHO, READINGS)
-    )
-    if ran:
-        draw_chart(loaded.study, table, rho, folder / CHART)
-    return Evidence(loaded.study, loaded.path, folder, table, about, rho, readings)
+    study, folder = loaded.study, evidence / loaded.study.study
+    planned = list(study.hosts) if isinstance(study.hosts, list) else []
+    settings = evidence / Path(SETTINGS).name
+    if study.hosts == "diseased" and settings.is_file():
+        planned = read_settings(settings).diseased()
+    if not (folder / TABLE).is_file():
+        return Evidence(study, loaded.path, folder, [], {}, planned=planned)
+    piece = read_piece(folder)
+    whole = piece.whole()
+    under_way = {host: len(piece.subjects(host)) for host in piece.hosts if host not in whole.hosts}
+    if not whole.hosts:
+        return Evidence(study, loaded.path, folder, [], {}, (), (), planned, under_way)
+    draw_chart(study, whole.table, whole.rho, folder / CHART)
+    return Evidence(study, loaded.path, folder, whole.table, whole.about, whole.rho,
+                    whole.readings, planned, under_way)  # fmt: skip
 
 
 def _filled(text: str, mark: str, lines: Sequence[str], page: Path) -> str:
@@ -158,12 +180,12 @@ def primary_of(own: Evidence) -> list[PrimaryResult]:
         for host in own.hosts
         for name in PRIMARY
     }
-    return primary_results(own.table, own.hosts, papers=papers)
+    return primary_results(own.table, own.judged, papers=papers)
 
 
 def claims_of(own: Evidence) -> list[Judged]:
     """The study's claims; those that were not run have no comparison."""
-    return judged_claims(own.study, own.table, own.hosts or [""])
+    return judged_claims(own.study, own.table, (own.judged if own.ran else None) or [""])
 
 
 def _is_papers(setting: Mapping[str, Any]) -> bool:
@@ -171,9 +193,13 @@ def _is_papers(setting: Mapping[str, Any]) -> bool:
     return weight and setting.get("sude.teacher") == PAPERS_TEACHER
 
 
+def _is_variant(result: PrimaryResult) -> bool:
+    return not result.is_papers and result.verdict != "not run yet"
+
+
 def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
     alignment, identity = result.alignment, result.identity
-    what = "SuDe" if result.is_papers else "a variant of SuDe"
+    what = "a variant of SuDe" if _is_variant(result) else "SuDe"
     return (
         f"| {own.study.study} | {what} ({result.setting}) on {result.host} raises alignment, at "
         f"most {FIDELITY_MARGIN} of identity lost | {PAPER_PRIMARY} | "
@@ -183,7 +209,7 @@ def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
 
 
 def _claim_summary(own: Evidence, judged: Judged) -> str:
-    where = f" ({judged.host})" if len(own.hosts) > 1 else ""
+    where = f" ({judged.host})" if len(own.judged) > 1 and own.ran else ""
     return (
         f"| {own.study.study} | {_named(judged.claim)}{where} | {judged.claim.paper} | "
         f"{_signed(judged.comparison)} | {_interval(judged.comparison)} | {judged.verdict} |"
@@ -202,7 +228,7 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
     )
     lines = [study.question, "", "```bash", command, "```", ""]
     if not own.ran:
-        return [*lines, "Not run yet."]
+        return [*lines, *_to_come(own)]
     lines += [_what_ran(own), "", *_means_table(own), ""]
     if study.primary:
         lines += [*_primary_table(own), ""]
@@ -223,9 +249,9 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
     place = own.folder.relative_to(docs) if own.folder.is_relative_to(docs) else own.folder
     titles = " and ".join(TITLES.get(name, name) for name in study.chart.figures)
     lines += [f"![Study {study.study}: {titles}]({place.as_posix()}/{CHART})", ""]
-    if (own.folder / SHEET).is_file():
+    for sheet in sorted(own.folder.glob(f"{Path(SHEET).stem}*.webp")):
         lines += [f"![Study {study.study}: the first pictures of one subject, the same noise in "
-                  f"all arms]({place.as_posix()}/{SHEET})", ""]  # fmt: skip
+                  f"all arms]({place.as_posix()}/{sheet.name})", ""]  # fmt: skip
     return [*lines, *study.notes]
 
 
@@ -236,13 +262,23 @@ def _what_ran(own: Evidence) -> str:
     )
     seconds = sum(cost["train_s"] + cost["draw_s"] + cost["score_s"] for cost in about["cpu_s"])
     kind = "confirmation" if own.study.primary else "exploratory"
-    some = own.study.hosts == "diseased" and study.get("hosts") != "diseased"
     return (
         f"{study['subjects']} subjects of split {study['split']}, {study['seeds']} training "
         f"seed{'s' if study['seeds'] > 1 else ''}, oracle {study['oracle']}, {kind}; {rungs}. "
         f"{about['hardware']}, {about['date']}: {seconds / 60:.1f} CPU minutes a subject and seed."
-        f"{' Not run yet on the other diseased hosts.' if some else ''}"
-    )
+    ).rstrip() + "".join(f" {line}" for line in _to_come(own))
+
+
+def _to_come(own: Evidence) -> list[str]:
+    """Hosts that were not run, or not on all subjects."""
+    if not own.ran and not own.under_way:
+        return ["Not run yet."]
+    rest = [host for host in own.planned if host not in {*own.hosts, *own.under_way}]
+    lines = [f"Not run yet on {', '.join(rest)}."] if rest else []
+    return lines + [
+        f"On {host} {count} subjects are done, and not shown before all are."
+        for host, count in own.under_way.items()
+    ]
 
 
 def _means_table(own: Evidence) -> list[str]:
@@ -270,8 +306,9 @@ def _primary_table(own: Evidence) -> list[str]:
         few = f", without {result.dropped} subjects" if result.dropped else ""
         flips = "; ".join(_p(part.p_sign_flip) for part in (result.alignment, result.identity)
                           if part is not None and part.p_sign_flip is not None)  # fmt: skip
+        variant = " (variant)" if _is_variant(result) else ""
         lines.append(
-            f"| {result.host} | {result.setting}{'' if result.is_papers else ' (variant)'}{few} | "
+            f"| {result.host} | {result.setting}{variant}{few} | "
             f"{_signed(result.alignment)} | {_interval(result.alignment)} | "
             f"{_signed(result.identity)} | {_interval(result.identity)} | "
             f"{_p(result.p_holm)} | {flips} | {result.verdict} |"
@@ -286,7 +323,7 @@ def _claims_table(own: Evidence) -> list[str]:
     ]
     for judged in claims_of(own):
         claim, found = judged.claim, judged.comparison
-        where = f"{judged.host}: " if len(own.hosts) > 1 else ""
+        where = f"{judged.host}: " if len(own.judged) > 1 else ""
         flip = None if found is None else found.p_sign_flip
         few = ""
         if found is not None and found.num_subjects < own.about["study"]["subjects"]:
@@ -372,7 +409,7 @@ def _shows(own: Evidence) -> str:
         text = f"the {result.setting} setting on {result.host}"
         verdicts.setdefault(result.verdict, []).append(text)
     for judged in claims_of(own):
-        where = f" ({judged.host})" if len(own.hosts) > 1 else ""
+        where = f" ({judged.host})" if len(own.judged) > 1 else ""
         verdicts.setdefault(judged.verdict, []).append(f"“{judged.claim.claim}”{where}")
     if not verdicts:
         return "Shown without a claim."

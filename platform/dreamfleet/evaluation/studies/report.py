@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import json
 import os
 import platform
 import shutil
@@ -16,6 +15,15 @@ from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.results import RESULTS, write_rows, write_summary
 from dreamfleet.evaluation.studies.claims import chosen_settings
 from dreamfleet.evaluation.studies.figures import draw_chart, draw_sheet, rho_table
+from dreamfleet.evaluation.studies.pieces import (
+    ABOUT,
+    DECIDES,
+    RHO,
+    TABLE,
+    joined,
+    read_piece,
+    write_piece,
+)
 from dreamfleet.evaluation.studies.plan import rungs_of
 from dreamfleet.evaluation.studies.recipe import Study
 from dreamfleet.evaluation.studies.run import StudyRun
@@ -27,18 +35,13 @@ from dreamfleet.evaluation.studies.settings import (
 )
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
-TABLE, RHO, READINGS, ABOUT, SHEET, CHART = (
-    "table.csv", "rho.csv", "readings.csv", "about.json", "sheet.webp", "chart.webp",
-)  # fmt: skip
-KEPT = (TABLE, RHO, READINGS, ABOUT, SHEET)  # committed; charts are made from them
+SHEET, CHART = "sheet.webp", "chart.webp"  # charts are made from what else is committed
 MOST_BYTES = 3 * 2**20
-# Of a recipe, what its rows depend on.
-DECIDES = ("split", "classes", "first_seed", "selection_states", "oracle", "rungs", "pictures",
-           "num_inference_steps", "num_class_images", "arms")  # fmt: skip
 
 
 def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
-    """Rows, table, chart and pictures of what is finished, below `<output>/<study>/`.
+    """Rows, table, chart and pictures of what is finished of the run's part, below
+    `<output>/<study>/`.
 
     Returns:
         The folder, and the units that are not done.
@@ -79,29 +82,27 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
 
 
 def publish(folder: Path, evidence: Path, recipe: Study) -> None:
-    """Copy a finished study's small files below the docs.
+    """Take a finished study, or finished hosts or subjects of one, below the docs, beside what is
+    there of it.
 
     Raises:
         BadInputError: it is a trial, not finished, not what its recipe and the settled settings
-            say, or too large.
+            say, not to be joined with what is there, or too large.
     """
-    name, about = recipe.study, read_about(folder)
+    name, piece = recipe.study, read_piece(folder)
+    about = piece.about
     settled = evidence / Path(SETTINGS).name
     problems = _unfit(about, recipe)
     problems += _unsettled(about, recipe, read_settings(settled)) if settled.is_file() else []
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
-    hosts = set(read_about(target)["hosts"]) if (target / ABOUT).is_file() else set()
-    if not hosts <= set(about["hosts"]):
-        raise BadInputError(
-            f"{folder}: study {name} is of hosts {', '.join(about['hosts'])}, and the page has "
-            f"{', '.join(sorted(hosts))}: run it once more with all of these (--hosts, or without)"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    for kept in KEPT:
-        if (folder / kept).is_file():
-            shutil.copyfile(folder / kept, target / kept)
+    both = joined(read_piece(target), piece) if (target / ABOUT).is_file() else piece
+    write_piece(target, both)
+    if (folder / SHEET).is_file():
+        all_of_it = both.hosts == piece.hosts
+        sheet = SHEET if all_of_it else f"{Path(SHEET).stem}-{'-'.join(piece.hosts)}.webp"
+        shutil.copyfile(folder / SHEET, target / sheet)
     total = sum(path.stat().st_size for path in evidence.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise BadInputError(
@@ -129,8 +130,6 @@ def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:
     changed = [field for field in DECIDES if about["study"].get(field, now[field]) != now[field]]
     if changed:
         problems.append(f"was run with other {', '.join(changed)} than the recipe has now")
-    if recipe.primary and about["study"].get("hosts") != recipe.hosts:
-        problems.append(f"is of hosts {about['study'].get('hosts')} only: run it without --hosts")
     return problems
 
 
@@ -182,19 +181,6 @@ def settle(table: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: P
     }
     write_settings(path, sude={**known, **sude})
     return chosen
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """What a study wrote about itself.
-
-    Raises:
-        BadInputError: there is no finished study.
-    """
-    try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return about
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{folder}: no results of a study ({error})") from error
 
 
 def _settings_of(run: StudyRun) -> dict[str, dict[str, Any]]:

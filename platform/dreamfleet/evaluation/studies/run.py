@@ -87,7 +87,7 @@ class StudyRun:
         guidance: of all pictures; None: the base's own.
         load: gives a fresh base.
         output_dir: everything is written here; several studies may share it.
-        part: (i, n): subjects i, i + n, …, for several processes or machines.
+        part: (i, n): subjects i, i + n, …, for several machines or another time.
         overrides: of every arm, as a command line gave them; they are in `arms` already.
     """
 
@@ -111,8 +111,9 @@ class StudyRun:
         return self._base[0]
 
     def members(self) -> list[Member]:
-        """All subjects of the study."""
-        return self.field.members()
+        """This part's subjects."""
+        first, step = self.part
+        return self.field.members()[first::step]
 
     def run(self) -> None:
         """Do what is not done yet for this part's subjects."""
@@ -123,8 +124,7 @@ class StudyRun:
         """This part's subjects: together those whose LoRA arms fill an engine, as far as that
         leaves none of `num_workers` idle.
         """
-        first, step = self.part
-        mine = self.members()[first::step]
+        mine = self.members()
         arms = max((sum(arm.packs for arm in self.arms_of(member)) for member in mine), default=0)
         size = max(1, TOGETHER // max(1, arms * len(self.study.training_seeds)))
         size = min(size, max(1, -(-len(mine) // num_workers)))
@@ -152,7 +152,7 @@ class StudyRun:
         return self.own_arms.get(member.subject_id, self.arms)
 
     def units(self) -> Iterator[Unit]:
-        """Every unit of the study, the bare base first for each subject."""
+        """Every unit of this part, the bare base first for each subject."""
         for member in self.members():
             yield from self._units_of(member)
 
@@ -416,7 +416,7 @@ class StudyRun:
     # Results
 
     def rows(self) -> tuple[list[Row], list[str]]:
-        """All rows of the study with their arms, and the units that are not done yet."""
+        """All rows of this part with their arms, and the units that are not done yet."""
         rows: list[Row] = []
         left = []
         for unit in self.units():
