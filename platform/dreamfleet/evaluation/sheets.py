@@ -51,4 +51,4 @@ def legible(sheet: Image.Image) -> Image.Image:
 def save_for_page(sheet: Image.Image, target: Path) -> None:
     """Write a picture of the docs, as WebP: all of theirs together may weigh 2 MB."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, "WEBP", quality=66, method=6)
+    sheet.save(target, "WEBP", quality=40, method=6)
