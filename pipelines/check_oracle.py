@@ -4,10 +4,11 @@
     python pipelines/check_oracle.py draw  --from RUN [--from RUN …] --output-dir DIR
     python pipelines/check_oracle.py label --output-dir DIR                  # on a page, or
     python pipelines/check_oracle.py label --output-dir DIR --from-csv FILE  # from DIR/sheet-*.png
-    python pipelines/check_oracle.py score --output-dir DIR
+    python pipelines/check_oracle.py score --output-dir DIR [--output-dir DIR …]
 
 RUN is an output folder of `dreamfleet benchmark worldbench`, of check_embedded_base.py, or of a
-study (runs/studies/a; --arm chosen --arm official: these arms only).
+study (runs/studies/a; --arm chosen --arm official: these arms only). A study that is run in pieces
+is drawn and labelled piece by piece, and scored together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dreamfleet.errors import DreamfleetError
 
 @click.command(help=__doc__)
 @click.argument("step", type=click.Choice(["draw", "label", "score"]))
-@click.option("--output-dir", required=True, type=click.Path(file_okay=False))
+@click.option(
+    "--output-dir", "places", required=True, multiple=True, type=click.Path(file_okay=False)
+)
 @click.option("--from", "folders", multiple=True, type=click.Path(file_okay=False), help="RUN")
 @click.option("--arm", "arms", multiple=True, help="of studies: only these arms")
 @click.option("--pictures", default=300, show_default=True, type=click.IntRange(1, 100_000))
@@ -35,7 +38,7 @@ from dreamfleet.errors import DreamfleetError
 @click.option("--port", default=8781, show_default=True, type=click.IntRange(1, 65535))
 def main(
     step: str,
-    output_dir: str,
+    places: tuple[str, ...],
     folders: tuple[str, ...],
     arms: tuple[str, ...],
     pictures: int,
@@ -47,7 +50,9 @@ def main(
     from dreamfleet.evaluation.preference import serve
     from dreamfleet.evaluation.worldbench import oracle_check
 
-    place = Path(output_dir)
+    if step != "score" and len(places) > 1:
+        raise click.UsageError(f"{step}: give one --output-dir")
+    place = Path(places[0])
     try:
         if step == "draw":
             runs = [Path(folder) for folder in folders]
@@ -60,7 +65,7 @@ def main(
             click.echo(f"http://{host}:{port}  (Ctrl-C ends)", err=True)
             serve(oracle_check.label_app(place), host, port)
         else:
-            result = oracle_check.score_labels(place)
+            result = oracle_check.score_labels(*map(Path, places))
             click.echo(f"agreement {result['agreement']:.1%} of {result['num_pictures']} pictures")
             for arm, rate in result["error_rate_by_arm"].items():
                 click.echo(f"  {arm}: {rate:.1%} wrong of {result['num_by_arm'][arm]}")

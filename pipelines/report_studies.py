@@ -28,7 +28,7 @@ def main(
     if source is not None and not studies:
         raise click.UsageError(f"--from {source}: name the studies to take in (--study), too")
     from dreamfleet.evaluation.studies.command import take_in
-    from dreamfleet.evaluation.studies.page import fill_page
+    from dreamfleet.evaluation.studies.page import fill_page, how_many_ran
 
     try:
         for name in studies:
@@ -38,7 +38,7 @@ def main(
     except DreamfleetError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
-    click.echo(f"{docs}: {sum(own.ran for own in known)} of {len(known)} studies have been run")
+    click.echo(f"{docs}: {how_many_ran(known)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 Run it again to go on. Studies of one output folder share trainings and pictures. --settings: what
 the protocol's steps settled; for trials on D recipes/studies/trial_settings.yaml. --hosts and
 --part I/N run a piece of a study, on another machine or another day; report_studies.py takes
-pieces in one after the other. DreamBench's photographs on a real base: --data-dir, --base-model,
---device cuda.
+pieces in one after the other (parts that share an output folder: a last run without --part has
+all). DreamBench's photographs on a real base: --data-dir, --base-model, --device cuda.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(
             if num_workers > 1:
                 raise BadInputError(
                     f"--num-workers {num_workers}: each sweep has engines of its own; run "
-                    "--part 1/2 and --part 2/2 side by side instead"
+                    "--part 1/2 and --part 2/2 side by side instead, then once without"
                 )
             folder, left = reach.carry_out(order, report)
         else:

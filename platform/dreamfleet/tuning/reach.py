@@ -90,9 +90,6 @@ def carry_out(
                    Path(order.output_dir), order.part, report, own_arms,
                    order.overrides)  # fmt: skip
     run.run()
-    missing = [m.subject_id for m in run.members() if m.subject_id not in own_arms]
-    if missing:
-        return reach.folder, [f"sweeps of {name}" for name in missing]
     write_csv(reach.folder / READINGS, reach.readings())
     return write_results(run, settings)
 
@@ -114,22 +111,21 @@ class _Reach:
         report: Report,
     ) -> None:
         self.order, self.study, self.settings, self.field = order, study, settings, field
+        first, step = order.part
+        self.members = field.members()[first::step]
         self.sweep, self.report = sweep, report
         self.folder = Path(order.output_dir) / study.study
         self.host = study.hosts[0]
         self.files = inspect_base(order.base_model)
 
     def found(self) -> dict[str, list[PlannedArm]]:
-        """The arms of every subject whose sweeps are this part's, or done."""
-        members = self.field.members()
-        first, step = self.order.part
-        own = members[first::step]
-        with self._ray(own):
-            for member in own:
+        """The arms of this part's subjects, whose sweeps are done first."""
+        with self._ray(self.members):
+            for member in self.members:
                 for spec in self.study.arms:
                     if spec.search is not None:
                         self._setting(member, spec)
-        return {m.subject_id: self._arms(m) for m in members if self._is_swept(m)}
+        return {member.subject_id: self._arms(member) for member in self.members}
 
     def readings(self) -> list[dict[str, Any]]:
         """What the sweeps saw: the host's end and every rung, one row each."""
@@ -140,7 +136,7 @@ class _Reach:
                 WEIGHT: trial.user_attrs["setting"][WEIGHT],
                 "alignment": own.alignment, "fidelity": own.fidelity,
             }
-            for member in self.field.members()
+            for member in self.members
             for spec in self.study.arms if spec.search is not None
             for number, (trial, step, own) in enumerate(self._seen(member, spec))
         ]  # fmt: skip

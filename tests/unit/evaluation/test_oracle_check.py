@@ -108,6 +108,16 @@ class TestScore:
         assert result["passed"] is False
         assert result["confusions"][0]["label"] == "unreadable"
 
+    def test_drawings_are_scored_together(self, run: Path, check: Path, tmp_path: Path) -> None:
+        draw_sample([run], tmp_path / "more", 4, seed=1)
+        wrong = next(row["id"] for row in read(tmp_path / "more" / KEY) if row["host"] == "lora")
+        fill(check)
+        fill(tmp_path / "more", **{wrong: {"class": "unreadable"}})
+        result = score_labels(check, tmp_path / "more")
+        assert result["num_by_arm"] == {"base": 8, "lora": 8}
+        assert result["error_rate_by_arm"] == {"base": 0.0, "lora": pytest.approx(1 / 8)}
+        assert (tmp_path / "more" / "agreement.json").is_file()
+
     def test_only_what_was_asked_must_agree(self, check: Path) -> None:
         by_kind = {row["kind"]: row["id"] for row in read(check / KEY)}
         fill(check, **{by_kind["scene"]: {"state": "sitting"}, by_kind["state"]: {"scene": "city"}})

@@ -48,9 +48,9 @@ def finished(tmp_path: Path) -> Path:
     arms |= {f"{host}: chosen": {**PAPERS, "sude.teacher": "pretrained"} for host in hosts}
     about: dict[str, Any] = {
         "study": study.model_dump(mode="json", by_alias=True), "trial": False, "complete": True,
-        "photographs": False, "hosts": hosts, "arms": arms,
+        "photographs": False, "hosts": hosts, "arms": arms, "sheets": {},
         "rungs": {host: [400] for host in hosts}, "hardware": "2 CPU cores", "date": "2026-12-01",
-        "cpu_s": [{"train_s": 60.0, "draw_s": 30.0, "score_s": 30.0}] * 6,
+        "cpu_s": [{"host": "base", "train_s": 60.0, "draw_s": 30.0, "score_s": 30.0}] * 6,
         "failures": [{"subject": "C03", "host": "lora-prior", "arm": "x", "steps": 4,
                       "error": "NaN"}],
     }  # fmt: skip

@@ -170,10 +170,13 @@ def draw_sheet(run: StudyRun, path: Path) -> bool:
     """Pictures of the study's first subject: prompts across, arms down, all from the same noise; as
     WebP.
 
-    Returns whether there was anything to show.
+    Returns whether there was anything to show; where not, an older sheet is removed.
     """
+    path.unlink(missing_ok=True)
     study = run.study
     member = run.field.members()[0]
+    if member.subject_id not in [own.subject_id for own in run.members()]:
+        return False  # another part's
     seed = study.training_seeds[0]
     bare = first_pictures(run, member, BARE, seed)
     shown = [key for key, (job, _) in bare.items() if job.request.kind in study.sheet.kinds]

@@ -25,7 +25,7 @@ from dreamfleet.evaluation.studies.claims import (
 from dreamfleet.evaluation.studies.figures import draw_chart
 from dreamfleet.evaluation.studies.pieces import TABLE, read_piece
 from dreamfleet.evaluation.studies.recipe import BASE, Claim, Loaded, Study, studies_in
-from dreamfleet.evaluation.studies.report import CHART, SHEET
+from dreamfleet.evaluation.studies.report import CHART
 from dreamfleet.evaluation.studies.settings import SETTINGS, read_settings
 from dreamfleet.evaluation.studies.tables import TITLES, means
 
@@ -50,6 +50,8 @@ class Evidence:
     where there is none.
 
     Attributes:
+        runs: where and when (`hardware`, `date`).
+        sheets: files of pictures, with the hosts that they show.
         planned: all hosts that it is for.
         under_way: by host, the number of subjects that are there, where not all are.
     """
@@ -61,12 +63,19 @@ class Evidence:
     about: Mapping[str, Any]
     rho: Sequence[Mapping[str, Any]] = ()
     readings: Sequence[Mapping[str, Any]] = ()  # of sweeps
+    runs: Sequence[Mapping[str, Any]] = ()
+    sheets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     planned: Sequence[str] = ()
     under_way: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ran(self) -> bool:
         return bool(self.table)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has been run on all of its hosts."""
+        return self.ran and set(self.planned) <= set(self.hosts)
 
     @property
     def hosts(self) -> list[str]:
@@ -133,10 +142,11 @@ def _load(loaded: Loaded, evidence: Path) -> Evidence:
     whole = piece.whole()
     under_way = {host: len(piece.subjects(host)) for host in piece.hosts if host not in whole.hosts}
     if not whole.hosts:
-        return Evidence(study, loaded.path, folder, [], {}, (), (), planned, under_way)
+        return Evidence(study, loaded.path, folder, [], {}, planned=planned, under_way=under_way)
     draw_chart(study, whole.table, whole.rho, folder / CHART)
+    sheets = {name: own for name, own in whole.sheets.items() if (folder / name).is_file()}
     return Evidence(study, loaded.path, folder, whole.table, whole.about, whole.rho,
-                    whole.readings, planned, under_way)  # fmt: skip
+                    whole.readings, whole.runs, sheets, planned, under_way)  # fmt: skip
 
 
 def _filled(text: str, mark: str, lines: Sequence[str], page: Path) -> str:
@@ -167,8 +177,15 @@ def summary_lines(known: Sequence[Evidence]) -> list[str]:
                 f"identity lost | {PAPER_PRIMARY} | | | not run yet |"
             )
         lines += [_claim_summary(own, judged) for judged in claims_of(own)]
-    ran = sum(own.ran for own in known)
-    return [*lines, "", f"{ran} of {len(known)} studies have been run."]
+    return [*lines, "", f"{how_many_ran(known)}."]
+
+
+def how_many_ran(known: Sequence[Evidence]) -> str:
+    """In a few words."""
+    whole = sum(own.is_whole for own in known)
+    some = [own.study.study for own in known if own.ran and not own.is_whole]
+    rest = f", and {', '.join(some)} on some of its hosts" if some else ""
+    return f"{whole} of {len(known)} studies have been run{rest}"
 
 
 def primary_of(own: Evidence) -> list[PrimaryResult]:
@@ -176,8 +193,10 @@ def primary_of(own: Evidence) -> list[PrimaryResult]:
     if not own.ran:
         return []
     papers = {
-        (host, name): _is_papers(own.about["arms"].get(f"{host}: {name}", {}))
-        for host in own.hosts
+        # Of a host to come nothing is named yet.
+        (host, name): host not in own.hosts
+        or _is_papers(own.about["arms"].get(f"{host}: {name}", {}))
+        for host in own.judged
         for name in PRIMARY
     }
     return primary_results(own.table, own.judged, papers=papers)
@@ -193,18 +212,16 @@ def _is_papers(setting: Mapping[str, Any]) -> bool:
     return weight and setting.get("sude.teacher") == PAPERS_TEACHER
 
 
-def _is_variant(result: PrimaryResult) -> bool:
-    return not result.is_papers and result.verdict != "not run yet"
-
-
 def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
     alignment, identity = result.alignment, result.identity
-    what = "a variant of SuDe" if _is_variant(result) else "SuDe"
+    what = "SuDe" if result.is_papers else "a variant of SuDe"
+    found = "|"
+    if alignment is not None:
+        found = (f"{_signed(alignment)}; identity {_signed(identity)} | "
+                 f"{_interval(alignment)}; {_interval(identity)}")  # fmt: skip
     return (
         f"| {own.study.study} | {what} ({result.setting}) on {result.host} raises alignment, at "
-        f"most {FIDELITY_MARGIN} of identity lost | {PAPER_PRIMARY} | "
-        f"{_signed(alignment)}; identity {_signed(identity)} | "
-        f"{_interval(alignment)}; {_interval(identity)} | {result.verdict} |"
+        f"most {FIDELITY_MARGIN} of identity lost | {PAPER_PRIMARY} | {found} | {result.verdict} |"
     )
 
 
@@ -249,9 +266,10 @@ def section_lines(own: Evidence, docs: Path) -> list[str]:
     place = own.folder.relative_to(docs) if own.folder.is_relative_to(docs) else own.folder
     titles = " and ".join(TITLES.get(name, name) for name in study.chart.figures)
     lines += [f"![Study {study.study}: {titles}]({place.as_posix()}/{CHART})", ""]
-    for sheet in sorted(own.folder.glob(f"{Path(SHEET).stem}*.webp")):
-        lines += [f"![Study {study.study}: the first pictures of one subject, the same noise in "
-                  f"all arms]({place.as_posix()}/{sheet.name})", ""]  # fmt: skip
+    for sheet, hosts in own.sheets.items():
+        of = f" on {', '.join(hosts)}" if len(own.sheets) > 1 else ""
+        lines += [f"![Study {study.study}: the first pictures of one subject{of}, the same noise "
+                  f"in all arms]({place.as_posix()}/{sheet})", ""]  # fmt: skip
     return [*lines, *study.notes]
 
 
@@ -261,12 +279,14 @@ def _what_ran(own: Evidence) -> str:
         f"{host} at {', '.join(map(str, steps))} steps" for host, steps in about["rungs"].items()
     )
     seconds = sum(cost["train_s"] + cost["draw_s"] + cost["score_s"] for cost in about["cpu_s"])
+    where, when = (", ".join(dict.fromkeys(run[name] for run in own.runs))
+                   for name in ("hardware", "date"))  # fmt: skip
     kind = "confirmation" if own.study.primary else "exploratory"
     return (
         f"{study['subjects']} subjects of split {study['split']}, {study['seeds']} training "
         f"seed{'s' if study['seeds'] > 1 else ''}, oracle {study['oracle']}, {kind}; {rungs}. "
-        f"{about['hardware']}, {about['date']}: {seconds / 60:.1f} CPU minutes a subject and seed."
-    ).rstrip() + "".join(f" {line}" for line in _to_come(own))
+        f"{where}, {when}: {seconds / 60:.1f} CPU minutes a subject and seed."
+    ) + "".join(f" {line}" for line in _to_come(own))
 
 
 def _to_come(own: Evidence) -> list[str]:
@@ -306,7 +326,7 @@ def _primary_table(own: Evidence) -> list[str]:
         few = f", without {result.dropped} subjects" if result.dropped else ""
         flips = "; ".join(_p(part.p_sign_flip) for part in (result.alignment, result.identity)
                           if part is not None and part.p_sign_flip is not None)  # fmt: skip
-        variant = " (variant)" if _is_variant(result) else ""
+        variant = "" if result.is_papers else " (variant)"
         lines.append(
             f"| {result.host} | {result.setting}{variant}{few} | "
             f"{_signed(result.alignment)} | {_interval(result.alignment)} | "

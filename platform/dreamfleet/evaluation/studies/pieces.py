@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dreamfleet.evaluation.studies.recipe import BASE
 from dreamfleet.evaluation.studies.tables import read_csv, write_csv
 
 TABLE, RHO, READINGS, ABOUT = "table.csv", "rho.csv", "readings.csv", "about.json"
+SHEET = "sheet.webp"
 # Of a recipe, what its rows depend on.
 DECIDES = ("split", "classes", "first_seed", "selection_states", "oracle", "rungs", "pictures",
            "num_inference_steps", "num_class_images", "arms")  # fmt: skip
@@ -37,12 +38,23 @@ class Piece:
     about: Mapping[str, Any]
     table: Sequence[Row] = ()
     rho: Sequence[Row] = ()
-    readings: Sequence[Row] = field(default_factory=tuple)
+    readings: Sequence[Row] = ()
 
     @property
     def hosts(self) -> list[str]:
         """In the order in which they came."""
         return list(self.about.get("hosts", []))
+
+    @property
+    def sheets(self) -> dict[str, list[str]]:
+        """Files of pictures, with the hosts that they show."""
+        return dict(self.about.get("sheets", {SHEET: self.hosts}))
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Where and when its hosts were run."""
+        one = {"hosts": self.hosts, **{name: self.about[name] for name in ("hardware", "date")}}
+        return list(self.about.get("runs", [one]))
 
     def subjects(self, host: str) -> set[str]:
         """Those of whom there is anything on a host."""
@@ -59,9 +71,10 @@ class Piece:
         kept = {BASE, *hosts}
         about = {**self.about, "hosts": list(hosts)}
         for name in ("cpu_s", "failures"):
-            rows = self.about.get(name, [])
-            about[name] = [row for row in rows if row.get("host", BASE) in kept]
+            about[name] = [row for row in self.about.get(name, []) if row["host"] in kept]
         about["rungs"] = {h: steps for h, steps in self.about["rungs"].items() if h in hosts}
+        about["sheets"] = {name: own for name, own in self.sheets.items() if kept.issuperset(own)}
+        about["runs"] = [run for run in self.runs if kept.intersection(run["hosts"])]
         rows = [[row for row in own if row["host"] in kept] for own in (self.table, self.rho)]
         return replace(self, about=about, table=rows[0], rho=rows[1])
 
@@ -108,22 +121,14 @@ def joined(known: Piece, new: Piece) -> Piece:
     and takes the host's place, or others, and adds them.
 
     Raises:
-        BadInputError: the two are not of one study, or share some of a host's subjects.
+        BadInputError: the two are not of one study, share some of a host's subjects, or differ on
+            what the confirmation has published.
     """
-    other = _differing(known.about, new.about)
-    if other:
-        raise BadInputError(
-            f"study {new.about['study']['study']}: what is committed has other "
-            f"{', '.join(other)} than this piece; run the study's other hosts and parts anew"
-        )
     replaced = [host for host in new.hosts if known.subjects(host) <= new.subjects(host)]
-    for host in new.hosts:
-        twice = sorted(known.subjects(host) & new.subjects(host))
-        if twice and host not in replaced:
-            raise BadInputError(
-                f"{host}: {', '.join(twice[:3])} … are committed already, and others that this "
-                "piece has not; give pieces with all of them, or with none"
-            )
+    _check_confirmed(known, new)
+    if set(known.hosts) <= set(replaced):
+        return new
+    _check_joins(known, new, replaced)
     kept = known.of([host for host in known.hosts if host not in replaced])
     hosts = list(dict.fromkeys([*known.hosts, *new.hosts]))
     there = kept.subjects(BASE)
@@ -134,9 +139,9 @@ def joined(known: Piece, new: Piece) -> Piece:
         "hosts": hosts,
         "arms": {**known.about["arms"], **new.about["arms"]},
         "rungs": _rungs_of_both(kept.about["rungs"], new.about["rungs"]),
-        "hardware": "; ".join(
-            dict.fromkeys([*known.about["hardware"].split("; "), new.about["hardware"]])
-        ),
+        "study": {**new.about["study"], "hosts": hosts},
+        "sheets": {**kept.sheets, **new.sheets},
+        "runs": [*kept.runs, *new.runs],
         "cpu_s": _mean_costs(kept, new),
         "failures": [*kept.about.get("failures", []), *new.about.get("failures", [])],
     }
@@ -146,6 +151,36 @@ def joined(known: Piece, new: Piece) -> Piece:
         _mean_rho(kept.rho, new.rho, hosts),
         [*(row for row in known.readings if row["subject"] not in again), *new.readings],
     )
+
+
+def _check_joins(known: Piece, new: Piece, replaced: Sequence[str]) -> None:
+    other = _differing(known.about, new.about)
+    if other:
+        raise BadInputError(
+            f"study {new.about['study']['study']}: what is committed has other "
+            f"{', '.join(other)} than this piece; run {', '.join(known.hosts)} anew with it"
+        )
+    for host in new.hosts:
+        twice = sorted(known.subjects(host) & new.subjects(host))
+        if twice and host not in replaced:
+            raise BadInputError(
+                f"{host}: {', '.join(twice[:3])} … are committed already, and others that this "
+                "piece has not; give pieces with all of them, or with none"
+            )
+
+
+def _check_confirmed(known: Piece, new: Piece) -> None:
+    """The confirmation is run once (docs/protocol.md, section 6)."""
+    if not new.about["study"].get("primary"):
+        return
+    rows = {(row["subject"], row["host"], row["arm"]): row for row in known.table}
+    for row in new.table:
+        place = (row["subject"], row["host"], row["arm"])
+        if place in rows and place[1] != BASE and rows[place] != row:
+            raise BadInputError(
+                f"{place[0]}, {place[1]}: {place[2]}: was published with other figures, and the "
+                "confirmation is run once (docs/protocol.md, sections 6 and 8)"
+            )
 
 
 def _differing(known: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -190,11 +225,14 @@ def _mean_rho(known: Iterable[Row], new: Iterable[Row], hosts: Sequence[str]) ->
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in (*known, *new):
         key = tuple(row[name] for name in ("host", "arm", "steps", "t_from"))
-        own = found.setdefault(key, {**row, "rho": 0.0, "hinge_share": 0.0, "samples": 0})
-        both = own["samples"] + row["samples"]
+        if key not in found:
+            found[key] = dict(row)
+            continue
+        own, count = found[key], row["samples"]
+        both = own["samples"] + count
         for name in ("rho", "hinge_share"):
-            total = own[name] * own["samples"] + row[name] * row["samples"]
-            own[name] = total / both
+            if name in row and name in own:  # ρ of a bin may be without a finite number
+                own[name] = (own[name] * own["samples"] + row[name] * count) / both
         own["samples"] = both
     arms = list(dict.fromkeys(key[:2] for key in found))
     return sorted(

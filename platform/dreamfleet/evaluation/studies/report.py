@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from dreamfleet.evaluation.studies.pieces import (
     ABOUT,
     DECIDES,
     RHO,
+    SHEET,
     TABLE,
+    Piece,
     joined,
     read_piece,
     write_piece,
@@ -35,7 +38,7 @@ from dreamfleet.evaluation.studies.settings import (
 )
 from dreamfleet.evaluation.studies.tables import subject_table, write_csv
 
-SHEET, CHART = "sheet.webp", "chart.webp"  # charts are made from what else is committed
+CHART = "chart.webp"  # made from what else is committed
 MOST_BYTES = 3 * 2**20
 
 
@@ -58,16 +61,20 @@ def write_results(run: StudyRun, settings: Settings) -> tuple[Path, list[str]]:
     rho = rho_table(run.logs()) if run.study.log else []
     if rho:
         write_csv(folder / RHO, rho)
+    else:
+        (folder / RHO).unlink(missing_ok=True)
     draw_chart(run.study, table, rho, folder / CHART)
-    draw_sheet(run, folder / SHEET)
+    drawn = draw_sheet(run, folder / SHEET)
+    hosts = list(dict.fromkeys(arm.host for arm in run.arms))
     about = {
         "study": run.study.model_dump(mode="json", by_alias=True),
         "trial": settings.trial,
         "overrides": dict(run.overrides),
         "complete": not left,
-        "hosts": list(dict.fromkeys(arm.host for arm in run.arms)),
+        "hosts": hosts,
         "arms": _settings_of(run),
         "rungs": _rungs_of(run),
+        "sheets": {SHEET: hosts} if drawn else {},
         "photographs": any(member.individual is None for member in run.members()),
         "base": run.base.hash,
         "judges": run.field.judges_key,
@@ -97,18 +104,28 @@ def publish(folder: Path, evidence: Path, recipe: Study) -> None:
     if problems:
         raise BadInputError(f"{folder}: study {name} {', '.join(problems)}; it is not published")
     target = evidence / name
+    piece = _with_named_sheet(piece, recipe)
     both = joined(read_piece(target), piece) if (target / ABOUT).is_file() else piece
     write_piece(target, both)
-    if (folder / SHEET).is_file():
-        all_of_it = both.hosts == piece.hosts
-        sheet = SHEET if all_of_it else f"{Path(SHEET).stem}-{'-'.join(piece.hosts)}.webp"
+    for sheet in piece.sheets:
         shutil.copyfile(folder / SHEET, target / sheet)
+    for path in target.glob(f"{Path(SHEET).stem}*.webp"):
+        if path.name not in both.sheets:
+            path.unlink()
     total = sum(path.stat().st_size for path in evidence.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise BadInputError(
             f"{evidence}: {total / 2**20:.1f} MiB of evidence; at most {MOST_BYTES // 2**20} are "
             "committed: show fewer pictures"
         )
+
+
+def _with_named_sheet(piece: Piece, recipe: Study) -> Piece:
+    """The pictures of some hosts have a name beside which others' can stand."""
+    if not piece.sheets or piece.about["study"]["hosts"] == recipe.hosts:
+        return piece
+    name = f"{Path(SHEET).stem}-{'-'.join(piece.hosts)}.webp"
+    return replace(piece, about={**piece.about, "sheets": {name: piece.hosts}})
 
 
 def _unfit(about: Mapping[str, Any], recipe: Study) -> list[str]:

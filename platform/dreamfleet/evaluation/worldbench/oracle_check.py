@@ -94,26 +94,30 @@ def draw_sample(
     return len(key)
 
 
-def score_labels(output_dir: Path) -> dict[str, Any]:
-    """Compare labels with the oracle's readings; writes `agreement.json`.
+def score_labels(*output_dirs: Path) -> dict[str, Any]:
+    """Compare labels with the oracle's readings, of several drawings together; writes
+    `agreement.json` into the last.
 
     A picture agrees where class and what its prompt asked for (state or scene) are read as they
     were labelled; "unreadable" agrees with "unreadable" only.
 
     Returns:
-        `agreement`, `by_arm` (error rates), `spread` (largest minus smallest of them), `passed`,
+        `agreement`, `error_rate_by_arm`, `spread` (largest minus smallest of them), `passed`,
         `by_question`, `confusions` (label, reading, count).
 
     Raises:
         BadInputError: a label is missing or names something that the world has not.
     """
-    key = {row["id"]: row for row in _read_csv(output_dir / KEY)}
-    labels = {row["id"]: row for row in _read_csv(output_dir / LABELS)}
+    rows = [(folder, row) for folder in output_dirs for row in _read_csv(folder / KEY)]
+    labels = {
+        (folder, row["id"]): row for folder in output_dirs for row in _read_csv(folder / LABELS)
+    }
     errors: dict[str, list[bool]] = {}
     questions: dict[str, list[bool]] = {"class": [], "state": [], "scene": []}
     confusions: dict[tuple[str, str], int] = {}
-    for name, row in key.items():
-        label = _checked(output_dir / LABELS, name, labels.get(name, {}), (row["kind"],))
+    for folder, row in rows:
+        name = row["id"]
+        label = _checked(folder / LABELS, name, labels.get((folder, name), {}), (row["kind"],))
         wrong = not _agrees(label, row)
         errors.setdefault(row["host"], []).append(wrong)
         for question in questions if label["class"] != UNREADABLE else ("class",):
@@ -127,10 +131,10 @@ def score_labels(output_dir: Path) -> dict[str, Any]:
             )
             confusions[pair[0], pair[1]] = confusions.get((pair[0], pair[1]), 0) + 1
     rates = {arm: sum(own) / len(own) for arm, own in errors.items()}
-    agreement = 1 - sum(sum(own) for own in errors.values()) / len(key)
+    agreement = 1 - sum(sum(own) for own in errors.values()) / len(rows)
     spread = max(rates.values()) - min(rates.values())
     result = {
-        "num_pictures": len(key),
+        "num_pictures": len(rows),
         "agreement": agreement,
         "by_question": {q: sum(own) / len(own) for q, own in questions.items() if own},
         "error_rate_by_arm": rates,
@@ -142,7 +146,7 @@ def score_labels(output_dir: Path) -> dict[str, Any]:
             for (label, reading), count in sorted(confusions.items(), key=lambda item: -item[1])
         ],
     }
-    (output_dir / REPORT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (output_dirs[-1] / REPORT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 
