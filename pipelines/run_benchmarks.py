@@ -43,9 +43,20 @@ DEFAULTS = BenchSettings()
 def main(gpu: bool, gpu_device: str, gpu_shape: str, quick: bool, only: tuple[str, ...],
          output_dir: Path, **options: Any) -> None:  # fmt: skip
     """Run the benchmarks."""
-    from dreamfleet.evaluation.benchmarks.run import run_benchmarks, run_gpu_benchmarks
+    from dreamfleet.errors import DreamfleetError
 
     given = {name: value for name, value in options.items() if value is not None}
+    try:
+        _run(gpu, gpu_device, gpu_shape, quick, only, output_dir, given)
+    except DreamfleetError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
+
+
+def _run(gpu: bool, gpu_device: str, gpu_shape: str, quick: bool, only: tuple[str, ...],
+         output_dir: Path, given: dict[str, Any]) -> None:  # fmt: skip
+    from dreamfleet.evaluation.benchmarks.run import run_benchmarks, run_gpu_benchmarks
+
     if gpu:
         del given["base_model"], given["num_threads"]  # a base of its own, and its own threads
         settings = replace(ON_A_GPU, **given, device=gpu_device)

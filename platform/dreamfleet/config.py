@@ -82,7 +82,12 @@ class DataConfig(_Section):
     )
     random_flip: bool = Field(False, description="mirror photos at random")
     max_photos: int = Field(200, ge=1, description="photos read per subject at most")
-    max_pixels: int = Field(50_000_000, ge=1024, description="photos with more pixels are refused")
+    max_pixels: int = Field(
+        50_000_000,
+        ge=1024,
+        le=178_956_970,  # beyond it Pillow itself refuses a picture
+        description="photos with more pixels are refused",
+    )
     cache_path: str | None = Field(
         None,
         description="folder or URI of prepared photos and prior sets; default: in DREAMFLEET_HOME",
@@ -93,7 +98,8 @@ class DataConfig(_Section):
     teacher_cache_gib: Finite = Field(
         0.0,
         ge=0,
-        description="the frozen teacher's predictions kept on disk, GiB at most; 0: not kept",
+        description="the frozen teacher's predictions kept on disk, GiB at most, by sweeps and "
+        "runs of many subjects; 0: not kept",
     )
 
 
@@ -228,7 +234,7 @@ class ClusterConfig(_Section):
         1, ge=1, le=4096, description="training workers, or engines for many subjects"
     )
     use_gpu: Literal["auto"] | bool = Field("auto", description="auto: if the cluster has a GPU")
-    resources_per_worker: dict[str, float] = Field(
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="e.g. {CPU: 1, GPU: 0.5}"
     )
     accelerator_type: str | None = Field(None, description="Ray accelerator type, e.g. A100")
@@ -569,7 +575,8 @@ def dreamfleet_home() -> Path:
     """Where caches, keys and the default MLflow store live (DREAMFLEET_HOME, default
     ~/.dreamfleet).
     """
-    return Path(os.environ.get("DREAMFLEET_HOME") or Path.home() / ".dreamfleet")
+    place = os.environ.get("DREAMFLEET_HOME")
+    return Path(place).expanduser() if place else Path.home() / ".dreamfleet"
 
 
 def environment(name: str) -> str | None:

@@ -60,3 +60,9 @@ class CapacityError(DreamfleetError):
 def first_line(error: object) -> str:
     """What an error says, cut to one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, where its cause stands after a remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

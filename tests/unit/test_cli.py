@@ -10,13 +10,14 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import dreamfleet
 from dreamfleet import cli, doctor, flags
-from dreamfleet.config import RunConfig, dump_config, flat_fields, load_config
+from dreamfleet.config import RunConfig, dreamfleet_home, dump_config, flat_fields, load_config
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -388,6 +389,25 @@ class TestResults:
         code, out, err = run(capsys, "prepare", "photos", "--class-word", "dog")
         assert (code, out.strip(), "1 of 1 subjects" in err) == (1, "tom: no photo", True)
 
+    def test_the_folder_of_a_recipe_is_left_to_what_it_trains(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+    ) -> None:
+        from dreamfleet import personalization
+        from dreamfleet.personalization import PreparedSubjects
+
+        seen: list[str | None] = []
+
+        def prepared(config: RunConfig, **_: Any) -> PreparedSubjects:
+            seen.append(config.output_dir)
+            return PreparedSubjects([], {})
+
+        monkeypatch.setattr(personalization, "prepare_subjects", prepared)
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("output_dir: runs/rex\nsubject: {class_word: dog}\n", encoding="utf-8")
+        run(capsys, "prepare", "photos", "--config", str(recipe))
+        run(capsys, "prepare", "photos", "--config", str(recipe), "--output-dir", "squares")
+        assert seen == [None, "squares"]
+
 
 class TestCache:
     def test_info_and_clear(self, capsys: Captured, fleet_home: Path) -> None:
@@ -500,6 +520,8 @@ class TestDoctor:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").write_text("")
+        monkeypatch.setenv("DREAMFLEET_HOME", "~/fleet")
+        assert dreamfleet_home() == Path.home() / "fleet", "as a Dockerfile's ENV leaves it"
         monkeypatch.setenv("DREAMFLEET_HOME", str(tmp_path / "file" / "home"))
         findings = {item.name: item for item in doctor.examine()}
         assert findings["home"].mark == "problem"

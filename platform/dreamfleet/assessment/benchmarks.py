@@ -105,8 +105,12 @@ class BenchmarkPlan:
         now = frozen_now(base_hash, steps, scheduler, self.judges.evaluators)
         check_frozen(gate.get("frozen", {}), now, path)
         config = self.config.model_copy(deep=True)
-        if config.sampling.guidance_scale is None:
-            config.sampling.guidance_scale = gate["guidance"]
+        if sampling.guidance_scale not in (None, gate["guidance"]):
+            raise BadInputError(
+                f"sampling.guidance_scale = {sampling.guidance_scale:g}: {path} says which states "
+                f"count at {gate['guidance']:g}; leave it out, or measure the base at this scale"
+            )
+        config.sampling.guidance_scale = gate["guidance"]
         return replace(self, config=config, scored_states=gate["scored_states"])
 
 

@@ -141,14 +141,12 @@ class Base:
         Args:
             pixels: [B, 3, H, W] in [-1, 1].
         """
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-        scale, shift = self._latent_scale()
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return encode_images(self.vae, pixels)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures uint8 [B, H, W, 3] on the CPU, from scaled latents [B, C, h, w]."""
-        scale, shift = self._latent_scale()
+        scale, shift = latent_scale(self.vae)
         raw = (latents.to(self.device) / scale + shift).to(self.vae.dtype)
         pixels = self.vae.decode(raw).sample.float()
         unit = (pixels / 2 + 0.5).clamp(0, 1)
@@ -214,9 +212,19 @@ class Base:
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
 
-    def _latent_scale(self) -> tuple[float, float]:
-        config = self.vae.config
-        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+@torch.no_grad()
+def encode_images(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Base.encode_images`, by a VAE alone."""
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    scale, shift = latent_scale(vae)
+    return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+
+def latent_scale(vae: Any) -> tuple[float, float]:
+    """Factor and shift between a VAE's latents and the UNet's."""
+    config = vae.config
+    return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
 
 
 def frozen(module: Any) -> Any:

@@ -60,6 +60,18 @@ def load_base(
     )
 
 
+def load_vae(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """The VAE of a base alone, fp32: what photos are encoded with.
+
+    Raises:
+        BaseModelError: as `load_base`.
+    """
+    files = inspect_base(name_or_path)
+    place = resolve_device(device)
+    with quiet_libraries():
+        return frozen(load_component(files, "vae", torch.float32).to(place))
+
+
 def vae_dtype(files: BaseFiles, dtype: torch.dtype) -> torch.dtype:
     """fp32 instead of fp16 unless the VAE says that it stands fp16 (`force_upcast: false`).
 

@@ -7,6 +7,7 @@ Files are written whole and carry page checksums: a damaged entry is a miss.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -41,7 +42,7 @@ class Cache:
     root: Path | str  # or a URI
     max_bytes: int
 
-    @property
+    @functools.cached_property  # to open a connection takes several requests
     def folder(self) -> Folder:
         return Folder(str(self.root))
 

@@ -16,11 +16,12 @@ from dreamfleet.data.prior_set import (
     PriorRequest,
     PriorSet,
     generated_prior_set,
+    kept_prior_set,
     own_prior_set,
     prior_request,
 )
 from dreamfleet.data.subject_set import PhotoSettings, PhotoStore, SubjectSet
-from dreamfleet.data.subjects import SubjectRequest
+from dreamfleet.data.subjects import SubjectRequest, fill_prompt
 from dreamfleet.errors import DreamfleetError, SubjectSetError
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Preparation:
     timings: dict[str, float] = field(default_factory=dict)  # stage -> seconds
 
     def __post_init__(self) -> None:
-        self._last_prior: PriorSet | None = None  # neighbours in a list often share their class
+        # Neighbours in a list often share their class.
+        self._last_prior: tuple[str, PriorSet] | None = None
+        self._all_made = False
         data = self.config.data
         self._store = PhotoStore(
             self.cache,
@@ -98,16 +101,28 @@ class Preparation:
         return usable
 
     def prior_set(self, request: SubjectRequest) -> PriorSet | None:
-        """The prior set that the request's own settings ask for, made now if it does not exist."""
+        """The prior set that the request's own settings ask for, made now if it does not exist.
+
+        Raises:
+            SubjectSetError: it cannot be made; or it was, and has gone from the cache since
+                `prepare_priors`: training has the room now that making it would wait for.
+        """
         own = request.config
         if not own.prior.with_prior_preservation or own.prior.form != "images":
             return None
-        if own.prior.class_data_dir:
-            return own_prior_set(own, self._store, self.session, self.progress)
-        wanted = self._prior_request(own)
-        if self._last_prior is None or self._last_prior.key != wanted.key:
-            self._last_prior = generated_prior_set(wanted, self.cache, self.session, self.progress)
-        return self._last_prior
+        folder, words = own.prior.class_data_dir, "{token} {class} " + own.subject.class_prompt
+        wanted = None if folder else self._prior_request(own)
+        own_key = f"{folder} {own.prior.num_class_images} {fill_prompt(words, own)}"
+        key = wanted.key if wanted else own_key
+        if self._last_prior is None or self._last_prior[0] != key:
+            if wanted is None:
+                found = own_prior_set(own, self._store, self.session, self.progress)
+            elif self._all_made:
+                found = kept_prior_set(wanted, self.cache)
+            else:
+                found = generated_prior_set(wanted, self.cache, self.session, self.progress)
+            self._last_prior = key, found
+        return self._last_prior[1]
 
     def prior_key(self, request: SubjectRequest) -> str:
         """Of that prior set, which is not made for it; empty where none is asked for."""
@@ -134,6 +149,7 @@ class Preparation:
                 if len(requests) == 1:
                     raise
                 self._fail(request, error)
+        self._all_made = True
         return usable
 
     @contextlib.contextmanager

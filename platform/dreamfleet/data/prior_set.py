@@ -70,7 +70,6 @@ class PriorSet:
 
     key: str
     prompts: tuple[str, ...]  # one per picture
-    pngs: tuple[bytes, ...]
     latent_mean: np.ndarray
     latent_std: np.ndarray
 
@@ -116,6 +115,21 @@ def generated_prior_set(
     return _as_set(request.key, [request.prompt] * len(rows), rows)
 
 
+def kept_prior_set(request: PriorRequest, cache: Cache) -> PriorSet:
+    """The prior set of `request`, which was made before.
+
+    Raises:
+        SubjectSetError: it is gone.
+    """
+    rows = cache.get("prior_sets", request.key)
+    if rows is None:
+        raise SubjectSetError(
+            f"prior set {request.prompt!r}: gone from the cache ({cache.root}) since it was made; "
+            "--resume makes it again (data.cache_max_gib bounds the cache)"
+        )
+    return _as_set(request.key, [request.prompt] * len(rows), rows)
+
+
 def find_class_pictures(config: RunConfig) -> FoundPhotos:
     """What lies in `prior.class_data_dir`.
 
@@ -158,7 +172,6 @@ def _as_set(key: str, prompts: Sequence[str], rows: Sequence[Mapping[str, Any]])
     return PriorSet(
         key=key,
         prompts=tuple(prompts),
-        pngs=tuple(row["png"] for row in rows),
         latent_mean=moments["latent_mean"],
         latent_std=moments["latent_std"],
     )
@@ -226,7 +239,7 @@ class PriorMaker:
         rows = []
         for index, drawn in zip(indices, images, strict=True):
             image = shrink(drawn, self._request.resolution)
-            mean, std, shape = encode_pixels(self._base, np.asarray(image))
+            mean, std, shape = encode_pixels(self._base.vae, np.asarray(image))
             moments = {
                 "mean": mean,
                 "std": std,

@@ -85,11 +85,16 @@ def find_photos(
         if not _is_text(entry):
             raise SubjectSetError(f"photos {_readable(entry)}: {NOT_TEXT}")
     entries = [as_path(entry) for entry in entries]
+    for entry in entries:
+        if is_uri(entry) and (len(entries) > 1 or is_picture_name(entry) or _is_zip(entry)):
+            raise SubjectSetError(
+                f"photo {entry}: at a URI a folder of photos is read; give one, or files here"
+            )
     if len(entries) == 1 and is_uri(entries[0]):
         found = _find_in_uri(entries[0])
     elif len(entries) == 1 and not is_picture_name(entries[0]):
         path = Path(entries[0])
-        found = _find_in_zip(path) if path.suffix.lower() == ".zip" else _find_in_folder(path)
+        found = _find_in_zip(path) if _is_zip(entries[0]) else _find_in_folder(path)
     else:
         found = _find_files(entries)
     if len(found.photos) > max_photos:
@@ -110,6 +115,10 @@ def as_path(entry: str) -> str:
     if is_uri(entry) and (local := Folder(entry).local) is not None:
         return str(local)
     return entry if is_uri(entry) else os.path.expanduser(entry)
+
+
+def _is_zip(name: str) -> bool:
+    return PurePosixPath(name.partition("?")[0]).suffix.lower() == ".zip"
 
 
 def _is_text(name: str) -> bool:
@@ -247,10 +256,11 @@ def _unsafe(path: Path, root: Path | None) -> str | None:
     anything or hang.
     """
     try:
-        linked = path.is_symlink()
-        if linked and root is not None and not path.resolve().is_relative_to(root):
+        if root is not None and not path.resolve().is_relative_to(root):  # by itself or its folder
             return "a link that leads out of the folder"
         status = path.stat()
+    except RuntimeError:
+        return "a link to itself"
     except OSError as error:
         return "a dangling link" if path.is_symlink() else f"cannot be read ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):

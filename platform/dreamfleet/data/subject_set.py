@@ -31,7 +31,6 @@ from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.storage import Folder
 
 if TYPE_CHECKING:
-    from dreamfleet.bases import Base
     from dreamfleet.runtime.progress import Progress
     from dreamfleet.runtime.session import RaySession
 
@@ -376,7 +375,7 @@ class PhotoEncoder:
 
     def __init__(self, settings: PhotoSettings) -> None:
         self._settings = settings
-        self._base: Base | None = None
+        self._vae: Any = None
         self._saliency: Saliency | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -399,14 +398,14 @@ class PhotoEncoder:
         }
         if row["reason"]:
             return row | empty
-        if self._base is None:
-            self._base = load_for_encoding(self._settings)
+        if self._vae is None:
+            self._vae = load_for_encoding(self._settings)
         if self._saliency is None and self._settings.crop == "subject":
             self._saliency = subject_saliency(self._settings.base_model)[1]
         square = crop_square(from_png(row["png"]), self._settings.resolution, self._saliency)
         pixels = np.asarray(square)
-        mean, std, shape = encode_pixels(self._base, pixels)
-        flipped_mean, flipped_std, _ = encode_pixels(self._base, pixels[:, ::-1])
+        mean, std, shape = encode_pixels(self._vae, pixels)
+        flipped_mean, flipped_std, _ = encode_pixels(self._vae, pixels[:, ::-1])
         moments = {
             "mean": mean,
             "std": std,
@@ -420,19 +419,21 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def load_for_encoding(settings: PhotoSettings) -> Base:
-    from dreamfleet.bases import load_base
+def load_for_encoding(settings: PhotoSettings) -> Any:
+    """The base's VAE; UNet and text encoders would be gigabytes for nothing."""
+    from dreamfleet.bases.loading import load_vae
 
-    return load_base(settings.base_model, device=settings.device)
+    return load_vae(settings.base_model, device=settings.device)
 
 
-def encode_pixels(base: Base, pixels: np.ndarray) -> tuple[bytes, bytes, str]:
+def encode_pixels(vae: Any, pixels: np.ndarray) -> tuple[bytes, bytes, str]:
     """Moments of one picture uint8 [H, W, 3] as float32 bytes, and their shape "C h w"."""
     import torch
 
+    from dreamfleet.bases.base import encode_images
+
     tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
-    with torch.no_grad():
-        mean, std = base.encode_images(tensor)
+    mean, std = encode_images(vae, tensor)
     arrays = [moment[0].float().cpu().numpy() for moment in (mean, std)]
     return arrays[0].tobytes(), arrays[1].tobytes(), " ".join(str(size) for size in arrays[0].shape)
 

@@ -51,11 +51,15 @@ class JudgeSpec:
     required: bool = False
 
     def fingerprint(self) -> str:
-        """Of the judges and of weights that lie in local folders."""
+        """Of the judges, of weights that lie in local folders, and of the world where it is what
+        they judge by.
+        """
         parts = [repr(self)]
         if self.world:
+            from dreamfleet.evaluation.worldbench.frozen import world_hash
             from dreamfleet.world.evaluators.load import SHIPPED
 
+            parts.append(world_hash())  # individuals are judged beside renders
             for name in WORLD_WEIGHTS:
                 path = Path(self.evaluators or SHIPPED) / name / "model.safetensors"
                 parts.append(_file_hash(path) if path.is_file() else "")

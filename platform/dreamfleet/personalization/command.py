@@ -20,6 +20,7 @@ from dreamfleet.personalization.planning import (
     check_resume,
     complete_requests,
     output_root,
+    shares_one_subject,
     warn_of_idle_settings,
     warn_of_prompts,
 )
@@ -160,7 +161,8 @@ class Command:
             folder.check(resume=resume, overwrite=overwrite)
         # After the folders: it imports torch, and a used folder should not take that long to say.
         requests, files, resolved = complete_requests(config, requested)
-        warn_of_idle_settings(config, files, progress)
+        engines = not shares_one_subject(resolved, len(requests))
+        warn_of_idle_settings(config, files, progress, engines=engines)
         warn_of_prompts(requests, files, progress)
         return cls(requests, files, resolved, output, folders, resume, overwrite, progress)
 
@@ -221,14 +223,16 @@ class Command:
         preparation: Preparation,
         finisher: Finisher,
     ) -> None:
-        parallel, session = self.config.cluster.parallel, preparation.session
+        session, num_workers = preparation.session, self.config.cluster.num_workers
         assert session is not None  # training workers live in Ray
-        if not session.local and session.num_cpus < self.config.cluster.num_workers:
-            self.progress.warn(
-                f"the cluster has {session.num_cpus:g} CPUs now, and num_workers is "
-                f"{self.config.cluster.num_workers}: training waits until there are more"
-            )
-        if parallel == "data" or (parallel == "auto" and len(self.requests) == 1):
+        if shares_one_subject(self.config, len(self.requests)):
+            on_gpus = preparation.device == "cuda"
+            there, kind = (session.num_gpus, "GPUs") if on_gpus else (session.num_cpus, "CPUs")
+            if not session.local and there < num_workers:
+                self.progress.warn(
+                    f"the cluster has {there:g} {kind} now, and num_workers is {num_workers}: "
+                    "training waits until there are more"
+                )
             for request in requests:
                 self._train_with_ray(request, preparation, session, finisher)
             return

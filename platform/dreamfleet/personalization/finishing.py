@@ -31,6 +31,7 @@ class Finisher:
         self._runs: dict[str, Run] = {}
         self._logged: dict[str, int] = {}  # subject -> last step that was recorded
         self._parent = self._start_parent()
+        self._broke_off = False
         self.results: dict[str, SubjectResult] = {}
 
     @contextlib.contextmanager
@@ -66,19 +67,22 @@ class Finisher:
         """Write and record what one subject's training gave; never raises for a subject among
         several.
         """
-        run = self._run(outcome.subject_id)
-        if outcome.status == "finished":
-            try:
-                result = self._publish(outcome, run)
-            except Exception as error:
-                if len(self._command.requests) == 1:
+        run: Run | None = None
+        try:
+            run = self._run(outcome.subject_id)
+            finished = outcome.status == "finished"
+            result = (
+                self._publish(outcome, run) if finished else self._failure(outcome, outcome.message)
+            )
+        except Exception as error:
+            if len(self._command.requests) == 1:
+                if run is not None:
                     run.finish("FAILED")
-                    raise
-                result = self._failure(outcome, f"{type(error).__name__}: {error}")
-        else:
-            result = self._failure(outcome, outcome.message)
+                raise _explained(error, outcome) from error
+            result = self._failure(outcome, str(_explained(error, outcome)))
         self.results[outcome.subject_id] = result
-        run.finish("FINISHED" if result.status == "finished" else "FAILED")
+        if run is not None:
+            run.finish("FINISHED" if result.status == "finished" else "FAILED")
         if result.status != "finished" and len(self._command.requests) == 1:
             raise TrainingError(result.message)
 
@@ -121,6 +125,7 @@ class Finisher:
 
     def abandon(self) -> None:
         """End the open runs of a command that was interrupted or broke off."""
+        self._broke_off = True
         for identity, run in self._runs.items():
             if identity in self.results:
                 continue
@@ -132,7 +137,8 @@ class Finisher:
     def close(self) -> None:
         """Send what is left to the tracking server."""
         if self._parent is not None:
-            self._parent.finish()
+            done = any(result.status == "finished" for result in self.results.values())
+            self._parent.finish("KILLED" if self._broke_off else "FINISHED" if done else "FAILED")
         self._tracker.close()
 
     def _start_parent(self) -> Run | None:
@@ -162,6 +168,16 @@ class Finisher:
         }
         params = plain_tree(request.config)
         return self._tracker.start_run(request.id, params, tags, parent=self._parent, key=key)
+
+
+def _explained(error: Exception, outcome: TrainOutcome) -> Exception:
+    """A storage that fails after the training takes nothing of it."""
+    if not isinstance(error, OSError):
+        return error
+    return TrainingError(
+        f"{outcome.subject_id}: what was trained could not be written out ({error}); its "
+        "checkpoints are kept: --resume goes on from them"
+    )
 
 
 def _step_note(event: StepEvent, several: bool) -> str:

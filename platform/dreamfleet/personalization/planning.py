@@ -94,10 +94,19 @@ def output_root(config: RunConfig, requests: Sequence[SubjectRequest]) -> Folder
     return Folder(config.output_dir or default)
 
 
-def warn_of_idle_settings(config: RunConfig, files: BaseFiles, progress: Progress) -> None:
+def shares_one_subject(config: RunConfig, num_subjects: int) -> bool:
+    """Whether all workers train one subject (Ray Train), rather than engines many."""
+    parallel = config.cluster.parallel
+    return parallel == "data" or (parallel == "auto" and num_subjects == 1)
+
+
+def warn_of_idle_settings(
+    config: RunConfig, files: BaseFiles, progress: Progress, *, engines: bool = True
+) -> None:
     """Say which of the settings given take no part in what is trained.
 
     Args:
+        engines: whether engines train, rather than Ray Train's workers.
         config: as it was given. Where it is what an earlier run has written, the base's own values
             are filled in, and count as not given.
     """
@@ -130,6 +139,11 @@ def warn_of_idle_settings(config: RunConfig, files: BaseFiles, progress: Progres
             "prior.form is teacher: no prior set is drawn",
         ),
         (sude.weight == 0, push, "sude.weight is 0"),
+        (
+            not engines,
+            ("data.teacher_cache_gib",),
+            "sweeps and runs of many subjects keep predictions",
+        ),
     ]
     usual = (RunConfig(), resolved_config(RunConfig(), files))
     say_without_effect(cases, config, usual, progress)

@@ -41,7 +41,7 @@ def check_local_device(config: RunConfig) -> None:
             f"cluster.resources_per_worker: a private Ray has no {unknown[0]!r}; expected CPU or "
             "GPU, or join a cluster that has it (--ray-address)"
         )
-    if not _gpu_asked(config):
+    if not (_gpu_asked(config) or config.cluster.resources_per_worker.get("GPU")):
         return
     import torch
 
@@ -64,6 +64,11 @@ def choose_device(
         raise BadInputError(_no_gpu(config, "this Ray has no GPU"))
     wanted = asked or (config.device == "auto" and config.cluster.use_gpu == "auto")
     if not (wanted and gpus):
+        if wanted and session is not None and not session.local:
+            (progress or SilentProgress()).info(
+                "the cluster has no GPU now: computing on CPUs; where a GPU node is still to come, "
+                "stop, and begin again when it is there"
+            )
         return "cpu"
     if asked or session is None or _workers_see_cuda(session):
         return "cuda"
@@ -80,6 +85,8 @@ def _gpu_asked(config: RunConfig) -> bool:
 
 def _no_gpu(config: RunConfig, reason: str) -> str:
     key = "device = 'cuda'" if config.device == "cuda" else "cluster.use_gpu = True"
+    if not _gpu_asked(config):
+        key = f"cluster.resources_per_worker = {config.cluster.resources_per_worker}"
     return f"{key}: {reason}; use auto or cpu, or join a cluster with GPUs (--ray-address)"
 
 

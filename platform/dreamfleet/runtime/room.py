@@ -12,6 +12,7 @@ TELL_AFTER_S = 30.0
 def bundle(options: Mapping[str, Any]) -> dict[str, float]:
     """Ray's options of an actor as a placement group's bundle."""
     found = {"CPU": float(options.get("num_cpus", 0)), "GPU": float(options.get("num_gpus", 0))}
+    found["memory"] = float(options.get("memory", 0))
     found |= {name: float(value) for name, value in options.get("resources", {}).items()}
     if kind := options.get("accelerator_type"):
         found[f"accelerator_type:{kind}"] = 0.001  # as Ray does for actors

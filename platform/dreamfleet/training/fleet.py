@@ -202,6 +202,8 @@ def engine_resources(cluster: ClusterConfig, device: str) -> dict[str, Any]:
         resources["num_gpus"] = gpus
     if cluster.accelerator_type:
         resources["accelerator_type"] = cluster.accelerator_type
+    if memory := wished.pop("memory", 0.0):
+        resources["memory"] = memory
     if wished:
         resources["resources"] = wished
     if cluster.placement_strategy.endswith("SPREAD"):
@@ -243,8 +245,10 @@ def train_fleet(
     import ray
 
     cluster, relay = config.cluster, start_relay()
-    count = engine_count(cluster, session, len(jobs), device)
-    settings = engine_settings(config, min(cluster.max_slots, math.ceil(len(jobs) / count)))
+    places = engine_count(cluster, session, len(jobs), device)
+    settings = engine_settings(config, min(cluster.max_slots, math.ceil(len(jobs) / places)))
+    # Of a cluster that is joined, what is there now says little: nodes come when asked for.
+    count = places if session.local else min(cluster.num_workers, len(jobs))
     engine = ray.remote(
         max_restarts=cluster.max_failures,
         max_task_retries=-1,
@@ -252,7 +256,7 @@ def train_fleet(
         **engine_resources(cluster, device),
     )(FleetEngine)
     source = EngineSource.of(config, device)
-    summary = FleetSummary(count)
+    summary = FleetSummary(places)
 
     def note(outcome: TrainOutcome) -> None:
         if outcome.details.get("jobs_per_step"):
@@ -273,6 +277,7 @@ def train_fleet(
             queue.fill()
             queue.collect(DRIVER_POLL_S)
             silence.note(hand_over(relay, on_event))
+            summary.engines = max(1, len(queue.ready))
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
             relay.request_stop.remote()
@@ -287,7 +292,9 @@ def train_fleet(
 
 
 class _Queue:
-    """Subjects waiting, and those at an engine."""
+    """Subjects waiting, and those at an engine. An engine is handed subjects once it answers: one
+    that waits for room in the cluster would keep them from those that have it.
+    """
 
     def __init__(
         self,
@@ -301,10 +308,17 @@ class _Queue:
         self._waiting = waiting[::-1]
         self._start_engine = start_engine
         self._on_outcome = on_outcome
-        self.engines = [start_engine() for _ in range(count)]
+        self.ready: set[int] = set()
+        self._pings: dict[Any, int] = {}
+        self.engines = [self._start(index) for index in range(count)]
         self._running: dict[
             Any, tuple[FleetJob, int]
         ] = {}  # in the order in which they were handed over
+
+    def _start(self, index: int) -> Any:
+        engine = self._start_engine()
+        self._pings[engine.ping.remote()] = index
+        return engine
 
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
@@ -313,12 +327,14 @@ class _Queue:
         """Hand subjects to the least loaded engines; a task that cannot be built is that subject's
         failure.
         """
-        while self._waiting:
-            load = [
-                sum(engine == index for _, engine in self._running.values())
-                for index in range(len(self.engines))
-            ]
-            index = load.index(min(load))
+        # A single one gets them at once: there is none to keep them from.
+        usable = sorted(self.ready) if len(self.engines) > 1 else [0]
+        while self._waiting and usable:
+            load = {
+                index: sum(engine == index for _, engine in self._running.values())
+                for index in usable
+            }
+            index = min(load, key=load.__getitem__)
             if load[index] >= self._in_flight:
                 return
             job = self._waiting.pop()
@@ -333,8 +349,12 @@ class _Queue:
         """Take what is ready, waiting at most `timeout` seconds for the first."""
         import ray
 
-        ready, _ = ray.wait(list(self._running), timeout=timeout) if self._running else ([], [])
+        known = [*self._running, *self._pings]
+        ready, _ = ray.wait(known, timeout=timeout) if known else ([], [])
         for reference in ready:
+            if reference in self._pings:
+                self._answered(reference)
+                continue
             if reference not in self._running:
                 continue  # went back into the queue with its engine
             try:
@@ -348,9 +368,22 @@ class _Queue:
             del self._running[reference]
             self._on_outcome(outcome)
 
+    def _answered(self, ping: Any) -> None:
+        import ray
+
+        index = self._pings.pop(ping)
+        try:
+            ray.get(ping)
+        except ray.exceptions.RayTaskError:
+            pass  # it lives; why its base did not load, its subjects' outcomes say
+        except ray.exceptions.RayError as error:
+            self._engine_lost(index, error)
+            return
+        self.ready.add(index)
+
     def _engine_lost(self, index: int, error: Exception) -> None:
-        """An engine died more than `max_failures` times: the subject at work is blamed, the waiting
-        one goes elsewhere.
+        """An engine died more than `max_failures` times: the subject at work is blamed (where it
+        had none, the next, so that this ends), the waiting one goes elsewhere.
         """
         import ray
 
@@ -361,11 +394,17 @@ class _Queue:
         ]
         for reference, _ in there:
             del self._running[reference]
-        self._waiting += [job for _, job in there[1:]]
+        lost = [job for _, job in there]
+        if not lost and self._waiting:
+            lost = [self._waiting.pop()]
+        self._waiting += lost[1:]
         with contextlib.suppress(Exception):
             ray.kill(self.engines[index])  # none may train the same folders beside the next one
-        self.engines[index] = self._start_engine()
-        self._on_outcome(failed(there[0][1].subject_id, error))
+        self._pings = {ping: engine for ping, engine in self._pings.items() if engine != index}
+        self.ready.discard(index)
+        self.engines[index] = self._start(index)
+        if lost:
+            self._on_outcome(failed(lost[0].subject_id, error))
 
     def wait(self, timeout: float) -> None:
         """Wait for what is at the engines."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.errors import TrainingError
+from dreamfleet.errors import TrainingError, last_line
 from dreamfleet.runtime.relay import RelayClient, start_relay
 from dreamfleet.runtime.room import waiting_text
 from dreamfleet.runtime.storage import Folder
@@ -66,7 +66,7 @@ def _outcome(fit: Fit, task: TrainTask) -> TrainOutcome:
         outcome = fit.returned()
     except BaseException as error:
         raise TrainingError(
-            f"{task.subject.id}: training did not end ({_last_line(error)}); "
+            f"{task.subject.id}: training did not end ({last_line(error)}); "
             "worker losses survived: "
             f"cluster.max_failures = {task.config.cluster.max_failures}; what is done "
             "is kept, go on with --resume"
@@ -175,8 +175,3 @@ def _report(task: TrainTask, group: Group, step: int, metrics: Mapping[str, floa
         pointer = {"location": task.checkpoints, "step": step}
         (Path(folder) / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -56,7 +56,7 @@ def _alone_s(settings: BenchSettings) -> float:
 
 
 def _swept(settings: BenchSettings, place: Path) -> TuneResult:
-    """The first tuning subject's sweep; drawn, so that nothing need lie at hand."""
+    """The first development subject's sweep; drawn, so that nothing need lie at hand."""
     subject = subjects("D", 1)[0]
     photos = place / "photos"
     photos.mkdir()

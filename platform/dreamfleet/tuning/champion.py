@@ -5,6 +5,7 @@ study's report.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from dreamfleet.runtime.progress import Progress
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.training.checkpoints import CheckpointFolder, json_lines
 from dreamfleet.training.export import ADAPTER
-from dreamfleet.training.output import OutputFolder
+from dreamfleet.training.output import CONFIG, OutputFolder
 from dreamfleet.training.samples import INDEX
 from dreamfleet.training.task import TrainOutcome
 from dreamfleet.training.worker import HISTORY
@@ -104,13 +105,18 @@ def publish_champion(
             exported=exported,
             plots=plots,
             sheets=sheets,
-            command=f"dreamfleet tune --config {output / 'config.yaml'} --overwrite",
+            command=again_command(output),
         )
     )
     run.set_tags({"champion.trial": winner.contender.number})
     _record(run, result, plots, folder)
     study.study.set_user_attr(PUBLISHED, {**_judged(study, ruler), **_plain(result)})
     return result
+
+
+def again_command(output: Path) -> str:
+    """What makes all of a command's output again."""
+    return f"dreamfleet tune --config {shlex.quote(str(output / CONFIG))} --overwrite"
 
 
 def published_before(

@@ -231,13 +231,33 @@ def _check_placement(config: RunConfig) -> None:
 def _warn_of_idle_settings(config: RunConfig, progress: Progress) -> None:
     """Say which of the settings given take no part in the search."""
     world, tune = config.base_model == EMBEDDED, config.tune
+    one_rung = tune.num_rungs == 1
     judges = ("tune.blip", "tune.dino", "tune.judge_num_gpus")
+    pictures = (
+        "sampling.validation_prompts", "sampling.num_validation_images",
+        "sampling.validation_steps",
+    )  # fmt: skip
+    checkpoints = ("train.checkpointing_steps", "train.checkpoints_total_limit")
+    between = ("tune.pruner", "tune.reduction_factor", "tune.images_per_rung")
     cases: list[IdleCase] = [
         (world, judges, "the embedded base has judges of its own"),
         (not world, ("tune.evaluators",), "real bases are judged by tune.blip and tune.dino"),
-        (tune.sampler == "nsga2", ("tune.pruner",), "tune.sampler nsga2 prunes nothing"),
+        (one_rung, between, "tune.num_rungs is 1: a trial is read at its end only"),
+        (
+            tune.sampler == "nsga2" and not one_rung,
+            ("tune.pruner",),
+            "tune.sampler nsga2 prunes nothing",
+        ),
         (tune.placement != "packed", ("cluster.max_slots",), "trials share no engine"),
         (config.train.mode == "full", ("space.rank",), "train.mode is full: no LoRA is trained"),
+        (True, pictures, "a sweep draws what it judges by"),
+        (True, checkpoints, "a trial's state is kept at each of its rungs"),
+        (True, ("cluster.max_failures",), "a trial is tried thrice, a lost engine comes back"),
+        (
+            True,
+            ("cluster.parallel", "cluster.parallel_strategy"),
+            "no trial is trained by several workers",
+        ),
     ]
     say_without_effect(cases, config, [RunConfig()], progress)
 

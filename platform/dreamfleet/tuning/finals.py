@@ -89,7 +89,7 @@ def contenders(study: SubjectStudy) -> list[Contender]:
     """The host and the best two others by the selection rule, pruned ones at their best rung. Where
     fewer than two are allowed, whole ones come next by how little they fail, then those that the
     pruner ended last, at the recipe's length: rungs are read off few pictures, and at an early one
-    hardly anything tells settings apart.
+    hardly anything tells settings apart. None is a copy of another or of the host.
     """
     host = study.host()
     assert host is not None
@@ -101,10 +101,12 @@ def contenders(study: SubjectStudy) -> list[Contender]:
     whole = [(t, int(t.user_attrs["steps"])) for t in failing if t.state == TrialState.COMPLETE]
     pruned = [(t, last) for t in failing if t.state == TrialState.PRUNED]
     pruned.sort(key=lambda own: _progress(own[0]), reverse=True)
-    return [
-        Contender(trial.number, trial.user_attrs["setting"], steps, trial.number == host.number)
-        for trial, steps in [*[*allowed, *whole, *pruned][:FINALISTS], (host, last)]
-    ]
+    found = [Contender(host.number, host.user_attrs["setting"], last, True)]
+    for trial, steps in [*allowed, *whole, *pruned]:
+        own = Contender(trial.number, trial.user_attrs["setting"], steps, False)
+        if (own.params, steps) not in [(other.params, other.steps) for other in found]:
+            found.append(own)
+    return [*found[1 : FINALISTS + 1], found[0]]
 
 
 def _progress(pruned: FrozenTrial) -> tuple[int, float]:
@@ -199,7 +201,7 @@ def final_reading(order: Order, task: TrainTask | None = None) -> Reading:
 def decided(
     found: Mapping[tuple[int, int], Reading], those: Sequence[Contender], margin: float
 ) -> Finals:
-    """The finals' order by the selection rule.
+    """The finals' order by the selection rule; the host wins a tie.
 
     Args:
         found: readings by trial number and seed.
@@ -227,6 +229,7 @@ def decided(
                 mine,
             )
         )
+    scores.sort(key=lambda score: not score.contender.is_host)  # before its equals
     order = [own.label for own in best_first([score.candidate for score in scores])]
     return Finals(sorted(scores, key=lambda score: order.index(score.candidate.label)))
 

@@ -17,10 +17,11 @@ from dreamfleet.evaluation.charts import Point, scatter
 from dreamfleet.evaluation.report import REPORT, PictureEncoder, page_environment
 from dreamfleet.runtime.storage import Folder, write_whole
 from dreamfleet.tuning.finals import Exported, Finals
+from dreamfleet.tuning.pruning import root_of
 from dreamfleet.tuning.results import SubjectTuned
-from dreamfleet.tuning.rule import pareto_front
+from dreamfleet.tuning.rule import best_first, pareto_front
 from dreamfleet.tuning.space import PRIOR, WITH_PRIOR, dimensions
-from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, ROOT, Standing, SubjectStudy
+from dreamfleet.tuning.study import ERROR, HOST, INTERRUPTED, Standing, SubjectStudy
 from dreamfleet.tuning.trial import sheet
 
 SHOWN_SHEETS = 16  # trials with pictures; the table holds all
@@ -181,16 +182,16 @@ def _chart(study: SubjectStudy) -> str:
 
 
 def _sheets(report: TuneReport) -> list[tuple[str, str]]:
-    """Pictures of the best trials at the chosen step, then of those that were pruned last."""
+    """Pictures of finalists and of the best others, each at the rung that the rule takes."""
     found = []
-    study = report.study
-    done = sorted(study.trials(TrialState.COMPLETE), key=lambda t: -t.user_attrs["alignment"])
-    done += sorted(study.trials(TrialState.PRUNED), key=lambda t: -t.user_attrs["steps"])
-    for trial in done[:SHOWN_SHEETS]:
-        root = int(trial.user_attrs.get(ROOT, trial.number))
-        png = sheet(report.sheets(root), int(trial.user_attrs["steps"]))
+    standings = {own.candidate.label: own for own in report.study.standings()}
+    finalists = [score.candidate.label for score in report.finals.scores]
+    best = [own.label for own in best_first([own.candidate for own in standings.values()])]
+    for label in list(dict.fromkeys([*finalists, *best]))[:SHOWN_SHEETS]:
+        own = standings[label]
+        png = sheet(report.sheets(root_of(own.trial)), own.steps)
         if png is not None:
-            found.append((f"#{trial.number}, {trial.user_attrs['steps']} steps", _data(png)))
+            found.append((f"#{label}, {own.steps} steps", _data(png)))
     return found
 
 

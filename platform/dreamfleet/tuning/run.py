@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -267,7 +268,15 @@ class Run:
             "sampler": [tune.sampler == "nsga2", tune.rung_inference_steps],
             "drawing": [config.sampling.guidance_scale, config.sampling.scheduler],
             "judges": [tune.blip, tune.dino, tune.evaluators],
+            "weights of the judges": self._judges_key,
         }
+
+    @functools.cached_property
+    def _judges_key(self) -> str:
+        """Of the judges and those weights of theirs that lie here, which may be large: hashed once,
+        and not loaded.
+        """
+        return JudgeSource.of(self.config, {}, "cpu").spec.fingerprint()
 
     # Trials
 
@@ -497,7 +506,7 @@ class Run:
         parts = [
             task.base_hash, task.subject.content_key, plain(final_shots(config)),
             config.sampling.num_inference_steps, config.sampling.guidance_scale,
-            config.sampling.scheduler, config.tune.blip, config.tune.dino, config.tune.evaluators,
+            config.sampling.scheduler, self._judges_key,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 

@@ -2,7 +2,8 @@
 
 A trial is told COMPLETE with the reading that the selection rule prefers among its rungs, PRUNED
 where the pruner ended it, FAIL where its training failed. What a killed driver left RUNNING is told
-FAIL and asked again, with the same setting and the same folder: finished readings are not repeated.
+FAIL and asked again, with the same setting and the same folder: finished readings are not repeated,
+and rungs that the attempt had passed are passed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dreamfleet.config import RunConfig, TuneConfig
 from dreamfleet.errors import BadInputError, ResumeError, first_line
 from dreamfleet.seeding import key_to_int
+from dreamfleet.tuning.pruning import ROOT, make_pruner, ranked, root_of
 from dreamfleet.tuning.rule import (
     Candidate,
     as_of_last,
@@ -36,8 +38,9 @@ from dreamfleet.tuning.space import dimensions, first_settings, suggest
 from dreamfleet.tuning.trial import Reading
 
 CONSTRAINT = "fidelity"
-HOST, RETRY, ROOT, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
-    "host", "retry_of", "folder", "interrupted", "error", "settings", "recorded", "owner",
+HOST, FIRST, RETRY, BEATEN, INTERRUPTED, ERROR, SETTINGS, RECORDED, OWNER = (
+    "host", "first_setting", "retry_of", "beaten", "interrupted", "error", "settings", "recorded",
+    "owner",
 )  # fmt: skip
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DATABASE_TIMEOUT_S = 60
@@ -82,10 +85,12 @@ def _opened(
 
     try:
         return storage(url)
-    except DBAPIError as error:
-        # SQLite says so by the error that elsewhere means a server that is not there.
+    except (DBAPIError, sqlite3.OperationalError) as error:
+        # SQLite says so by the error that elsewhere means a server that is not there; and its
+        # journal's mode cannot be set while another is at it, however long the timeout.
         is_late = isinstance(error, (IntegrityError, ProgrammingError))
-        if attempts == 1 or not (is_late or "already exists" in str(error)):
+        is_late = is_late or any(text in str(error) for text in ("already exists", "is locked"))
+        if attempts == 1 or not is_late:
             raise
     time.sleep(OPEN_AGAIN_AFTER_S)
     return _opened(storage, url, attempts - 1)
@@ -156,25 +161,15 @@ def make_sampler(tune: TuneConfig, name: str, trials_so_far: int) -> optuna.samp
     if tune.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
     if tune.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        # What the host lacks it draws at random, always; a line per parameter and trial is no news.
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+        )
     if tune.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(
             seed=seed, population_size=min(50, max(4, tune.num_samples // 4))
         )
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def make_pruner(tune: TuneConfig, steps: Sequence[int]) -> optuna.pruners.BasePruner:
-    """The study's pruner; rungs are where `rungs` says."""
-    if tune.pruner == "none" or tune.sampler == "nsga2" or len(steps) < 2:
-        return optuna.pruners.NopPruner()
-    if tune.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(
-            min_resource=steps[0], max_resource=steps[-1], reduction_factor=tune.reduction_factor
-        )
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=steps[0], reduction_factor=tune.reduction_factor
-    )
 
 
 def rungs(tune: TuneConfig, max_train_steps: int) -> tuple[int, ...]:
@@ -197,8 +192,9 @@ class Asked:
     is_host: bool
     root: int  # the number of its first attempt: its folder
     readings: dict[int, Reading] = field(default_factory=dict)
-    reported: set[int] = field(default_factory=set)  # steps that the pruner knows
-    beaten: bool = False  # by others, at a rung: the pruner is asked no more
+    # What the pruner knows, a retry from its earlier attempt:
+    reported: set[int] = field(default_factory=set)  # steps; it is not asked about them again
+    beaten: bool = False  # by others, at a rung: it is asked no more
     pruned: bool = False
     error: str = ""
 
@@ -368,8 +364,10 @@ class SubjectStudy:
         trial = self.study.ask()
         is_host = bool(trial.user_attrs.get(HOST))
         params = suggest(trial, self._space, host=is_host)
-        root = int(trial.user_attrs.get(ROOT, trial.number))
-        asked = Asked(trial, params, is_host, root)
+        asked = Asked(trial, params, is_host, root_of(trial))
+        if RETRY in trial.user_attrs:
+            asked.reported |= set(self.trials()[trial.number].intermediate_values)
+            asked.beaten = bool(trial.user_attrs.get(BEATEN))
         self.running[trial.number] = asked
         return asked
 
@@ -385,8 +383,7 @@ class SubjectStudy:
             return False
         for own in [asked, *self.running.values()] if asked.is_host else [asked]:
             self._report(own)
-        if reading.step == self.steps[-1]:
-            asked.pruned = False  # its fate was decided too late: it is whole
+            self._settle(own)
         return asked.pruned
 
     def _report(self, asked: Asked) -> None:
@@ -407,8 +404,23 @@ class SubjectStudy:
             worse = worse and own.fidelity <= host.fidelity
             asked.beaten = asked.trial.should_prune() or worse
             if asked.beaten and self.steps[-1] not in asked.readings:
-                asked.pruned = True
                 return
+
+    def _settle(self, asked: Asked) -> None:
+        """Whether it shall stop; noted, for a driver that is killed before it has."""
+        pruned = self._is_pruned(asked)
+        if pruned != asked.pruned:
+            asked.pruned = pruned
+            asked.trial.set_user_attr(BEATEN, pruned)
+
+    def _is_pruned(self, asked: Asked) -> bool:
+        """Beaten where it is by now: a retry first comes to the rung of its attempt again, and so
+        may the host. Where it was decided too late, the trial is whole.
+        """
+        if not asked.beaten or self.steps[-1] in asked.readings:
+            return False
+        rung = max(asked.reported)
+        return rung in asked.readings and self._host_at(rung) is not None
 
     def end(self, number: int, error: str = "") -> None:
         """A trial's training is over, for whatever reason."""
@@ -511,10 +523,12 @@ class SubjectStudy:
         """Those first settings that are not there yet: a driver may have been killed between two,
         or a study of fewer trials goes on.
         """
-        there = sum(RETRY not in trial.user_attrs for trial in self.trials())
-        wanted = list(enumerate(first_settings(self.config)[: self.tune.num_samples]))
-        for number, params in wanted[there:]:
-            self.study.enqueue_trial(params, user_attrs={HOST: True} if number == 0 else {})
+        there = {trial.user_attrs.get(FIRST) for trial in self.trials()}
+        wanted = first_settings(self.config)[: self.tune.num_samples]
+        for number, params in enumerate(wanted):
+            if number not in there:
+                attrs = {FIRST: number} | ({HOST: True} if number == 0 else {})
+                self.study.enqueue_trial(params, user_attrs=attrs)
 
     def _take_over(self, owner: Owner) -> None:
         before = self.study.user_attrs.get(OWNER)
@@ -542,13 +556,22 @@ class SubjectStudy:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
-        """Ask once more, in the same folder; one that had no setting yet only counts as asked."""
+        """Ask once more, in the same folder and with what the pruner knows of it; one that had no
+        setting yet only counts as asked.
+        """
         is_host = bool(trial.user_attrs.get(HOST))
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if not params and not is_host:
             return
-        attrs = {RETRY: trial.number, ROOT: int(trial.user_attrs.get(ROOT, trial.number))}
-        self.study.enqueue_trial(params, user_attrs=attrs | ({HOST: True} if is_host else {}))
+        kept = {name: trial.user_attrs[name] for name in (HOST, BEATEN) if name in trial.user_attrs}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.WAITING,
+                system_attrs={"fixed_params": params, **ranked(trial)},  # as `enqueue_trial` has it
+                user_attrs={RETRY: trial.number, ROOT: root_of(trial), **kept},
+                intermediate_values=trial.intermediate_values,
+            )
+        )
 
     def _check_settings(self, fingerprint: Mapping[str, Any]) -> dict[str, str]:
         text = json.dumps(fingerprint, sort_keys=True, default=str)

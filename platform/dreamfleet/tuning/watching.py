@@ -15,13 +15,13 @@ from dreamfleet.config import plain_tree
 from dreamfleet.runtime.progress import Board
 from dreamfleet.runtime.storage import Folder
 from dreamfleet.tuning.engine import STATE
+from dreamfleet.tuning.pruning import root_of
 from dreamfleet.tuning.rule import best_first
 from dreamfleet.tuning.space import POINT, PRIOR, RANK, RATE, TEACHER, WEIGHT, Params
 from dreamfleet.tuning.study import (
     DONE,
     ERROR,
     HOST,
-    ROOT,
     Asked,
     Standing,
     SubjectStudy,
@@ -109,7 +109,7 @@ class Recorder:
                 continue
             self._finish(study, trial)
             if trial.state in DONE or not is_asked_again(trial):
-                self.folder(study, int(trial.user_attrs.get(ROOT, trial.number))).delete(STATE)
+                self.folder(study, root_of(trial)).delete(STATE)
             study.mark_recorded(trial.number)
 
     def _finish(self, study: SubjectStudy, trial: FrozenTrial) -> None:
@@ -131,7 +131,9 @@ class Recorder:
         run.finish(OUTCOMES[trial.state], timeout_s=0.0)  # type: ignore[arg-type]
 
     def abandon(self) -> None:
-        """The sweep was interrupted; its runs go on with `--resume`."""
+        """The sweep was interrupted. With `--resume` the parents' runs go on; trials are asked
+        again under other numbers, in runs of their own.
+        """
         for run in [*self._children.values(), *self._parents.values()]:
             run.finish("KILLED", timeout_s=1.0)
 

@@ -14,9 +14,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dreamfleet.bases import Base, embedded_path, inspect_base, load_base, resolved_config
+from dreamfleet.bases.base import encode_images
 from dreamfleet.bases.defaults import rare_token
 from dreamfleet.bases.files import BaseFiles, missing_files
-from dreamfleet.bases.loading import resolve_device
+from dreamfleet.bases.loading import load_vae, resolve_device
 from dreamfleet.config import load_config
 from dreamfleet.errors import BaseModelError, ConfigError
 
@@ -273,3 +274,11 @@ def test_embedded_base(embedded_base: Path) -> None:
     base = load_base("embedded")
     assert base.resolution == 64 and base.files.path == embedded_base
     assert base.count_tokens("sks dog") == 2
+
+
+def test_photos_are_encoded_by_the_vae_alone_as_by_the_base(tiny_base_folder: Path) -> None:
+    base, vae = load_base(tiny_base_folder), load_vae(tiny_base_folder)
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for one, two in zip(base.encode_images(pixels), encode_images(vae, pixels), strict=True):
+        assert torch.equal(one, two) and one.dtype == torch.float32
+    assert not any(weight.requires_grad for weight in vae.parameters())

@@ -1,9 +1,10 @@
-"""Small pictures and a stand-in base for the data tests."""
+"""Small pictures and a stand-in VAE for the data tests."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,19 @@ def write_photos(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-class StubBase:
+class StubVae:
     """Encodes a picture to its pixels, averaged over 4×4 squares; counts how often."""
 
-    resolution = 64
+    config = SimpleNamespace(scaling_factor=1.0)
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self) -> None:
         self.encoded = 0
 
-    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, pixels: torch.Tensor) -> SimpleNamespace:
         self.encoded += len(pixels)
         mean = torch.nn.functional.avg_pool2d(pixels, 4)
-        return mean, torch.full_like(mean, 0.1)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=0 * mean + 0.1))
 
 
 def config_for(*images: Path | str, class_word: str = "dog", **sections: Any) -> RunConfig:

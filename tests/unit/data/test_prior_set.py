@@ -21,7 +21,7 @@ from dreamfleet.data.subject_set import PhotoSettings, PhotoStore
 from dreamfleet.data.subjects import SubjectRequest
 from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.progress import SilentProgress
-from tests.unit.data.helpers import StubBase, config_for, encoded, picture, write_photos
+from tests.unit.data.helpers import StubVae, config_for, encoded, picture, write_photos
 
 PATIENCE_S = 60.0
 REQUEST = PriorRequest("embedded", "hash", "a photo of dog", 5, 2, 3.0, 64, 0, 2, "cpu")
@@ -78,6 +78,13 @@ def test_a_set_is_known_by_its_key_before_it_is_made(tmp_path: Path) -> None:
     assert not StubMaker.made
     found = preparation.prior_set(request)
     assert found and found.key == key and StubMaker.made
+    others = [config_for(tmp_path, class_word=word, prior=config.prior) for word in ("cat", "cow")]
+    cats, cows = (SubjectRequest(own.subject.class_word, "", own, None) for own in others)
+    assert preparation.prepare_priors([cats, cows]) == [cats, cows]
+    assert preparation.prior_set(cats) is not None
+    preparation.cache.clear()
+    with pytest.raises(SubjectSetError, match="a photo of cow.: gone from the cache"):
+        preparation.prior_set(cows)
     without = SubjectRequest("rex", "Rex", config_for(tmp_path), None)
     assert preparation.prior_key(without) == ""
 
@@ -132,7 +139,7 @@ def test_key_depends_on_what_the_pictures_depend_on(change: dict[str, Any]) -> N
 
 
 def test_own_class_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject_set, "load_for_encoding", lambda settings: StubBase())
+    monkeypatch.setattr(subject_set, "load_for_encoding", lambda settings: StubVae())
     folder = write_photos(tmp_path / "class", 3)
     (folder / "0.txt").write_text("a brown {class}")
     (folder / "bad.jpg").write_bytes(encoded(picture(), "JPEG")[:-300])

@@ -74,6 +74,10 @@ def test_links_out_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     (folder / "dangling.png").symlink_to(folder / "nothing.png")
     (folder / "inside.png").symlink_to(folder / "0.png")
     (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "round.png").symlink_to(folder / "round.png")
+    write_photos(tmp_path / "others", 1)
+    (folder / "sub").symlink_to(tmp_path / "others")
+    (folder / "metadata.jsonl").write_text('{"file_name": "sub/0.png", "text": "a dog"}\n')
     os.mkfifo(folder / "pipe.png")
     (folder / "empty.png").write_bytes(b"")
     found = find_photos([str(folder)], max_photos=200)
@@ -84,7 +88,8 @@ def test_links_out_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     )
     assert "pipe" in reasons["pipe.png"]
     assert "0 bytes" in reasons["empty.png"]
-    assert "dangling.png" in reasons
+    assert "dangling.png" in reasons and "itself" in reasons["round.png"]
+    assert "out of the folder" in reasons["sub/0.png"], "by the folder that it is in"
 
 
 def test_a_file_uri_is_looked_at_like_a_path(tmp_path: Path) -> None:
@@ -118,7 +123,15 @@ def test_large_files_at_a_uri_are_refused_unread(monkeypatch: pytest.MonkeyPatch
     assert read == ["0.txt"]
     entries.clear()
     with pytest.raises(SubjectSetError, match="missing or empty"):
-        find_photos(["s3://bucket/photos/0.png"], max_photos=200)
+        find_photos(["s3://bucket/photos"], max_photos=200)
+
+
+@pytest.mark.parametrize(
+    "entries", [["s3://b/0.png"], ["s3://b/0.png", "s3://b/1.png"], ["s3://b/photos.zip?scheme=x"]]
+)
+def test_files_at_a_uri_are_no_local_paths(entries: list[str]) -> None:
+    with pytest.raises(SubjectSetError, match="at a URI a folder of photos is read"):
+        find_photos(entries, max_photos=200)
 
 
 def test_names_that_no_record_can_hold(tmp_path: Path) -> None:

@@ -19,20 +19,20 @@ from dreamfleet.data.subject_set import PhotoSettings, PhotoStore, SubjectSet
 from dreamfleet.data.subjects import requested_subjects
 from dreamfleet.errors import SubjectSetError
 from dreamfleet.runtime.progress import SilentProgress
-from tests.unit.data.helpers import StubBase, config_for, encoded, picture, write_photos
+from tests.unit.data.helpers import StubVae, config_for, encoded, picture, write_photos
 
 Prepare = Callable[[RunConfig], SubjectSet]
 
 
 @pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch) -> StubBase:
-    stub = StubBase()
+def vae(monkeypatch: pytest.MonkeyPatch) -> StubVae:
+    stub = StubVae()
     monkeypatch.setattr(subject_set, "load_for_encoding", lambda settings: stub)
     return stub
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, base: StubBase) -> Prepare:
+def prepare(tmp_path: Path, vae: StubVae) -> Prepare:
     def run(config: RunConfig) -> SubjectSet:
         (request,) = requested_subjects(config)
         assert request.found is not None
@@ -55,18 +55,18 @@ def test_photos_become_a_subject_set(tmp_path: Path, prepare: Prepare) -> None:
 
 
 def test_second_time_comes_from_the_cache_and_is_equal(
-    tmp_path: Path, prepare: Prepare, base: StubBase
+    tmp_path: Path, prepare: Prepare, vae: StubVae
 ) -> None:
     folder = write_photos(tmp_path / "Rex")
     first = prepare(config_for(folder))
-    encoded_before = base.encoded
+    encoded_before = vae.encoded
     second = prepare(config_for(folder))
-    assert base.encoded == encoded_before
+    assert vae.encoded == encoded_before
     np.testing.assert_array_equal(first.latent_mean, second.latent_mean)
     assert first.content_key == second.content_key
     (folder / "0.png").write_bytes(encoded(picture(77)))
     third = prepare(config_for(folder))
-    assert base.encoded == encoded_before + 2  # the changed photo and its mirror image
+    assert vae.encoded == encoded_before + 2  # the changed photo and its mirror image
     assert third.content_key != first.content_key
 
 

@@ -33,6 +33,7 @@ from dreamfleet.evaluation.judges import NOT_NAMED, Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics import WorldIdentityBackbone, dino_i
 from dreamfleet.evaluation.results import RESULTS, read_rows, write_rows
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
+from dreamfleet.evaluation.worldbench import frozen
 from dreamfleet.evaluation.worldbench.plan import picture_seed, requests_for
 from dreamfleet.evaluation.worldbench.summary import DIVERSITY, DRIFT, SELECTION
 from dreamfleet.runtime.progress import SilentProgress
@@ -290,6 +291,12 @@ class TestDrawing:
             (tmp_path / "model.safetensors").write_bytes(content)
             prints.add(JudgeSpec(world=False, clip=str(tmp_path)).fingerprint())
         assert len(prints) == 2
+
+    def test_an_edited_world_is_another_judge(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = JudgeSpec(world=True).fingerprint()
+        assert before == JudgeSpec(world=True).fingerprint()
+        monkeypatch.setattr(frozen, "world_hash", lambda: "edited")
+        assert before != JudgeSpec(world=True).fingerprint()
 
 
 class TestJudges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dreamfleet.evaluation.worldbench import (
     summarise,
     write_gate,
 )
+from dreamfleet.evaluation.worldbench import run as run_module
 from dreamfleet.evaluation.worldbench.command import parse_steps
 from dreamfleet.evaluation.worldbench.frozen import check_frozen
 from dreamfleet.evaluation.worldbench.plan import jobs_for, requests_for
@@ -193,6 +195,15 @@ class TestRun:
         other = BenchSettings(**{**TINY.as_dict(), "training_seed": 1})
         with pytest.raises(ResumeError, match="another output folder"):
             bench(tiny_base, finished, other)[0].run()
+        with pytest.raises(ResumeError, match="full.json: trained with .*'training_seed': 0"):
+            bench(tiny_base, finished, other, hosts=["full-prior"])[0].run()
+
+    def test_an_edited_world_is_another_one(
+        self, tiny_base: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "world_hash", lambda: "edited")
+        with pytest.raises(ResumeError, match="other settings"):
+            bench(tiny_base, finished)[0].run()
 
     def test_measures_the_bare_base(self, tiny_base: Path, tmp_path: Path) -> None:
         from dreamfleet.bases import load_base
@@ -270,6 +281,11 @@ class TestRules:
     ) -> None:
         found = diagnose(0.90, alignments, 400)
         assert found["diseased"] is expected and found["at"] == at
+
+    def test_what_is_just_reached_is_reached(self) -> None:
+        assert 0.95 - 0.80 < 0.15, "as floats are"
+        assert diagnose(0.95, {400: 0.80}, 400)["at"] == 400
+        assert learnt_step({200: 0.95 * 0.7, 400: 0.7}) == 200
 
 
 def row(host: str, steps: int, subject: str, kind: str, **values: Any) -> dict[str, Any]:
@@ -370,6 +386,10 @@ class TestFrozen:
         measured = plan.with_base_report(str(tmp_path / "base.json"))
         assert measured.scored_states == {"dog": ["running"]}
         assert measured.config.sampling.guidance_scale == 3.0
+        config = plan.config.model_copy(deep=True)
+        config.sampling.guidance_scale = 7.5
+        with pytest.raises(BadInputError, match="guidance_scale = 7.5: .*count at 3;"):
+            replace(plan, config=config).with_base_report(str(tmp_path / "base.json"))
         monkeypatch.setattr(frozen, "weights_hash", lambda name, root: "b" * 64)
         with pytest.raises(BadInputError, match="oracle A .*measure the base again"):
             plan.with_base_report(str(tmp_path / "base.json"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pyarrow.fs import _MockFileSystem
+from pydantic import ValidationError
 from rich.console import Console
 
 from dreamfleet.config import ClusterConfig, RunConfig
@@ -153,8 +154,29 @@ def test_a_private_ray_is_not_asked_for_what_it_has_not(monkeypatch: pytest.Monk
     config = RunConfig.model_validate({"cluster": {"resources_per_worker": {"CPU": 1, "gpu": 0.5}}})
     with pytest.raises(BadInputError, match="no 'gpu'; expected CPU or GPU"):
         devices.check_local_device(config)
+    gpu = RunConfig.model_validate({"cluster": {"resources_per_worker": {"GPU": 0.5}}})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(BadInputError, match="resources_per_worker = {'GPU': 0.5}: torch sees no"):
+        devices.check_local_device(gpu)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     devices.check_local_device(config)
+    devices.check_local_device(gpu)
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        RunConfig.model_validate({"cluster": {"resources_per_worker": {"CPU": -1}}})
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "said"),
+    [("head:6379", {}, True), (None, {}, False), ("head:6379", {"device": "cpu"}, False)],
+)
+def test_a_cluster_whose_gpus_are_still_to_come_is_told(
+    address: str | None, settings: dict[str, Any], said: bool
+) -> None:
+    text = io.StringIO()
+    progress = ConsoleProgress(Console(file=text, force_terminal=False, width=200))
+    config = RunConfig.model_validate(settings)
+    assert devices.choose_device(config, RaySession(address, 4.0, 0.0), progress) == "cpu"
+    assert ("has no GPU now: computing on CPUs" in text.getvalue()) is said
 
 
 def test_lost_requests_are_repeated_and_real_refusals_are_not(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -146,37 +146,96 @@ class RayTaskError(RayError):
 
 
 class Handle:
-    """What the queue knows of an actor; its `train` gives a reference."""
+    """What the queue knows of an actor; its `train` gives a reference, and so does its `ping`."""
 
     def __init__(self) -> None:
-        self.train = SimpleNamespace(remote=lambda task: task)
+        self.tasks: list[str] = []
+        self.train = SimpleNamespace(remote=self.take)
+        self.ping = SimpleNamespace(remote=lambda: self)
+
+    def take(self, task: str) -> str:
+        self.tasks.append(task)
+        return task
 
 
-def test_a_task_that_raises_is_no_lost_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: dict[str, Exception | TrainOutcome] = {
-        "ada": RayTaskError("a long traceback"),
-        "bo": TrainOutcome("bo", "finished", 6),
-        "cleo": RayError(),
-        "dot": TrainOutcome("dot", "finished", 6),
-    }
+def fake_ray(monkeypatch: pytest.MonkeyPatch, answers: Mapping[Any, Any], ready: Any) -> list[Any]:
+    """Answers by reference, an exception raised; which references are ready; what was killed."""
 
-    def get(reference: str) -> TrainOutcome:
-        answer = answers[reference]
+    def get(reference: Any) -> Any:
+        answer = answers.get(reference, True)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     killed: list[Any] = []
     ray = SimpleNamespace(
-        wait=lambda references, timeout: (references, []),
+        wait=lambda references, timeout: (ready(references), []),
         get=get,
         kill=killed.append,
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
+    return killed
+
+
+def job(name: str) -> FleetJob:
+    return FleetJob(name, lambda: cast(Any, name))
+
+
+def test_an_engine_without_room_keeps_no_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes: list[TrainOutcome] = []
-    jobs = [FleetJob(name, lambda name=name: name) for name in answers]  # type: ignore[misc]
-    queue = _Queue(jobs, Handle, 1, 2, outcomes.append)
+    names = ("ada", "bo", "cleo", "dot", "eve")
+    answers: dict[Any, Any] = {name: TrainOutcome(name, "finished", 6) for name in names}
+    late: list[Any] = []
+    fake_ray(monkeypatch, answers, lambda known: [own for own in known if own not in late])
+    queue = _Queue([job(name) for name in names], Handle, 3, 2, outcomes.append)
+    one, two, three = queue.engines
+    late += [two, three]
+    queue.fill()
+    assert not one.tasks, "none has answered"
+    queue.collect(0)
+    queue.fill()
+    assert one.tasks == ["ada", "bo"] and not two.tasks
+    late.remove(two)
+    queue.collect(0)
+    queue.fill()
+    assert queue.ready == {0, 1} and sorted([*one.tasks, *two.tasks]) == sorted(names)
+    assert not three.tasks
+    answers[three] = RayError("no such node")
+    late.remove(three)
+    queue.collect(0)
+    assert len(outcomes) == 5 and not queue.busy()
+    assert all(own.status == "finished" for own in outcomes), "nobody's subject was at it"
+
+
+def test_engines_that_never_come_up_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead(Handle):
+        def __init__(self) -> None:
+            super().__init__()
+            answers[self] = RayError("the node has no such base")
+
+    answers: dict[Any, Any] = {}
+    killed = fake_ray(monkeypatch, answers, list)
+    outcomes: list[TrainOutcome] = []
+    queue = _Queue([job(name) for name in ("ada", "bo", "cleo")], Dead, 2, 2, outcomes.append)
+    for _ in range(4):
+        queue.fill()
+        queue.collect(0)
+    assert [own.status for own in outcomes] == ["failed"] * 3 and not queue.busy()
+    assert "no such base" in outcomes[0].message and len(killed) >= 3
+
+
+def test_a_task_that_raises_is_no_lost_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[Any, Any] = {
+        "ada": RayTaskError("a long traceback"),
+        "bo": TrainOutcome("bo", "finished", 6),
+        "cleo": RayError(),
+        "dot": TrainOutcome("dot", "finished", 6),
+    }
+
+    killed = fake_ray(monkeypatch, answers, list)
+    outcomes: list[TrainOutcome] = []
+    queue = _Queue([job(name) for name in answers], Handle, 1, 2, outcomes.append)
     first = queue.engines[0]
     queue.fill()
     queue.collect(0)
@@ -213,3 +272,10 @@ def test_no_more_engines_than_cpus_and_gpus_hold() -> None:
     assert count("cpu", 4, 0, CPU=8) == 1
     assert count("cuda", 16, 2, GPU=0.5) == 4
     assert count("cuda", 2, 2, GPU=0.25) == 2
+
+
+def test_memory_is_an_option_of_ray_s_own() -> None:
+    cluster = ClusterConfig(resources_per_worker={"CPU": 2, "memory": 1e9, "fast": 1})
+    assert fleet.engine_resources(cluster, "cpu") == {
+        "num_cpus": 2, "memory": 1e9, "resources": {"fast": 1.0}
+    }  # fmt: skip

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dreamfleet.tuning.champion import CHAMPION, PUBLISHED, _judged, published_before
+from dreamfleet.tuning.champion import (
+    CHAMPION,
+    PUBLISHED,
+    _judged,
+    again_command,
+    published_before,
+)
 from tests.unit.tuning.test_study import halved, opened, run
 
 
@@ -22,3 +29,11 @@ def test_other_finals_are_held_again(tmp_path: Path) -> None:
     known = published_before(study, request, tmp_path, "50 steps")
     assert known is not None and (known.alignment, known.trials) == (0.3, {"COMPLETE": 1})
     assert published_before(study, request, tmp_path, "20 steps") is None, "drawn otherwise"
+
+
+def test_the_command_of_the_report_can_be_pasted() -> None:
+    place = Path("/runs/my dog's sweep; 1")
+    assert shlex.split(again_command(place))[3:] == [f"{place}/config.yaml", "--overwrite"]
+    assert again_command(Path("/runs/rex")) == (
+        "dreamfleet tune --config /runs/rex/config.yaml --overwrite"
+    )

@@ -39,6 +39,32 @@ def test_a_password_is_not_written_down(tail: str) -> None:
         ),
         ({"train__mode": "full", "space__rank": [4]}, ["without effect: space.rank"]),
         ({"space__rank": [4], "cluster__max_slots": 2, "tune__pruner": "none"}, []),
+        (
+            {"sampling__validation_steps": 50, "sampling__num_validation_images": 2},
+            ["without effect: sampling.num_validation_images, sampling.validation_steps"],
+        ),
+        (
+            {"sampling__validation_prompts": ["a {token}"], "sampling__num_inference_steps": 50},
+            ["without effect: sampling.validation_prompts"],
+        ),
+        (
+            {"train__checkpointing_steps": 10, "train__checkpoints_total_limit": 3},
+            ["without effect: train.checkpointing_steps, train.checkpoints_total_limit"],
+        ),
+        (
+            {"cluster__max_failures": 0, "cluster__parallel": "data"},
+            ["without effect: cluster.max_failures", "without effect: cluster.parallel"],
+        ),
+        (
+            {
+                "tune__num_rungs": 1,
+                "tune__pruner": "none",
+                "tune__images_per_rung": 4,
+                "tune__reduction_factor": 2,
+                "tune__sampler": "nsga2",
+            },
+            ["without effect: tune.pruner, tune.reduction_factor, tune.images_per_rung"],
+        ),
     ],
 )
 def test_settings_without_effect_are_named(given: dict[str, Any], said: list[str]) -> None:

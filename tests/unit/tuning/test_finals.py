@@ -9,7 +9,8 @@ from types import FrameType
 
 import pytest
 
-from dreamfleet.tuning.finals import run_all
+from dreamfleet.tuning.finals import Contender, decided, run_all
+from tests.unit.tuning.test_study import reading
 
 
 def test_results_come_in_order_and_no_more_than_allowed_run_at_once() -> None:
@@ -65,3 +66,13 @@ def test_an_interrupt_waits_for_nobody() -> None:
     finally:
         still.set()
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_host_wins_a_tie() -> None:
+    host, other = Contender(0, {}, 40, True), Contender(5, {}, 40, False)
+
+    def winner(alignment: float) -> Contender:
+        found = {(0, 1): reading(40, 0.5), (5, 1): reading(40, alignment)}
+        return decided(found, [other, host], 0.03).winner.contender
+
+    assert winner(0.5) == host and winner(0.51) == other

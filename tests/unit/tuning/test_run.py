@@ -115,16 +115,53 @@ def test_a_study_goes_on_with_more_trials() -> None:
     """Its first four need no prior set, the others may: the settings are the same."""
 
     def settings(num_samples: int) -> dict[str, Any]:
-        run = Run(cast(Any, None), cast(Any, None), cast(Any, None), "")
-        run._prior_keys["rex"] = "prior"
-        subject = SimpleNamespace(id="rex", content_key="photos")
         config = recipe(base_model="embedded", tune__num_samples=num_samples)
-        task = SimpleNamespace(config=config, subject=subject, base_hash="base")
-        return run._fingerprint(cast(Any, task))
+        run, task = _run_with_task(config)
+        return run._fingerprint(task)
 
     four = settings(4)
     assert four == settings(16) and four["prior set"] == "prior"
     assert four["space"]["prior.weight"] == "0 to 2"
+
+
+def _run_with_task(config: RunConfig) -> tuple[Run, Any]:
+    run = Run(cast(Any, SimpleNamespace(config=config)), cast(Any, None), cast(Any, None), "")
+    run._prior_keys["rex"] = "prior"
+    subject = SimpleNamespace(id="rex", content_key="photos")
+    task: Any = SimpleNamespace(config=config, subject=subject, base_hash="base")
+    run._tasks["rex"] = task
+    return run, task
+
+
+@pytest.mark.parametrize(
+    ("setting", "base", "weights"),
+    [
+        ("evaluators", "embedded", "oracle_a/model.safetensors"),
+        ("blip", "a base", "model.safetensors"),
+        ("dino", "a base", "model.safetensors"),
+    ],
+)
+def test_judges_are_told_apart_by_their_weights(
+    tmp_path: Path, setting: str, base: str, weights: str
+) -> None:
+    """Which a folder of the same name may have exchanged; they are hashed once for all subjects."""
+    path = tmp_path / weights
+    path.parent.mkdir(exist_ok=True)
+    config = recipe(base_model=base, **{f"tune__{setting}": str(tmp_path)})
+    study: Any = SimpleNamespace(name="rex", config=config)
+
+    def told(content: bytes) -> tuple[dict[str, Any], str]:
+        path.write_bytes(content)
+        run, task = _run_with_task(config)
+        found = run._fingerprint(task), run._ruler(study)
+        path.unlink()
+        assert (run._fingerprint(task), run._ruler(study)) == found
+        return found
+
+    (first, ruler), (other, other_ruler) = told(b"1"), told(b"2")
+    assert told(b"1") == (first, ruler) and ruler != other_ruler
+    different = [name for name, value in first.items() if other[name] != value]
+    assert different == ["weights of the judges"]
 
 
 def test_settings_are_those_that_the_study_has_taken(

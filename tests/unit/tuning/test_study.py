@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -163,6 +164,21 @@ def test_the_best_two_and_the_host_are_in_the_finals(url: str) -> None:
     assert [(own.number, own.is_host) for own in found] == [(3, False), (2, False), (0, True)]
 
 
+def test_copies_take_no_place_in_the_finals(url: str) -> None:
+    study = opened(url, halved(tune__num_samples=6, tune__pruner="none"))
+    host, *_ = asked_for(study, 4)
+    for number in range(4):  # the first settings
+        value = 0.4 + 0.1 * number
+        run(study, number, value, value, value)
+    for original in (host, 3):
+        study.study.enqueue_trial(study.trials()[original].params)
+        copy = study.ask()
+        assert copy and not copy.is_host
+        run(study, copy.number, 0.9, 0.9, 0.9)
+    found = contenders(study)
+    assert [own.number for own in found] == [5, 2, host], "neither the host's nor its own again"
+
+
 def test_pruned_trials_fill_the_finals(url: str) -> None:
     study = opened(url, halved(tune__num_samples=4))
     asked = [study.ask() for _ in range(4)]
@@ -287,6 +303,85 @@ def test_a_new_driver_asks_again_for_what_was_running(url: str) -> None:
     assert thrice.ask() is None and thrice.finished, "nothing finished is repeated"
 
 
+def asked_for(study: SubjectStudy, count: int) -> list[int]:
+    return [own.number for own in [study.ask() for _ in range(count)] if own]
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_rungs_that_were_passed_before_a_kill_are_passed(url: str, kills: int) -> None:
+    """A retry does not compete with its own attempt, nor with what was read later."""
+    config = halved(tune__num_samples=8, tune__max_concurrent_trials=8)
+    study = opened(url, config)
+    host, one, two, *later, last = asked_for(study, 8)
+    run(study, host, 0.3, 0.3, 0.3)
+    known = {one: {10: 0.5, 20: 0.5}, two: {10: 0.6, 20: 0.9}}
+    for step in (10, 20):
+        assert not any(study.read(number, reading(step, known[number][step])) for number in known)
+    for value, number in zip((0.7, 0.8, 0.9), later, strict=False):
+        assert not study.read(number, reading(10, value))
+    for _ in range(kills):  # the second driver is killed before it asks
+        again = opened(url, config, resume=True)
+    retried = {own.root: own.number for own in [again.ask() for _ in range(7)] if own}
+    assert sorted(retried) == [one, two, *later, last]
+    for root, values in known.items():
+        for step, value in (values | {40: values[20]}).items():
+            assert not again.read(retried[root], reading(step, value))
+        again.end(retried[root])
+    assert again.read(retried[last], reading(10, 0.6)), "three of the living are better"
+    again.end(retried[last])
+    standings = {own.trial.number: own for own in again.standings()}
+    assert standings[retried[two]].candidate.alignment == 0.9
+    assert contenders(again)[0].number == retried[two]
+
+
+def test_who_failed_need_not_be_beaten(url: str) -> None:
+    study = opened(url)
+    host, first, second, third = asked_for(study, 4)
+    assert not study.read(host, reading(10, 0.3)) and not study.read(first, reading(10, 0.9))
+    study.end(first, "loss is not a number")
+    assert not study.read(second, reading(10, 0.5))
+    assert study.read(third, reading(10, 0.4)), "the living compete"
+
+
+def test_what_was_beaten_before_a_kill_is_beaten(url: str) -> None:
+    """Where it was beaten, and not before its host is there again."""
+    study = opened(url)
+    host, good, late, whole = asked_for(study, 4)
+    for own in (host, good, late, whole):
+        assert not study.read(own, reading(10, 0.5))
+    assert not study.read(late, reading(20, 0.4))
+    assert not study.read(whole, reading(20, 0.4))
+    assert not study.read(host, reading(20, 0.9)), "both are to end at their next rung"
+    assert not study.read(whole, reading(40, 0.4)), "too late"
+    again = opened(url, resume=True)
+    host, good, late, whole = asked_for(again, 4)
+    assert not again.read(late, reading(10, 0.5)), "there it was not beaten"
+    assert not again.read(late, reading(20, 0.4)), "nor is it before there is a host"
+    for step in (10, 20, 40):
+        assert not again.read(whole, reading(step, 0.4))
+        assert not again.read(host, reading(step, 0.9))
+    assert again.running[late].pruned
+    for own in (host, late, whole):
+        again.end(own)
+    states = [again.trials()[number].state for number in (late, whole)]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert again.trials()[late].user_attrs["steps"] == 20
+
+
+def test_a_retry_stays_in_its_bracket(url: str) -> None:
+    config = halved(tune__num_samples=12, tune__max_concurrent_trials=12, tune__pruner="hyperband")
+    study = opened(url, config)
+    for number in asked_for(study, 12)[:2]:
+        study.read(number, reading(10, 0.5))  # the pruner makes its brackets
+    again = opened(url, config, resume=True)
+    for own in [again.ask() for _ in range(12)]:
+        assert own and own.number != own.root
+    found = again.trials()
+    pruner = cast(Any, study.study.pruner)
+    brackets = [pruner._get_bracket_id(again.study, trial) for trial in found]
+    assert brackets[:12] == brackets[12:] and len(set(brackets)) > 1
+
+
 def test_a_host_that_was_interrupted_comes_first(url: str) -> None:
     few = halved(tune__num_samples=4, tune__max_concurrent_trials=2, tune__pruner="none")
     host = opened(url, few).ask()
@@ -404,6 +499,27 @@ def test_more_trials_begin_with_the_first_settings_too(url: str) -> None:
     assert [trial.number for trial in study.trials() if trial.user_attrs.get("host")] == [0]
 
 
+def test_first_settings_come_though_others_took_their_turn(url: str) -> None:
+    """One fails in a short study, and a sampled one replaces it."""
+    short = functools.partial(halved, tune__pruner="none", tune__max_concurrent_trials=1)
+    study = opened(url, short(tune__num_samples=2))
+    host = study.ask()
+    assert host
+    run(study, host.number, 0.3, 0.3, 0.3)
+    failing = study.ask()
+    assert failing and failing.params["sude.weight"] == 0.2
+    study.end(failing.number, "loss is not a number")
+    while (own := study.ask()) is not None:
+        run(study, own.number, 0.3, 0.3, 0.3)
+    assert study.finished and len(study.trials()) == 3
+    more = opened(url, short(tune__num_samples=4), resume=True)
+    found = []
+    while (own := more.ask()) is not None:
+        found.append(own.params["sude.weight"])
+        run(more, own.number, 0.3, 0.3, 0.3)
+    assert found == [0.4, 0.8]
+
+
 def test_a_host_that_a_larger_study_asks_again_is_the_same(url: str) -> None:
     first = opened(url, halved(tune__num_samples=4)).ask()
     again = opened(url, halved(tune__num_samples=16), resume=True).ask()
@@ -424,6 +540,21 @@ def test_other_samplers(url: str, sampler: str) -> None:
     strayed = {trial.number for trial in complete if trial.constraints[CONSTRAINT] > 0}
     assert strayed == {trial.number for trial in complete if trial.number > 2}
     assert {trial.number for trial in study.study.best_trials} == {2}, "Optuna knows the constraint"
+
+
+def test_what_gp_draws_at_random_is_not_warned_of(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host has neither truncation point nor teacher."""
+    study = opened(url, halved(tune__num_samples=6, tune__sampler="gp", tune__pruner="none"))
+    logger = logging.getLogger("optuna")
+    logger.addHandler(caplog.handler)
+    try:
+        while (own := study.ask()) is not None:
+            run(study, own.number, 0.3, 0.4, 0.5)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert study.finished and "independently" not in caplog.text
 
 
 def test_hyperband_reads_the_same_rungs(url: str) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 from dreamfleet.bases import Base
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BadInputError
+from dreamfleet.evaluation.protocols import prompts_hash
 from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.world_metrics import ReadsPictures
+from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.evaluation.worldbench.ladder import PICTURES_AT_ONCE
 from dreamfleet.evaluation.worldbench.plan import SEED_LIMIT
 from dreamfleet.evaluation.worldbench.summary import GUIDANCES, choose_guidance, choose_states
@@ -46,8 +48,9 @@ def measure_base(
     """
     names = list(CLASSES) if classes is None else list(classes)
     shares: dict[float, Shares] = {}
+    world = f"{world_hash()} {prompts_hash('worldbench')}"
     for guidance in guidances:
-        what = [base.hash, judged_by, guidance, images_per_state, num_inference_steps, names]
+        what = [base.hash, judged_by, world, guidance, images_per_state, num_inference_steps, names]
         place = None if kept is None else kept / f"guidance-{guidance:g}.json"
         found = None if place is None else _read_shares(place, what)
         shares[guidance] = found or _measure_scale(

@@ -22,8 +22,10 @@ from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance, div
 from dreamfleet.evaluation.metrics.pres import pres
 from dreamfleet.evaluation.metrics.score import Score
+from dreamfleet.evaluation.protocols import prompts_hash
 from dreamfleet.evaluation.results import write_json
 from dreamfleet.evaluation.world_metrics import WorldScorer, selection_fidelity
+from dreamfleet.evaluation.worldbench.frozen import world_hash
 from dreamfleet.evaluation.worldbench.ladder import (
     Ladder,
     draw_jobs,
@@ -101,6 +103,7 @@ class WorldBench:
             for subject in self.settings.subjects()
             for host in (None, *self.hosts)
         ]
+        self._check_others()
         todo = [pair for pair in pairs if not self._is_done(pair, bare)]
         together = [pair for pair in todo if pair.host and pair.host.config.train.mode == "lora"]
         for pair in todo:
@@ -112,6 +115,23 @@ class WorldBench:
         for pair in todo:
             if pair.host is not None and pair not in together:
                 self._run_pairs([pair], bare)
+
+    @property
+    def _training(self) -> dict[str, int]:
+        """What all hosts of a folder have in common; the summary says it once."""
+        names = ("training_seed", "num_class_images")
+        return {name: getattr(self.settings, name) for name in names}
+
+    def _check_others(self) -> None:
+        """Hosts that an earlier command has trained stand in the same table."""
+        for subject in self.settings.subjects():
+            for path in sorted((self.output_dir / ROWS / subject.subject_id).glob("*.json")):
+                was = json.loads(path.read_text(encoding="utf-8")).get("training", self._training)
+                if was != self._training:
+                    raise ResumeError(
+                        f"{path}: trained with {was}, and now {self._training} is asked; go on "
+                        "with those, or give another output folder"
+                    )
 
     def rows_path(self, subject: Subject, host_name: str) -> Path:
         """Where a finished pair's results are."""
@@ -158,7 +178,13 @@ class WorldBench:
     def _finish(self, pair: _Pair, bare: Base) -> None:
         """The pair's file, which says that it is done."""
         fingerprint = self._fingerprint(pair.subject, pair.host, bare)
-        content = {"fingerprint": fingerprint, "rows": pair.rows, "rungs": pair.rungs}
+        content: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "rows": pair.rows,
+            "rungs": pair.rungs,
+        }
+        if pair.host is not None:
+            content["training"] = self._training
         write_json(self.rows_path(pair.subject, pair.name), content)
 
     def _ladder(self, pair: _Pair, bare: Base) -> Ladder:
@@ -245,7 +271,8 @@ class WorldBench:
             for name in ("steps", "training_seed", "num_class_images"):
                 del settings[name]
         config = host and host_config(host, bare, subject, self.settings).model_dump(mode="json")
-        parts = [bare.hash, self.evaluators, subject.subject_id, settings, config]
+        world = [world_hash(), prompts_hash("worldbench")]
+        parts = [bare.hash, self.evaluators, *world, subject.subject_id, settings, config]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

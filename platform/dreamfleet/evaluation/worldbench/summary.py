@@ -20,6 +20,7 @@ GUIDANCE_TOLERANCE = 0.02
 SCORED_STATE_SHARE = 0.85
 LEARNT_SHARE = 0.95
 DISEASE_LOSS = 0.15
+ROUNDING = 1e-9  # a share that is just reached is reached
 DISEASE_FACTORS = (1, 2, 4)  # of N*
 VARIETY = "div[world-identity-distance]"  # of one prompt's pictures
 DIVERSITY = f"class_{VARIETY}"  # of "photo of a {class}"
@@ -89,7 +90,9 @@ def learnt_step(identity_by_step: Mapping[int, float]) -> int | None:
     best = max(identity_by_step.values())
     if not best > 0:
         return None
-    return min(s for s, value in identity_by_step.items() if value >= LEARNT_SHARE * best)
+    return min(
+        s for s, value in identity_by_step.items() if value >= LEARNT_SHARE * best - ROUNDING
+    )
 
 
 def diagnose(
@@ -108,7 +111,7 @@ def diagnose(
         if step not in alignment_by_step:
             return {"diseased": None, "at": None, "losses": losses, "missing_rung": step}
         losses[step] = base_alignment - alignment_by_step[step]
-        if losses[step] >= DISEASE_LOSS:
+        if losses[step] >= DISEASE_LOSS - ROUNDING:
             return {"diseased": True, "at": step, "losses": losses}
     return {"diseased": False, "at": None, "losses": losses}
 
@@ -121,7 +124,7 @@ def choose_guidance(alignment_by_guidance: Mapping[float, float]) -> float:
     near = [
         scale
         for scale, alignment in alignment_by_guidance.items()
-        if alignment >= best - GUIDANCE_TOLERANCE - 1e-9
+        if alignment >= best - GUIDANCE_TOLERANCE - ROUNDING
     ]
     return min(near)
 
@@ -133,7 +136,7 @@ def choose_states(
     chosen: dict[str, list[str]] = {}
     for (class_name, state), share in alignment_by_state.items():
         chosen.setdefault(class_name, [])
-        if share >= SCORED_STATE_SHARE - 1e-9:
+        if share >= SCORED_STATE_SHARE - ROUNDING:
             chosen[class_name].append(state)
     return chosen
 

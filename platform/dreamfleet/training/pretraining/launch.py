@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.config import ClusterConfig, RunConfig
-from dreamfleet.errors import BadInputError, TrainingError
+from dreamfleet.errors import BadInputError, TrainingError, last_line
 from dreamfleet.runtime.devices import choose_device
 from dreamfleet.runtime.progress import ConsoleProgress, Progress
 from dreamfleet.runtime.session import visible_cpus
@@ -212,8 +212,8 @@ def _run_on_ray(job: PretrainJob, cluster: ClusterConfig, bars: _Bars) -> None:
             outcome = fit.returned()
         except Exception as error:
             raise TrainingError(
-                f"pretraining in {job.work_dir} did not end ({error}); what is done is kept: run "
-                "the same command again to go on"
+                f"pretraining in {job.work_dir} did not end ({last_line(error)}); what is done is "
+                "kept: run the same command again to go on"
             ) from error
         finally:
             ray.kill(relay)
