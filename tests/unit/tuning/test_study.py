@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -72,8 +73,10 @@ def test_a_database_that_others_are_filling_is_opened_again(
     def storage(url: str, engine_kwargs: dict[str, Any]) -> Any:
         assert engine_kwargs["pool_pre_ping"], "the database may have hung up meanwhile"
         attempts.append(url)
-        if len(attempts) < 3:
+        if len(attempts) == 1:
             raise IntegrityError("CREATE TABLE studies", None, ValueError("exists already"))
+        if len(attempts) == 2:
+            raise sqlite3.OperationalError("database is locked")
         return "storage"
 
     monkeypatch.setattr("dreamfleet.tuning.study.OPEN_AGAIN_AFTER_S", 0.0)
