@@ -83,7 +83,8 @@ class AdapterBank:
     Args:
         sites: where adapters act, of one kind or several, e.g. `lora_sites(base, ...)`. An adapter
             that has no tensors at a site has no effect there and gets no gradient.
-        max_slots: adapters held at once; memory is taken as slots are used.
+        max_slots: adapters held at once; a GPU's memory is taken for all of them here, a CPU's as
+            slots are used.
         device: where the base is.
     """
 
@@ -214,10 +215,11 @@ class AdapterBank:
             self._routing = before
 
     def close(self) -> None:
-        """Take the hooks off the base."""
+        """Take the hooks off the base, and let the memory go once nobody holds the bank."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._routings.clear()  # they hold the bank, which holds them
 
     def changes(self, slot: int, prefix: str) -> bool:
         """Whether a slot's adapter has tensors in a component, by the begin of its name: `unet.`,

@@ -27,6 +27,7 @@ from dreamfleet.adapters.scales import lora_scales
 from dreamfleet.bases import Base
 from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
+from dreamfleet.bases.safety import save_safety_checker
 from dreamfleet.errors import AdapterFileError
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -84,7 +85,8 @@ def write_lora(
 def save_full(folder: str | Path, base: Base) -> list[Path]:
     """Write the whole model as a diffusers folder (safetensors, fp32); returns its files.
 
-    What lies in the base in half precision was not trained and is written as its files have it.
+    What lies in the base in half precision was not trained and is written as its files have it. A
+    safety checker of the base's goes along.
     """
     target = Path(folder)
     whole = {
@@ -94,6 +96,7 @@ def save_full(folder: str | Path, base: Base) -> list[Path]:
     }
     with quiet_libraries():
         replace(base, **whole).pipeline().save_pretrained(target, safe_serialization=True)
+    save_safety_checker(base.files, target)
     return sorted(path for path in target.rglob("*") if path.is_file())
 
 
@@ -120,8 +123,12 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
                 path.parent, weight_name=path.name, adapter_name=ADAPTER_NAME
             )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        remove_lora(base)  # of one component it may be in already
         raise AdapterFileError(f"{path}: cannot be put into base {base.name}: {error}") from error
-    _check_all_used(path, state, base)
+    wrong = _other_than(state, lora_state(base))
+    if wrong:
+        remove_lora(base)
+        raise AdapterFileError(f"{path}: {wrong}")
 
 
 def read_adapter_for(
@@ -215,11 +222,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def base_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the file's metadata say of its base: `base_model`, `base_hash`; empty for files made
     elsewhere.
+
+    Raises:
+        AdapterFileError: they are nested too deeply to be read.
     """
     try:
         content = json.loads(metadata.get(METADATA_KEY, "{}"))
     except ValueError:
         return {}
+    except RecursionError as error:
+        raise AdapterFileError(
+            f"the adapter file's metadata {METADATA_KEY!r} are nested too deeply to be read; get "
+            "the file anew"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -304,7 +319,10 @@ def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _check_base(path: Path, metadata: Mapping[str, str], base: Base) -> None:
-    about = base_of(metadata)
+    try:
+        about = base_of(metadata)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"{path}: {error}") from error
     if about.get("base_hash") not in (None, base.hash):
         raise AdapterFileError(
             f"{path}: was trained on base model {about.get('base_model')!r} (hash "
@@ -376,22 +394,30 @@ def _check_shapes(
         )
 
 
-def _check_all_used(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
-    """diffusers drops what it does not understand without an error: compare what is now in the
-    base, in the base's precision, with the file.
+def _other_than(state: Mapping[str, Tensor], in_base: Mapping[str, Tensor]) -> str:
+    """What is wrong with what diffusers put into the base, in the base's precision; empty: nothing.
+
+    It drops what it does not understand without an error.
     """
-    loaded = {_plain(key): value for key, value in lora_state(base).items()}
+    loaded = {_plain(key): value for key, value in in_base.items()}
     expected = {_plain(key): value for key, value in state.items()}
     taken = [
         key
         for key in loaded.keys() & expected.keys()
         if torch.equal(loaded[key].cpu(), expected[key].to(loaded[key].dtype))
     ]
-    if not len(taken) == len(loaded) == len(expected):
-        raise AdapterFileError(
-            f"{path}: only {len(taken)} of {len(state)} tensors were taken over; "
+    if len(taken) < len(expected):
+        return (
+            f"only {len(taken)} of {len(state)} tensors were taken over; "
             "the file names layers in a way that diffusers does not read"
         )
+    more = sorted(loaded.keys() - expected.keys())
+    if more:
+        return (
+            f"its metadata ask for {len(more)} tensors that it does not hold ({more[0]}, ...); "
+            "expected a plain LoRA"
+        )
+    return ""
 
 
 def _plain(key: str) -> str:

@@ -32,9 +32,11 @@ from dreamfleet.adapters.lora import (
 from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
-LAYERS = ("attention", "attention_ff", "all")  # each has the layers of those before it
+# Each has the layers of those before it.
+LAYERS: tuple[LoraLayers, ...] = ("attention", "attention_ff", "all")
 IN_PARAMETERS = f".{ADAPTER_NAME}."
-_TARGET_ENDS = tuple(f".{name}" for name in (*target_modules("sd1", "all"), *TEXT_ENCODER_TARGETS))
+_UNET_ENDS = {own: tuple(f".{name}" for name in target_modules("sd1", own)) for own in LAYERS}
+_TEXT_ENDS = tuple(f".{name}" for name in TEXT_ENCODER_TARGETS)
 
 
 @dataclass(frozen=True)
@@ -273,12 +275,15 @@ def read_lora_slot(base: Base, source: str | Path, *, check_base: bool = True) -
 
 
 def shape_of(state: SlotState) -> LoraShape:
-    """A shape that has room for a slot's state."""
+    """A shape that has room for a slot's state, with no more layers than it needs."""
     ranks = [value.shape[0] for name, value in state.tensors.items() if ".lora_A" in name]
-    text = any(name.startswith("text_encoder") for name in state.tensors)
-    layers = {name.partition(".lora_")[0] for name in state.tensors}
-    more = frozenset(layer for layer in layers if not layer.endswith(_TARGET_ENDS))
-    return LoraShape(max(ranks, default=1), 1.0, "all", text, more)
+    names = {name.partition(".lora_")[0] for name in state.tensors}
+    in_unet = {name for name in names if name.startswith("unet.")}
+    of_unet = {name for name in in_unet if name.endswith(_UNET_ENDS["all"])}
+    of_text = {name for name in names - in_unet if name.endswith(_TEXT_ENDS)}
+    layers = next(own for own in LAYERS if all(name.endswith(_UNET_ENDS[own]) for name in of_unet))
+    more = frozenset(names - of_unet - of_text)
+    return LoraShape(max(ranks, default=1), 1.0, layers, bool(of_text), more)
 
 
 def lora_shape_metadata(base: Base, shape: LoraShape) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,8 @@ _WEIGHTS_NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
     r"(?:-\d{5}-of-\d{5})?(?:\.(?P<old_variant>[\w-]+))?\.safetensors"
 )
+# Pickles, flax, Keras, ONNX, OpenVINO: what a whole copy of a hub's folder has beside safetensors.
+_NEVER_READ = (".bin", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".xml")
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,16 @@ class BaseFiles:
         return load_tokenizer(self.path / self.family.tokenizers[0])
 
     def _component_hash(self, component: str) -> str:
-        """Of all files but the weights of other variants: they may come and go (a hub's snapshot
-        has room for all), and a base with other weights is another one.
+        """Of all files but weights that are not read, of other variants and in other formats: they
+        may come and go (a hub's snapshot has room for all), and a base with other weights is
+        another one.
         """
         digest = hashlib.sha256()
         for path in sorted((self.path / component).iterdir()):
             weights = _WEIGHTS_NAME.fullmatch(path.name)
             if weights and _variant(weights) != self.weights_variant(component):
                 continue
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith(".") and path.suffix not in _NEVER_READ:
                 digest.update(path.name.encode() + b"\0" + _file_hash(path).encode())
         return digest.hexdigest()
 

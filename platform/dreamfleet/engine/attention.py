@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreamfleet.bases import Base
 
-# Above this the scores of all heads would be larger than what fused attention saves in time.
+# Above this the scores of all heads, a square of it, would cost more than fused attention's time.
 MAX_POSITIONS = 1024
 
 
@@ -58,9 +58,14 @@ class PlainAttention:
         query = attn.head_to_batch_dim(q)  # [B x heads, N, d]
         key = attn.head_to_batch_dim(k)  # [B x heads, L, d]
         value = attn.head_to_batch_dim(v)
-        scores = torch.bmm(query * attn.scale, key.transpose(1, 2)).softmax(dim=-1)
-        mixed = attn.batch_to_head_dim(torch.bmm(scores, value))  # [B, N, D]
-        output: Tensor = attn.to_out[0](mixed)
+        if q.shape[1] * k.shape[1] > MAX_POSITIONS**2:  # a picture larger than the base's own
+            # Torch's kernel without the whole [N, L] takes four axes only.
+            one, two, three = (part.unsqueeze(0) for part in (query, key, value))
+            mixed = F.scaled_dot_product_attention(one, two, three, scale=attn.scale).squeeze(0)
+        else:
+            scores = torch.bmm(query * attn.scale, key.transpose(1, 2)).softmax(dim=-1)
+            mixed = torch.bmm(scores, value)
+        output: Tensor = attn.to_out[0](attn.batch_to_head_dim(mixed))  # of [B, N, D]
         return output
 
     def _projected(self, attn: Any, x: Tensor, states: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,12 @@ from dreamfleet.engine.packed_training import PackedTrainer
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.engine.spec import TrainJobSpec
 from dreamfleet.engine.teacher import MIB, FrozenTeacher, TeacherCache
-from dreamfleet.errors import AdapterFileError, BadInputError, CapacityError
+from dreamfleet.errors import AdapterFileError, BadInputError
 from dreamfleet.methods.dreambooth.text import TextCache
 
 OnTrainStep = Callable[[StepMetrics], None]
 SMOOTHING = 0.1  # weight of the newest step in the shown step times
+MAX_PASSED = 32  # later requests that may join before one that waits for slots
 
 
 @dataclass(eq=False)
@@ -210,6 +211,7 @@ class Engine:
         ticket = Ticket(request, on_step)
         for name, _ in request.adapters:
             self._users[name] += 1
+            self._host.move_to_end(name)
         self._queue.append(ticket)
         return ticket
 
@@ -323,9 +325,14 @@ class Engine:
         self._figures.images += not ticket.image.cancelled() and ticket.image.exception() is None
 
     def _admit(self) -> None:
-        """Let requests join for which there are rows and slots; the others wait their turn."""
+        """Let requests join for which there are rows and slots; the others wait their turn.
+
+        The first that lacks slots gets those that come free: later ones join with adapters that are
+        there, and not for ever.
+        """
         waiting: deque[Ticket] = deque()
-        room = self.max_rows // 2
+        first: Ticket | None = None  # of those that lack slots
+        room = max(self.max_rows // 2, 1)
         while self._queue:
             ticket = self._queue.popleft()
             if ticket.cancelled:
@@ -333,35 +340,51 @@ class Engine:
                 self._done(ticket)
                 continue
             try:
-                adapters = self._placed(ticket) if len(self._sampler) < max(room, 1) else None
+                adapters = self._placed(ticket, first) if len(self._sampler) < room else None
             except Exception as error:
                 fail(ticket, error)
                 self._done(ticket)
                 continue
             if adapters is None:
                 waiting.append(ticket)
+                if first is None and self._waits_for_pictures(ticket):
+                    first = ticket
             elif not self._sampler.add(ticket, adapters):
                 self._done(ticket)
         self._queue = waiting
 
-    def _placed(self, ticket: Ticket) -> Adapters | None:
-        """Slots of a request's adapters, put there if need be; None if there is no room now."""
-        names = [name for name, _ in ticket.request.adapters]
-        try:
-            for name in names:
-                self._place(name, keep=names)
-        except CapacityError:
+    def _placed(self, ticket: Ticket, first: Ticket | None) -> Adapters | None:
+        """Slots of a request's adapters, put there if need be; None if there is no room now, also
+        for all of them: half of them would only drive others out.
+
+        Args:
+            first: an earlier request that waits for slots.
+        """
+        names = _names(ticket)
+        missing = [name for name in names if name not in self._resident]
+        for name in missing:
+            if name not in self._host:
+                raise BadInputError(
+                    f"adapter {name!r}: it was removed while a request for it waited; add it again"
+                )
+        if len(missing) > self._slots_to_be_had(names):
             return None
+        if names and first is not None:
+            if missing or first.passed >= MAX_PASSED:
+                return None
+            first.passed += 1
+        for name in names:
+            self._place(name, keep=names)
         return tuple((self._resident[name], strength) for name, strength in ticket.request.adapters)
 
-    def _place(self, name: str, keep: list[str]) -> None:
+    def _waits_for_pictures(self, ticket: Ticket) -> bool:
+        """Whether a request's slots come free when pictures are done, without a job's end."""
+        return 0 < len(_names(ticket)) <= self.settings.max_slots - len(self._jobs)
+
+    def _place(self, name: str, keep: Collection[str]) -> None:
         if name in self._resident:
             self._resident.move_to_end(name)
             return
-        if name not in self._host:
-            raise BadInputError(
-                f"adapter {name!r}: it was removed while a request for it waited; add it again"
-            )
         bank = self._room_for(*shapes_of(self._host[name]))
         self._free_a_slot(bank, keep)
         slot = bank.claim()
@@ -372,15 +395,26 @@ class Engine:
             raise
         self._resident[name] = slot
 
-    def _free_a_slot(self, bank: AdapterBank, keep: list[str] | None = None) -> None:
+    def _slots_to_be_had(self, keep: Collection[str]) -> int:
+        """Slots that are free, or would be without idle adapters."""
+        used = self._bank.used if self._bank is not None else 0
+        return self.settings.max_slots - used + len(self._idle(keep))
+
+    def _free_a_slot(self, bank: AdapterBank, keep: Collection[str] = ()) -> None:
         """Send the adapter that was idle longest off the device, if no slot is free."""
-        if bank.used < bank.max_slots:
-            return
+        if bank.used == bank.max_slots and (idle := self._idle(keep)):
+            self._evict(idle[0])
+
+    def _idle(self, keep: Collection[str]) -> list[str]:
+        """Adapters on the device that nothing is drawn with, but for `keep`; those that were not
+        used longest come first.
+        """
         drawing = {slot for slot, _ in self._sampler.adapters()}
-        for name, slot in self._resident.items():
-            if slot not in drawing and name not in (keep or ()):
-                self._evict(name)
-                return
+        return [
+            name
+            for name, slot in self._resident.items()
+            if slot not in drawing and name not in keep
+        ]
 
     def _evict(self, name: str) -> None:
         slot = self._resident.pop(name, None)
@@ -441,6 +475,11 @@ class Engine:
                 f"added; here: {', '.join(sorted(self._jobs)) or 'none'})"
             )
         return self._jobs[job_id]
+
+
+def _names(ticket: Ticket) -> list[str]:
+    """A request's adapters, each once."""
+    return list(dict.fromkeys(name for name, _ in ticket.request.adapters))
 
 
 def _told(training: _Training) -> Exception | None:

@@ -96,8 +96,8 @@ class Learner:
             f"{sums.mean('loss'):g}, "
             f"gradient norm {grad_norm:g}; lower train.learning_rate (now "
             f"{self.train.learning_rate:g}), lower sude.weight or "
-            "prior.weight, or use mixed_precision no or bf16; then go on from the last checkpoint "
-            "with --resume"
+            "prior.weight, or use mixed_precision no or bf16, and begin again with that, under "
+            "--overwrite or another --output-dir (--resume goes on under the old settings only)"
         )
 
     def gather(self) -> None:

@@ -92,6 +92,7 @@ class Ticket:
     image: Future[Image.Image] = field(default_factory=Future)
     adapters: Adapters = ()  # slots and strengths, once it is drawn
     cancelled: bool = False
+    passed: int = 0  # later ones with adapters that joined while it waited for slots
 
     def cancel(self) -> None:
         """Stop before the next step (from any thread)."""

@@ -30,6 +30,7 @@ from dreamfleet.adapters.lora_slots import (
     lora_shape_metadata,
     lora_sites,
     lora_to_file,
+    shape_of,
 )
 from dreamfleet.bases import Base, load_base
 from dreamfleet.errors import AdapterFileError, CapacityError, ConfigError
@@ -225,6 +226,17 @@ def test_a_fresh_slot_is_what_peft_begins_with(tiny_base_folder: Path, base: Bas
         assert lora_shape_metadata(base, shape) == lora_metadata(own)
         back = lora_from_file(base, lora_to_file(fresh), fresh.scales)
         assert back.tensors.keys() == fresh.tensors.keys() and back.scales == fresh.scales
+
+
+@pytest.mark.parametrize("layers", ["attention", "attention_ff", "all"])
+@pytest.mark.parametrize("text", [False, True])
+def test_an_adapters_shape_is_no_larger_than_it_needs(base: Base, layers: Any, text: bool) -> None:
+    shape = LoraShape(4, 1.0, layers, text)
+    state = fresh_lora(base, shape, 0)
+    assert shape_of(state) == shape
+    more = {f"{name}.lora_A.subject.weight": torch.zeros(4, 1) for name in ("unet.conv_in", "x")}
+    wider = shape_of(SlotState({**state.tensors, **more}))
+    assert wider == LoraShape(4, 1.0, layers, text, frozenset({"unet.conv_in", "x"}))
 
 
 def test_what_does_not_fit_is_refused(base: Base, bank: AdapterBank) -> None:

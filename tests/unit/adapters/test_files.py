@@ -122,8 +122,40 @@ def test_tensors_that_diffusers_leaves_out_are_noticed(
 
     monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", careless)
     count = len(load_file(saved))
+    base = load_base(tiny_base_folder)
+    bare = output(base)
     with pytest.raises(AdapterFileError, match=f"only {count - 1} of {count} tensors"):
-        load_adapter(load_base(tiny_base_folder), saved)
+        load_adapter(base, saved)
+    assert not has_lora(base) and torch.equal(output(base), bare)
+
+
+def test_tensors_that_a_file_does_not_hold_are_noticed(
+    saved: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by options of a later PEFT that `scales` does not know of."""
+    path, base = Path(shutil.copy(saved, tmp_path)), load_base(tiny_base_folder)
+    _told(**{"unet.bias": "all"})(path)
+    monkeypatch.setattr("dreamfleet.adapters.files.lora_scales", lambda *args: {})
+    bare = output(base)
+    with pytest.raises(AdapterFileError, match=r"ask for \d+ tensors that it does not hold"):
+        load_adapter(base, tmp_path)
+    assert not has_lora(base) and torch.equal(output(base), bare)
+
+
+def test_half_of_an_adapter_does_not_stay(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path, adapted(tiny_base_folder, "attention", text=True))
+    base = load_base(tiny_base_folder)
+    bare = output(base)
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_into_text_encoder", broken)
+    with pytest.raises(AdapterFileError, match="cannot be put into base .*size mismatch"):
+        load_adapter(base, tmp_path)
+    assert not has_lora(base) and torch.equal(output(base), bare)
 
 
 def test_equal_adapters_make_equal_files(tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -224,6 +256,15 @@ def _told(**about: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def _about_base(text: str) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+        save_file(load_file(path), path, {**metadata, METADATA_KEY: text})
+
+    return spoil
+
+
 def _no_config(path: Path) -> None:
     save_file(load_file(path), path, {PEFT_METADATA_KEY: "{"})
 
@@ -287,7 +328,21 @@ TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
         (_told(**{"unet.lora_alpha": None}), "no config of PEFT's"),
         (_told(**{"unet.lora_alpha": float("nan")}), "finite"),
         (_told(**{"unet.lora_alpha": float("inf")}), "finite"),
-        (_told(**{"unet.alpha_pattern": {"(": 2}}), "no config of PEFT's"),
+        (_told(**{"unet.alpha_pattern": {"(": 2}}), "names of layers such as to_q"),
+        (_told(**{"unet.alpha_pattern": {"([a-z]+)+!": 2}}), "no regular expressions"),
+        (_told(**{"unet.rank_pattern": {"([a-z]+)+!": 2}}), "no regular expressions"),
+        (_told(**{"unet.layers_pattern": "([a-z]+)+!"}), "no regular expressions"),
+        (_told(**{"unet.target_modules": "([a-z]+)+!"}), "no regular expressions"),
+        (_told(**{"unet.exclude_modules": "([a-z]+)+!"}), "no regular expressions"),
+        (_told(**{"unet.use_dora": True}), "unet.use_dora = True; expected a plain LoRA"),
+        (_told(**{"unet.lora_bias": True}), "unet.lora_bias = True; expected a plain LoRA"),
+        (_told(**{"unet.bias": "all"}), "unet.bias = 'all'; expected a plain LoRA"),
+        (_told(**{"unet.kasa_config": {}}), "unet.kasa_config = {}; expected a plain LoRA"),
+        (_told(**{"unet.init_lora_weights": "pissa_niter_4"}), "'pissa_niter_4'; expected a plain"),
+        (_told(**{"unet.init_lora_weights": "olora"}), "'olora'; expected a plain LoRA"),
+        (_told(**{"unet.r": 8}), "has rank 4, and rank 8 by the file's metadata"),
+        (_told(**{"unet.rank_pattern": {"to_q": 2}}), "to_q has rank 4, and rank 2"),
+        (_about_base("[" * 100_000), "nested too deeply"),
         (_told(**{"unet.alpha_pattern": [2]}), "no config of PEFT's"),
         (_header(2 * 2**30), "not a safetensors file"),
         (_header(0), "not a safetensors file"),
@@ -309,6 +364,50 @@ def test_bad_files_are_refused(
             read(base, tmp_path)
         assert str(path) in str(caught.value)
     assert not has_lora(base), "a refused file leaves the base as it was"
+
+
+@pytest.mark.filterwarnings("ignore:.*target:RuntimeWarning", "ignore:.*exclude_modules")
+@pytest.mark.parametrize(
+    ("about", "scales"),
+    [
+        ({"unet.alpha_pattern": {"to_q": 6}, "unet.rank_pattern": {"to_k": 4}}, {0.5, 1.5}),
+        ({"unet.alpha_pattern": {"^conv_in": 1, "attn2.to_out.0": 8.0}}, {0.5, 2.0}),
+        ({"unet.use_rslora": True}, {1.0}),
+        ({"unet.init_lora_weights": True}, {0.5}),
+        ({"unet.init_lora_weights": False}, {0.5}),
+        ({"unet.target_modules": "all-linear", "unet.exclude_modules": ["to_q"]}, {0.5}),
+        ({"unet.modules_to_save": [], "unet.layers_pattern": []}, {0.5}),
+    ],
+)
+def test_what_peft_writes_of_plain_loras_is_read(
+    saved: Path, tiny_base_folder: Path, tmp_path: Path, about: dict[str, Any], scales: set[float]
+) -> None:
+    """And means what it means to PEFT."""
+    path, base = Path(shutil.copy(saved, tmp_path)), load_base(tiny_base_folder)
+    _told(**about)(path)
+    state = read_lora_slot(base, path)
+    assert set(state.scales.values()) == scales
+    load_adapter(base, path)
+    layers = {
+        name: module for name, module in base.unet.named_modules() if hasattr(module, "scaling")
+    }
+    assert {f"unet.{name}": module.scaling["subject"] for name, module in layers.items()} == dict(
+        state.scales
+    )
+
+
+def test_a_config_that_leaves_alpha_out_means_pefts_own(
+    saved: Path, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    path, base = Path(shutil.copy(saved, tmp_path)), load_base(tiny_base_folder)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    told = json.loads(metadata[PEFT_METADATA_KEY])
+    del told["unet.lora_alpha"]
+    save_file(load_file(path), path, {**metadata, PEFT_METADATA_KEY: json.dumps(told)})
+    assert set(read_lora_slot(base, path).scales.values()) == {8 / 4}
+    save_file(load_file(path), path)
+    assert set(read_lora_slot(base, path).scales.values()) == {1.0}, "without any: alpha = rank"
 
 
 def test_another_base_is_refused(

@@ -129,6 +129,12 @@ def test_a_variant_that_nobody_reads_changes_no_hash(two_variants: Path) -> None
     assert full.unet_hash != half.unet_hash and full.vae_hash == half.vae_hash
     (two_variants / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     assert inspect_base(two_variants).hash == full.hash
+    # A whole copy of a hub's repository has these, what is fetched from the hub here has not.
+    for name in ("model.bin", "model.ckpt", "model.msgpack", "model.h5", "model.onnx", "m.xml"):
+        (two_variants / "text_encoder" / name).write_bytes(b"other")
+    assert inspect_base(two_variants).hash == full.hash
+    (two_variants / "scheduler" / "other.json").write_text("{}")
+    assert inspect_base(two_variants).hash != full.hash
 
 
 def test_downloads_that_did_not_end_are_named(tmp_path: Path) -> None:
@@ -269,7 +275,11 @@ def _add_safety_checker(folder: Path, threshold: float) -> None:
         folder / "feature_extractor"
     )
     path = folder / "model_index.json"
-    named = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    named = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
     path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
 
 
@@ -290,8 +300,65 @@ def test_the_bases_own_safety_checker(
     black = sample_images(strict, [PROMPT] * 2, [1, 2], **draw)  # type: ignore[arg-type]
     assert not any(np.asarray(image).any() for image in black)
     assert "2 of 2 pictures" in caplog.text
-    (folder / "safety_checker" / "model.safetensors").unlink()
+    weights = folder / "safety_checker" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    broken = load_base(folder, safety_checker=True).safety_checker
+    assert broken is not None
     with pytest.raises(BaseModelError, match="--safety-checker off"):
-        broken = load_base(folder, safety_checker=True).safety_checker
-        assert broken is not None
         broken([Image.new("RGB", (64, 64))])
+
+
+def test_a_safety_checker_that_cannot_be_read_is_refused_before_anything_is_trained(
+    own_tiny_base: Callable[[], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = own_tiny_base()
+    _add_safety_checker(folder, threshold=2.0)
+    weights = folder / "safety_checker" / "model.safetensors"
+    pickled = weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(BaseModelError, match=r"can run code .*, or draw without .*-checker off"):
+        load_base(folder, safety_checker=True)
+    assert load_base(folder).safety_checker is None, "nobody asked for it"
+    pickled.rename(weights)
+    features = (folder / "feature_extractor").rename(folder / "other")
+    with pytest.raises(BaseModelError, match=r"no .*feature_extractor .*--safety-checker off"):
+        load_base(folder, safety_checker=True)
+    features.rename(folder / "feature_extractor")
+    assert load_base(folder, safety_checker=True).safety_checker is not None and not caplog.text
+    shutil.rmtree(folder / "safety_checker")
+    assert load_base(folder, safety_checker=True).safety_checker is None
+    assert "names a safety checker" in caplog.text and "drawn unchecked" in caplog.text
+
+
+def test_a_safety_checker_of_another_variant_is_read(own_tiny_base: Callable[[], Path]) -> None:
+    folder = own_tiny_base()
+    _add_safety_checker(folder, threshold=-2.0)
+    weights = folder / "safety_checker" / "model.safetensors"
+    state = {key: value.half() for key, value in load_file(weights).items()}
+    save_file(state, weights.with_name("model.fp16.safetensors"), {"format": "pt"})
+    weights.unlink()  # as `--variant fp16` fetches it
+    checker = load_base(folder, safety_checker=True).safety_checker
+    assert checker is not None
+    (checked,) = checker([Image.new("RGB", (64, 64), "white")])
+    assert not np.asarray(checked).any()
+
+
+def test_a_saved_model_keeps_its_safety_checker(
+    own_tiny_base: Callable[[], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, saved = own_tiny_base(), tmp_path / "saved"
+    _add_safety_checker(folder, threshold=-2.0)
+    files = save_full(saved, load_base(folder))
+    assert saved / "safety_checker" / "model.safetensors" in files
+    checked = load_base(saved, safety_checker=True)
+    (black,) = sample_images(checked, [PROMPT], [1], num_inference_steps=2)
+    assert not np.asarray(black).any()
+    with quiet_libraries():
+        plain = DiffusionPipeline.from_pretrained(saved)
+    assert type(plain.safety_checker) is StableDiffusionSafetyChecker
+    assert plain.config.requires_safety_checker is True and plain.feature_extractor is not None
+    weights = folder / "safety_checker" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "is saved without" not in caplog.text
+    save_full(tmp_path / "without", load_base(folder))
+    assert "without is saved without safety checker" in caplog.text
+    assert load_base(tmp_path / "without", safety_checker=True).safety_checker is None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dreamfleet.bases import load_base
+from dreamfleet.engine import attention
 from dreamfleet.engine.attention import PlainAttention, use_fast_attention
 
 
@@ -40,3 +43,29 @@ def test_plain_attention_equals_torchs_own(tiny_base_folder: Path, frozen: bool)
         one, two = (own.predict(x, t, texts) for own in (base, fast))
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(one, gradients[0][0], atol=1e-3)
+
+
+def test_scores_of_large_pictures_are_never_held_whole(
+    tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's size says which attention it gets, a request may ask for another size."""
+    base, fast = load_base(tiny_base_folder), load_base(tiny_base_folder)
+    use_fast_attention(fast, frozen=True)
+    monkeypatch.setattr(attention, "MAX_POSITIONS", 64)
+    texts, t = base.encode_prompts(["a dog"]), torch.tensor([5])
+    fused, seen = F.scaled_dot_product_attention, []
+
+    def spy(query: Any, key: Any, value: Any, **options: Any) -> Any:
+        seen.append((query.dim(), query.shape[-2] * key.shape[-2]))
+        return fused(query, key, value, **options)
+
+    for side, calls in ((16, 0), (48, 1)):  # of latents; half of it where attention is
+        x = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1))
+        expected = base.predict(x, t, texts)
+        with monkeypatch.context() as patched:
+            patched.setattr(F, "scaled_dot_product_attention", spy)
+            output = fast.predict(x, t, texts)
+        assert torch.allclose(output, expected, rtol=1e-4, atol=1e-5)
+        assert bool(seen) == bool(calls)
+    large = (side // 2) ** 2
+    assert set(seen) == {(4, large**2), (4, large * texts.prompt_embeds.shape[1])}, "self and cross"

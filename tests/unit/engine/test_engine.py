@@ -19,6 +19,7 @@ from PIL import Image
 from dreamfleet.adapters.bank import AdapterBank, SlotState
 from dreamfleet.adapters.lora_slots import LoraShape, fresh_lora, read_lora_slot
 from dreamfleet.bases import load_base
+from dreamfleet.engine import engine as engine_module
 from dreamfleet.engine.engine import Engine
 from dreamfleet.engine.loop import EngineLoop
 from dreamfleet.engine.metrics import StepMetrics
@@ -113,6 +114,80 @@ def test_slots_are_given_to_who_needs_them(engine: Engine, tiny_base_folder: Pat
     engine.release("bo")
     work(engine)
     assert same(waiting.image.result(timeout=0), pictures[0])
+
+
+def asked(*names: str, steps: int = 3) -> ImageRequest:
+    return replace(
+        REQUEST, adapters=tuple((name, 0.5) for name in names), num_inference_steps=steps
+    )
+
+
+def test_a_request_for_several_adapters_gets_the_slots_that_come_free(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a stream of requests that need one slot each."""
+    moves: list[int] = []
+    assign = AdapterBank.assign
+
+    def counted(self: AdapterBank, slot: int, state: SlotState) -> None:
+        moves.append(slot)
+        assign(self, slot, state)
+
+    for seed, name in enumerate(("a", "c", "d", "e")):
+        engine.add_adapter(name, adapter(engine, seed))
+    monkeypatch.setattr(AdapterBank, "assign", counted)
+    engine.submit(asked("a", steps=6))
+    engine.step()
+    both, others = engine.submit(asked("c", "d")), []
+    while not both.image.done():
+        others.append(engine.submit(asked("e")))
+        engine.step()
+        assert len(others) < 12, "it waits for a's picture only"
+    work(engine)
+    assert len({ticket.image.result(timeout=0).tobytes() for ticket in others}) == 1
+    assert len(moves) == 4, "a, c, d and e are each brought to the device once"
+    again = engine.submit(asked("c", "d"))
+    work(engine)
+    assert same(both.image.result(timeout=0), again.image.result(timeout=0))
+
+
+def test_adapters_in_demand_let_others_in(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MAX_PASSED", 6)
+    for seed, name in enumerate(("a", "b", "c")):
+        engine.add_adapter(name, adapter(engine, seed))
+    busy = [engine.submit(asked(name)) for name in ("a", "b")]
+    rare = engine.submit(asked("c"))
+    while not rare.image.done():
+        busy += [engine.submit(asked(name)) for name in ("a", "b")]
+        engine.step()
+        assert len(busy) < 30
+    work(engine)
+    assert all(ticket.image.exception(timeout=0) is None for ticket in busy)
+
+
+def test_who_waits_for_the_end_of_a_job_holds_nobody_up(
+    engine: Engine, tiny_base_folder: Path
+) -> None:
+    for seed, name in enumerate(("a", "c", "d", "e")):
+        engine.add_adapter(name, adapter(engine, seed))
+    engine.add_job("ada", tiny_spec(tiny_base_folder))
+    both, single = engine.submit(asked("c", "d")), engine.submit(asked("e"))
+    work(engine)
+    assert single.image.done() and not both.image.done()
+    engine.release("ada")
+    work(engine)
+    assert both.image.exception(timeout=0) is None
+
+
+def test_a_jobs_own_adapter_finds_the_bank_as_it_is(engine: Engine, tiny_base_folder: Path) -> None:
+    """A bank for all layers is several times as large as one for attention."""
+    job = engine.add_job("ada", tiny_spec(tiny_base_folder, train__lora_layers="attention"))
+    bank = engine._bank
+    engine.add_adapter("ada", job.final_state())
+    assert engine._bank is bank
+    engine.add_job("bo", tiny_spec(tiny_base_folder, train__lora_layers="all"))
+    assert bank is not None and engine._bank is not None
+    assert engine._bank.slot_size > 1.5 * bank.slot_size
 
 
 def test_a_wider_adapter_changes_nothing_for_the_others(
@@ -222,6 +297,23 @@ def test_a_bank_that_cannot_be_made_wider_leaves_all_where_they_are(
     first, second = (own.result(timeout=0) for own in reached)
     assert first is not None and second is not None
     assert first.loss == pytest.approx(second.loss), "both learn, from the same samples"
+
+
+def test_a_replaced_banks_memory_goes_back_at_once(engine: Engine, tiny_base_folder: Path) -> None:
+    engine.add_adapter("narrow", adapter(engine, 3))
+    engine.add_job("ada", tiny_spec(tiny_base_folder, train__lora_layers="attention"))
+    engine.submit(asked("narrow"))
+    engine.run_until("ada", 2)
+    work(engine)
+    assert engine._bank is not None
+    bank = weakref.ref(engine._bank)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.add_adapter("wide", adapter(engine, 4, rank=8))
+        assert bank() is None, "two banks' memory at once may be too much"
+    finally:
+        gc.enable()
 
 
 def test_memory_of_slots_that_nobody_uses_goes_back(engine: Engine, tiny_base_folder: Path) -> None:
@@ -370,6 +462,11 @@ def test_host_adapters_are_bounded(tiny_base_folder: Path) -> None:
     assert engine.metrics()["host_adapters"] == 2
     with pytest.raises(BadInputError, match="here: b, c"):
         engine.submit(replace(REQUEST, adapters=(("a", 1.0),)))
+    engine.submit(asked("b"))
+    work(engine)
+    engine.add_adapter("d", adapter(engine, 3))
+    with pytest.raises(BadInputError, match="here: b, d"):  # c was not used for longest
+        engine.submit(asked("c"))
     engine.close()
 
 

@@ -283,8 +283,9 @@ def test_a_broken_loss_names_the_step_and_leaves_the_weights(tiny_base_folder: P
     job.subject_id = "biscuit"
     with pytest.raises(
         TrainingError, match=r"biscuit: .* step 2: loss nan.*learning_rate \(now 0.001\)"
-    ):
+    ) as caught:
         job.step()
+    assert "begin again with that, under --overwrite" in str(caught.value), "no --resume takes it"
     assert same(weights(job), before) and job.step_index == 1
 
 
