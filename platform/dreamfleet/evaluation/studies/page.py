@@ -431,6 +431,7 @@ def _shows(own: Evidence) -> str:
     for judged in claims_of(own):
         where = f" ({judged.host})" if len(own.judged) > 1 else ""
         verdicts.setdefault(judged.verdict, []).append(f"“{judged.claim.claim}”{where}")
+    verdicts.pop("not run yet", None)  # said above
     if not verdicts:
         return "Shown without a claim."
     parts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
