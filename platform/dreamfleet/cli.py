@@ -185,8 +185,10 @@ def prepare(photos: tuple[str, ...], config_file: str | None, **given: Any) -> N
     are written there.
     """
     config = _config(photos, config_file, given)
-    if config_file is not None:  # the folder of a recipe is for what it trains
-        config.output_dir = _config(photos, None, given).output_dir
+    from dreamfleet import flags
+
+    # The folder of a recipe is for what it trains.
+    config.output_dir = flags.overrides(given).get("output_dir")
 
     from dreamfleet.personalization import prepare_subjects
     from dreamfleet.runtime.progress import ConsoleProgress

@@ -133,7 +133,6 @@ class Base:
             return encoded
         return encoded.select([unique.index(prompt) for prompt in prompts])
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's posterior, scaled as the UNet expects, fp32 [B,
         C, h, w].

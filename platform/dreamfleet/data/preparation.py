@@ -110,10 +110,8 @@ class Preparation:
         own = request.config
         if not own.prior.with_prior_preservation or own.prior.form != "images":
             return None
-        folder, words = own.prior.class_data_dir, "{token} {class} " + own.subject.class_prompt
-        wanted = None if folder else self._prior_request(own)
-        own_key = f"{folder} {own.prior.num_class_images} {fill_prompt(words, own)}"
-        key = wanted.key if wanted else own_key
+        wanted = None if own.prior.class_data_dir else self._prior_request(own)
+        key = wanted.key if wanted else _own_key(own)
         if self._last_prior is None or self._last_prior[0] != key:
             if wanted is None:
                 found = own_prior_set(own, self._store, self.session, self.progress)
@@ -163,3 +161,9 @@ class Preparation:
     def _fail(self, request: SubjectRequest, error: DreamfleetError) -> None:
         self.failures[request.id] = str(error)
         self.progress.warn(f"{request.display_name}: {error}")
+
+
+def _own_key(config: RunConfig) -> str:
+    """What decides a set of the user's own class pictures; their captions may name the subject."""
+    prior, words = config.prior, "{token} {class} " + config.subject.class_prompt
+    return f"{prior.class_data_dir} {prior.num_class_images} {fill_prompt(words, config)}"

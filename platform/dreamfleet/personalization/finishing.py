@@ -75,11 +75,16 @@ class Finisher:
                 self._publish(outcome, run) if finished else self._failure(outcome, outcome.message)
             )
         except Exception as error:
+            explained = _explained(error, outcome)
             if len(self._command.requests) == 1:
                 if run is not None:
                     run.finish("FAILED")
-                raise _explained(error, outcome) from error
-            result = self._failure(outcome, str(_explained(error, outcome)))
+                if explained is error:
+                    raise
+                raise explained from error
+            from dreamfleet.training.fleet import failed
+
+            result = self._failure(outcome, failed(outcome.subject_id, explained).message)
         self.results[outcome.subject_id] = result
         if run is not None:
             run.finish("FINISHED" if result.status == "finished" else "FAILED")

@@ -85,6 +85,18 @@ def test_among_several_not_even_the_marker_ends_the_others(
     assert tracker.ended == {"bo": "FAILED", "fleet": "FAILED"}, "the run above them, too"
 
 
+def test_an_error_among_several_is_named_by_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Finisher, outcome: TrainOutcome, run: Any) -> Any:
+        raise KeyError("loss")
+
+    monkeypatch.setattr(Finisher, "_publish", broken)
+    own = finisher(tmp_path, Ends(), "ada", "bo")
+    own.finish(TrainOutcome("ada", "finished", 6))
+    assert own.results["ada"].message == "KeyError: 'loss'"
+
+
 @pytest.mark.parametrize(("broke_off", "status"), [(True, "KILLED"), (False, "FINISHED")])
 def test_the_run_above_many_ends_as_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broke_off: bool, status: str

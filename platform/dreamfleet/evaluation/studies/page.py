@@ -83,8 +83,10 @@ class Evidence:
 
     @property
     def judged(self) -> list[str]:
-        """Hosts whose claims are counted: of the confirmation those that are still to come, too."""
-        if not self.study.primary:
+        """Hosts whose claims are counted: once it has begun, of the confirmation those that are
+        still to come, too.
+        """
+        if not (self.study.primary and self.ran):
             return self.hosts
         return [*self.hosts, *(host for host in self.planned if host not in self.hosts)]
 
@@ -204,7 +206,7 @@ def primary_of(own: Evidence) -> list[PrimaryResult]:
 
 def claims_of(own: Evidence) -> list[Judged]:
     """The study's claims; those that were not run have no comparison."""
-    return judged_claims(own.study, own.table, (own.judged if own.ran else None) or [""])
+    return judged_claims(own.study, own.table, own.judged or [""])
 
 
 def _is_papers(setting: Mapping[str, Any]) -> bool:
@@ -226,7 +228,7 @@ def _primary_summary(own: Evidence, result: PrimaryResult) -> str:
 
 
 def _claim_summary(own: Evidence, judged: Judged) -> str:
-    where = f" ({judged.host})" if len(own.judged) > 1 and own.ran else ""
+    where = f" ({judged.host})" if len(own.judged) > 1 else ""
     return (
         f"| {own.study.study} | {_named(judged.claim)}{where} | {judged.claim.paper} | "
         f"{_signed(judged.comparison)} | {_interval(judged.comparison)} | {judged.verdict} |"
