@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.bases.safety import SafetyChecker
 from dreamfleet.diffusion.schedule import NoiseSchedule
 from dreamfleet.errors import BaseModelError, first_line
+
+# The libraries build models on the meta device by a switch of the whole process: a model that
+# another thread builds meanwhile would be left without weights.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def load_base(
@@ -110,7 +115,8 @@ def load_component(files: BaseFiles, component: str, dtype: torch.dtype) -> Any:
         "output_loading_info": True,
     }
     try:
-        model, info = _read(files, component, options)
+        with _ONE_AT_A_TIME:
+            model, info = _read(files, component, options)
     except Exception as error:  # a damaged folder fails in as many ways as there are readers
         reason = first_line(error)
         raise BaseModelError(
