@@ -7,6 +7,7 @@ obeyed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -48,14 +49,17 @@ def _ensure_token_file(path: Path) -> bool:
         if path.is_file() and path.stat().st_size > 0:
             return True
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size == 0:  # `link` would take it for a token
+            path.unlink(missing_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(TOKEN_BYTES))
-        if path.exists() and path.stat().st_size > 0:  # another run was first
+        try:
+            with contextlib.suppress(FileExistsError):  # another run was first; its token counts
+                os.link(partial, path)
+        finally:
             partial.unlink()
-        else:
-            partial.replace(path)
         return True
     except (OSError, RuntimeError):  # RuntimeError: no home directory at all
         return False

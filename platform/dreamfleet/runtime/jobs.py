@@ -74,6 +74,8 @@ def _lost(key: str, value: str | None, flag: str) -> str:
 
 def _check_tracking(key: str, uri: str | None) -> None:
     scheme, _, place = (uri or "").partition(":")
+    if scheme in ("databricks", "databricks-uc", "uc"):  # servers named by a word
+        return
     relative = {
         "sqlite": not place.startswith("////"),
         "file": not place.startswith("//"),

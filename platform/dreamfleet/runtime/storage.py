@@ -254,6 +254,9 @@ def local_copy(location: str | Path) -> Iterator[Path]:
         return
     place = Folder(str(location))
     names = [name for name in place.files() if not name.startswith("checkpoints/")]
+    for name in names:  # in a bucket any text is a name
+        if posixpath.isabs(name) or ".." in name.split("/"):
+            raise BadInputError(f"{location}: holds {name!r}, which leads out of its folder")
     with tempfile.TemporaryDirectory(prefix="dreamfleet-") as temporary:
         target = Path(temporary) / (place.name or "copy")
         for name in names:

@@ -60,6 +60,8 @@ FINAL_ERRORS = frozenset(
         "RESOURCE_DOES_NOT_EXIST",
     }
 )
+# HTTP answers 4xx that may be others later: keys, a wait, a conflict, too many requests.
+PASSING_ANSWERS = frozenset({401, 403, 407, 408, 409, 423, 425, 429})
 
 
 class Unreachable(Exception):
@@ -411,9 +413,16 @@ def calm_loggers() -> None:
 def may_pass(error: Exception) -> bool:
     """Whether MLflow may answer otherwise later."""
     from mlflow.exceptions import MlflowException
+    from PIL import UnidentifiedImageError
+    from requests import HTTPError
 
     if isinstance(error, MlflowException):
         return error.error_code not in FINAL_ERRORS
+    if isinstance(error, HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return status in PASSING_ANSWERS or not 400 <= status < 500
+    if isinstance(error, UnidentifiedImageError):  # of a kept picture; an OSError, too
+        return False
     return isinstance(error, OSError) or _is_database_error(error)
 
 

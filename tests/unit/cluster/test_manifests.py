@@ -321,6 +321,12 @@ class TestRayLauncher:
         assert any(path.endswith(".ray/auth_token") for path in self.config()["file_mounts"])
 
 
+def test_finished_jobs_are_cleared_away_for_the_next_image() -> None:
+    """A Job's template cannot change, and `apply -k` gives it the image."""
+    jobs = [doc for doc in MANIFESTS if doc["kind"] == "Job"]
+    assert jobs and all(job["spec"].get("ttlSecondsAfterFinished") for job in jobs)
+
+
 def test_paths_in_the_documents_exist() -> None:
     for document in (ROOT / "README.md", CLUSTER / "README.md"):
         text = document.read_text(encoding="utf-8")

@@ -49,6 +49,8 @@ def test_places_that_would_be_lost(
         {"output_dir": "s3://bucket/rex", "data": {"cache_path": "s3://bucket/cache"}},
         {**GOOD, "tracking": {"uri": "http://mlflow:5000"}},
         {**GOOD, "tracking": {"uri": "sqlite:////shared/mlflow.db"}},
+        {**GOOD, "tracking": {"uri": "databricks"}},
+        {**GOOD, "tracking": {"uri": "databricks-uc://profile"}},
     ],
 )
 def test_places_that_last(values: dict[str, Any]) -> None:

@@ -58,6 +58,36 @@ def test_token_file_is_made_private() -> None:
     assert path.read_text() == token
 
 
+def test_of_two_that_make_a_token_at_once_the_first_ones_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = auth.default_token_path()
+
+    def another_was_quicker(partial: Path, place: Path) -> None:
+        place.write_text("theirs")
+        raise FileExistsError(place)
+
+    monkeypatch.setattr(os, "link", another_was_quicker)
+    assert auth.token_environment() == {"RAY_AUTH_MODE": "token"}
+    assert path.read_text() == "theirs"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_empty_token_file_is_replaced() -> None:
+    path = auth.default_token_path()
+    path.parent.mkdir(parents=True)
+    path.touch()
+    auth.token_environment()
+    assert len(path.read_text()) == 64
+
+
+def test_a_copy_never_leaves_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Folder, "files", lambda self: ["adapter.json", "../../evil.txt"])
+    with pytest.raises(BadInputError, match="leads out of its folder"):
+        with storage.local_copy("s3://bucket/runs/x"):
+            pass
+
+
 def test_unwritable_home_gets_a_token_for_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
