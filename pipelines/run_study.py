@@ -5,8 +5,8 @@
         --output-dir runs/studies [--subjects 3] [--seeds 1] [--num-workers 2]
 
 Run it again to go on. Studies of one output folder share trainings and pictures. --settings: what
-the protocol's steps settled; for trials on D recipes/studies/trial_settings.yaml. --hosts and
---part I/N run a piece of a study, on another machine or another day; report_studies.py takes
+the protocol's steps settled; for trials on D pipelines/recipes/studies/trial_settings.yaml. --hosts
+and --part I/N run a piece of a study, on another machine or another day; report_studies.py takes
 pieces in one after the other (parts that share an output folder: a last run without --part has
 all). DreamBench's photographs on a real base: --data-dir, --base-model, --device cuda.
 """

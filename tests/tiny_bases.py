@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import (
+    CLIPConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.evaluation.benchmarks.random_base import scheduler_of
@@ -120,6 +124,37 @@ def make_tiny_tokenizer() -> CLIPTokenizer:
         merges=list(dict.fromkeys(merges)),
         model_max_length=CONTEXT_TOKENS,
     )
+
+
+def add_safety_checker(folder: Path, threshold: float) -> None:
+    """A random checker that finds each concept above a cosine of `threshold`."""
+    config = CLIPConfig(
+        projection_dim=8,
+        vision_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+        },
+    )
+    checker = StableDiffusionSafetyChecker(config)
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(threshold)
+        checker.special_care_embeds_weights.fill_(2.0)
+    checker.save_pretrained(folder / "safety_checker")
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(
+        folder / "feature_extractor"
+    )
+    path = folder / "model_index.json"
+    named = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
 
 
 def _byte_symbol(value: int) -> str:

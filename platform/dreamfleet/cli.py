@@ -280,7 +280,7 @@ def _refuse_early(command: Sequence[str]) -> None:
 @click.option(
     "--scheduler", default="ddim", type=click.Choice(["ddim", "euler", "dpm"]), show_default=True
 )
-@click.option("--num-inference-steps", default=25, type=click.IntRange(1, 1000), show_default=True)
+@click.option("--num-inference-steps", default=25, type=click.IntRange(1, 500), show_default=True)
 @click.option(
     "--guidance-scale", type=click.FloatRange(0, 100), help="Default: the base model's own."
 )

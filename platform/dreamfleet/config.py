@@ -14,10 +14,19 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dreamfleet.errors import ConfigError
 
@@ -43,12 +52,33 @@ def _unquoted_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+# From 999 on diffusers' samplers divide by zero, or step beyond the last of 1,000 timesteps, by the
+# base's schedule; the bound keeps well away from there.
+MAX_INFERENCE_STEPS = 500
+
 Finite = Annotated[float, BeforeValidator(_finite)]
 TextList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def _types(annotation: Any) -> list[Any]:
+    """All types in an annotation, e.g. int and None in `int | None`."""
+    inner = get_args(annotation)
+    return [kind for part in inner for kind in _types(part)] if inner else [annotation]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes YAML's true and false for 1 and 0."""
+        types = _types(cls.model_fields[str(info.field_name)].annotation)
+        given = value if isinstance(value, list) else [value]
+        is_number = (int in types or float in types) and bool not in types
+        if is_number and any(isinstance(item, bool) for item in given):
+            raise ValueError("expected a number, not true or false")
+        return value
 
 
 class SubjectConfig(_Section):
@@ -137,13 +167,13 @@ class PriorConfig(_Section):
     form: Literal["images", "teacher"] = Field(
         "images", description="images of the prior set, or the frozen teacher's prediction"
     )
-    weight: Finite = Field(1.0, ge=0, le=1000, description="lambda of Eq. 10", alias="weight")
+    weight: Finite = Field(1.0, ge=0, le=1000, description="lambda of Eq. 10")
     num_class_images: int = Field(50, ge=1, le=100_000, description="size of the prior set")
     class_data_dir: str | None = Field(
         None, description="your own class images instead of a generated prior set"
     )
     num_inference_steps: int = Field(
-        25, ge=1, le=1000, description="sampler steps for the prior set"
+        25, ge=1, le=MAX_INFERENCE_STEPS, description="sampler steps for the prior set"
     )
     guidance_scale: Finite | None = Field(
         None, ge=0, le=100, description="guidance for the prior set; default: the base's own"
@@ -188,9 +218,9 @@ class TrainConfig(_Section):
         False, description="keep and save an exponential moving average of the trained weights"
     )
     ema_decay: Finite = Field(0.999, ge=0, lt=1, description="EMA decay per step")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = Field("constant", description="learning-rate schedule")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "constant", description="learning-rate schedule"
+    )
     lr_warmup_steps: int = Field(0, ge=0, description="warm-up steps")
     adam_beta1: Finite = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: Finite = Field(0.999, ge=0, lt=1, description="AdamW beta2")
@@ -206,7 +236,7 @@ class TrainConfig(_Section):
 class SamplingConfig(_Section):
     """The pictures in the report and while training."""
 
-    num_inference_steps: int = Field(25, ge=1, le=1000, description="sampler steps")
+    num_inference_steps: int = Field(25, ge=1, le=MAX_INFERENCE_STEPS, description="sampler steps")
     guidance_scale: Finite | None = Field(
         None, ge=0, le=100, description="classifier-free guidance; default: the base's own"
     )
@@ -336,7 +366,7 @@ class TuneConfig(_Section):
     final_images: int = Field(32, ge=4, le=4096, description="pictures of a finalist and seed")
     final_seeds: int = Field(2, ge=1, le=16, description="new training seeds of the finalists")
     rung_inference_steps: int = Field(
-        10, ge=1, le=1000, description="sampler steps of the pictures of trials"
+        10, ge=1, le=MAX_INFERENCE_STEPS, description="sampler steps of the pictures of trials"
     )
     fidelity_margin: Finite = Field(
         0.03, ge=0, le=2, description="how far fidelity may be below that without SuDe"

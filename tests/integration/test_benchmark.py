@@ -60,6 +60,7 @@ def test_worldbench_then_again_then_evaluate_and_compare(
     summary = json.loads((output / "summary.json").read_text())
     assert [entry["host"] for entry in summary["table"]] == ["base", "defaults"]
     assert summary["subjects"] == ["D00-dog", "D01-teapot"]
+    assert len(set(summary["individuals"].values())) == 2  # by what they are, not by name
     assert "<h1>WorldBench, split D</h1>" in (output / "report.html").read_text()
     found = {entry.name: entry for entry in list_runs(uri)}
     recorded = found["benchmark worldbench defaults"]

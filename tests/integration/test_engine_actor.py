@@ -17,7 +17,7 @@ from tests.tiny_jobs import tiny_spec
 pytestmark = pytest.mark.usefixtures("ray_running")
 
 REQUEST = ImageRequest("a photo of sks dog", 7, num_inference_steps=3, guidance_scale=2.0)
-LONG = ImageRequest("a cat", 8, num_inference_steps=900, guidance_scale=2.0)
+LONG = ImageRequest("a cat", 8, num_inference_steps=500, guidance_scale=2.0)
 
 
 def test_the_actor_trains_and_draws(tiny_base: Path) -> None:

@@ -17,7 +17,15 @@ import yaml
 
 import dreamfleet
 from dreamfleet import cli, doctor, flags
-from dreamfleet.config import RunConfig, dreamfleet_home, dump_config, flat_fields, load_config
+from dreamfleet.config import (
+    MAX_INFERENCE_STEPS,
+    Interval,
+    RunConfig,
+    dreamfleet_home,
+    dump_config,
+    flat_fields,
+    load_config,
+)
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -227,6 +235,14 @@ BAD_YAML = [
     ("train: [1", "not valid YAML"),
     ("train: {seed: 1}\nsude: {weight: 1}\ntrain: {rank: 4}\n", "key 'train' stands there twice"),
     ("train: 3", "train = 3: expected a section with keys"),
+    ("train: {rank: true}", "train.rank = True: expected a number, not true or false"),
+    ("prior: {weight: yes}", "prior.weight = True: expected a number, not true or false"),
+    ("tune: {final_seeds: off}", "tune.final_seeds = False: expected a number"),
+    ("space: {rank: [4, true]}", "space.rank = [4, True]: expected a number"),
+    ("sampling: {num_inference_steps: 501}", "less than or equal to 500"),
+    ("prior: {num_inference_steps: 1000}", "less than or equal to 500"),
+    ("tune: {rung_inference_steps: 1000}", "less than or equal to 500"),
+    ("train: {lr_scheduler: polynomial}", "train.lr_scheduler = 'polynomial'"),
 ]
 
 
@@ -561,3 +577,20 @@ class TestConfig:
         assert config.train.mixed_precision == "no"
         assert config.train.learning_rate == 1e-4
         assert config.sude.weight == 0
+
+    def test_truth_values_where_they_mean_something(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(
+            "train: {use_ema: true}\ncluster: {use_gpu: false}\nsampling: {safety_checker: off}\n"
+            "space: {sude_weight: {low: 1, high: 2, log: true}}\n"
+        )
+        config = load_config(recipe)
+        assert config.train.use_ema is True and config.cluster.use_gpu is False
+        assert config.sampling.safety_checker == "off"
+        assert config.space.sude_weight == Interval(low=1, high=2, log=True)
+
+    def test_generate_takes_as_many_steps_as_a_recipe(self, capsys: Captured) -> None:
+        code, _, err = run(
+            capsys, "generate", "a dog", "--num-inference-steps", str(MAX_INFERENCE_STEPS + 1)
+        )
+        assert code == 2 and f"1<=x<={MAX_INFERENCE_STEPS}" in err

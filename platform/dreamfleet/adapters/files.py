@@ -5,6 +5,7 @@ with distrust.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -20,10 +21,12 @@ from dreamfleet.adapters.lora import (
     ADAPTER_NAME,
     has_lora,
     lora_metadata,
+    lora_scaling,
     lora_state,
     remove_lora,
 )
-from dreamfleet.adapters.scales import lora_scales
+from dreamfleet.adapters.names import find_layer, name_in_files
+from dreamfleet.adapters.scales import PEFT_METADATA_KEY, lora_scales, peft_configs
 from dreamfleet.bases import Base
 from dreamfleet.bases.loading import load_component
 from dreamfleet.bases.quiet import quiet_libraries
@@ -58,7 +61,8 @@ def save_lora(
     """As `save_adapter`, for a LoRA that is not in the base.
 
     Args:
-        tensors: under the names of `lora.lora_state`.
+        tensors: under the names of `lora.lora_state`; in the file text encoders' layers have the
+            names that every version of diffusers and transformers reads (`names.name_in_files`).
         metadata: as `lora.lora_metadata` gives it.
     """
     target = Path(folder)
@@ -85,8 +89,9 @@ def write_lora(
 def save_full(folder: str | Path, base: Base) -> list[Path]:
     """Write the whole model as a diffusers folder (safetensors, fp32); returns its files.
 
-    What lies in the base in half precision was not trained and is written as its files have it. A
-    safety checker of the base's goes along.
+    What lies in the base in half precision was not trained and is written as its files have it,
+    and so are the scheduler and the tokenizers: every sampler makes of the model what it made of
+    the base. A safety checker of the base's goes along.
     """
     target = Path(folder)
     whole = {
@@ -96,6 +101,7 @@ def save_full(folder: str | Path, base: Base) -> list[Path]:
     }
     with quiet_libraries():
         replace(base, **whole).pipeline().save_pretrained(target, safe_serialization=True)
+    base.files.copy_settings(target)
     save_safety_checker(base.files, target)
     return sorted(path for path in target.rglob("*") if path.is_file())
 
@@ -113,19 +119,16 @@ def load_adapter(base: Base, source: str | Path, *, check_base: bool = True) -> 
             was used.
     """
     path = adapter_path(source)
-    state, _ = read_adapter_for(base, path, check_base=check_base)
+    state, metadata = _read_for(base, path, check_base)
+    scales = lora_scales(path, state, metadata)
     if has_lora(base):
         remove_lora(base)
     try:
-        with quiet_libraries():
-            pipeline = base.pipeline()
-            pipeline.load_lora_weights(
-                path.parent, weight_name=path.name, adapter_name=ADAPTER_NAME
-            )
+        _put_in(base, state, metadata)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         remove_lora(base)  # of one component it may be in already
         raise AdapterFileError(f"{path}: cannot be put into base {base.name}: {error}") from error
-    wrong = _other_than(state, lora_state(base))
+    wrong = _other_than(state, lora_state(base)) or _other_scales(scales, lora_scaling(base))
     if wrong:
         remove_lora(base)
         raise AdapterFileError(f"{path}: {wrong}")
@@ -141,10 +144,7 @@ def read_adapter_for(
         AdapterFileError: as `load_adapter`.
     """
     path = adapter_path(source)
-    state, metadata = read_adapter(path)
-    if check_base:
-        _check_base(path, metadata, base)
-    _check_fits(path, state, base)
+    state, metadata = _read_for(base, path, check_base)
     return state, lora_scales(path, state, metadata)
 
 
@@ -238,10 +238,46 @@ def base_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _read_for(base: Base, path: Path, check_base: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_adapter`, checked against `base`."""
+    state, metadata = read_adapter(path)
+    if check_base:
+        _check_base(path, metadata, base)
+    _check_fits(path, state, base)
+    return state, metadata
+
+
+def _put_in(base: Base, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """What diffusers' `load_lora_weights` does with the file, by the metadata as this PEFT takes
+    them; it reads them itself and passes on options that PEFT may not know.
+    """
+    told = None
+    if metadata.get(PEFT_METADATA_KEY):
+        configs = peft_configs(metadata)
+        told = {
+            f"{name}.{key}": value for name, own in configs.items() for key, value in own.items()
+        }
+    # Copies: they become the adapter's own, and `state` is what that is compared with.
+    tensors = {key: value.clone() for key, value in state.items()}
+    with quiet_libraries():
+        pipeline = base.pipeline()
+        options = {
+            "network_alphas": None,
+            "adapter_name": ADAPTER_NAME,
+            "metadata": told,
+            "low_cpu_mem_usage": True,  # as load_lora_weights
+        }
+        pipeline.load_lora_into_unet(tensors, unet=base.unet, **options)
+        for name, encoder in base.text_encoders.items():
+            pipeline.load_lora_into_text_encoder(
+                tensors, text_encoder=encoder, prefix=name, **options
+            )
+
+
 def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        prefix, _, name = key.partition(".")
+        prefix, _, name = name_in_files(key).partition(".")
         parts.setdefault(prefix, {})[name] = value.cpu().contiguous()
     return parts
 
@@ -355,11 +391,9 @@ def check_factors(path: Path, layer: str, down: Tensor, up: Tensor) -> None:
 
 def _check_fits(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
     """Factors of the shapes that the base's layers have."""
-    modules = {"unet": dict(base.unet.named_modules())}
-    modules |= {name: dict(encoder.named_modules()) for name, encoder in base.text_encoders.items()}
     for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
-        prefix, _, name = layer.partition(".")
-        module = _module(modules.get(prefix, {}), name)
+        _, found = find_layer(base, layer) or (None, None)
+        module = getattr(found, "base_layer", found)  # where another adapter is still in
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise AdapterFileError(
                 f"{path}: layer {layer}, which this base does not have as a linear or convolution "
@@ -367,18 +401,6 @@ def _check_fits(path: Path, state: Mapping[str, Tensor], base: Base) -> None:
             )
         down, up = (state[f"{layer}.lora_{side}.weight"] for side in "AB")
         _check_shapes(path, layer, down, up, module)
-
-
-def _module(modules: Mapping[str, Any], name: str) -> Any:
-    """A layer by name; transformers 5 names CLIP's layers without the `text_model.` of older
-    files.
-    """
-    module = (
-        modules.get(name)
-        or modules.get(name.removeprefix("text_model."))
-        or modules.get(f"text_model.{name}")
-    )
-    return getattr(module, "base_layer", module)
 
 
 def _check_shapes(
@@ -399,8 +421,8 @@ def _other_than(state: Mapping[str, Tensor], in_base: Mapping[str, Tensor]) -> s
 
     It drops what it does not understand without an error.
     """
-    loaded = {_plain(key): value for key, value in in_base.items()}
-    expected = {_plain(key): value for key, value in state.items()}
+    loaded = {name_in_files(key): value for key, value in in_base.items()}
+    expected = {name_in_files(key): value for key, value in state.items()}
     taken = [
         key
         for key in loaded.keys() & expected.keys()
@@ -420,6 +442,14 @@ def _other_than(state: Mapping[str, Tensor], in_base: Mapping[str, Tensor]) -> s
     return ""
 
 
-def _plain(key: str) -> str:
-    """transformers 5 names CLIP's layers without `text_model.`."""
-    return key.replace(".text_model.", ".")
+def _other_scales(scales: Mapping[str, float], in_base: Mapping[str, float]) -> str:
+    """Whether PEFT takes the metadata for something else than `lora_scales` does; empty: no."""
+    loaded = {name_in_files(layer): scale for layer, scale in in_base.items()}
+    for layer, scale in scales.items():
+        found = loaded[name_in_files(layer)]
+        if not math.isclose(found, scale, rel_tol=1e-6):
+            return (
+                f"layer {layer} has alpha / rank {scale:g} by its metadata, and PEFT takes "
+                f"{found:g}; expected the same; save the adapter again, with its own config"
+            )
+    return ""

@@ -29,7 +29,8 @@ from dreamfleet.adapters.files import (
     save_adapter,
     write_lora,
 )
-from dreamfleet.adapters.lora import remove_lora
+from dreamfleet.adapters.lora import config_metadata, remove_lora
+from dreamfleet.adapters.names import text_path
 from dreamfleet.adapters.scales import lora_scales
 from dreamfleet.adapters.sgm_names import sgm_path
 from dreamfleet.bases import Base, BaseFiles
@@ -114,10 +115,7 @@ def is_kohya(state: Mapping[str, Any]) -> bool:
 
 
 def _text_name(prefix: str, module_path: str) -> str:
-    # transformers 5 names CLIP's layers without the `text_model.` that everyone else has.
-    inner = module_path.removeprefix("text_model.")
-    whole = inner if inner.startswith("text_projection") else f"text_model.{inner}"
-    return f"{prefix}_{whole.replace('.', '_')}"
+    return f"{prefix}_{text_path(module_path).replace('.', '_')}"
 
 
 def _known_names(base: Base) -> dict[str, tuple[str, str, Any]]:
@@ -212,10 +210,8 @@ def _write_with_alphas(
             target_modules=layers,
             rank_pattern={layer: r for layer, r in ranks.items() if r != rank},
             alpha_pattern={layer: a for layer, a in strengths.items() if a != alpha},
-        ).to_dict()
-        metadata[component] = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
+        )
+        metadata[component] = config_metadata(config)
     write_lora(base, path, parts, metadata)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,6 +33,17 @@ CONVOLUTIONS = (
     "upsamplers.0.conv",
 )
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+# What a file always says of its LoRA.
+_ALWAYS_SAID = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)
+# The folder that the base happened to lie in, and what was last done with the adapter.
+_NEVER_SAID = ("base_model_name_or_path", "inference_mode", "peft_version")
 
 
 def target_modules(family: str, layers: LoraLayers) -> list[str]:
@@ -124,6 +136,16 @@ def lora_state(base: Base) -> dict[str, Tensor]:
     }
 
 
+def lora_scaling(base: Base) -> dict[str, float]:
+    """By how much PEFT multiplies each layer's B A, by the layer's name as in `lora_state`."""
+    return {
+        f"{prefix}.{name}": float(layer.scaling[ADAPTER_NAME])
+        for prefix, module in _adapted(base)
+        for name, layer in module.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+
+
 def has_lora(base: Base) -> bool:
     """Whether an adapter is in the base."""
     return bool(_adapted(base))
@@ -141,21 +163,27 @@ def lora_metadata(base: Base) -> dict[str, dict[str, Any]]:
 
 
 def config_metadata(config: LoraConfig) -> dict[str, Any]:
-    """PEFT's config ready for JSON, without the folder that the base happened to lie in."""
-    values = {**config.to_dict(), "base_model_name_or_path": None}
+    """PEFT's config ready for JSON: what makes the LoRA, and what is not PEFT's default.
+
+    An older PEFT refuses a file with an option that it does not know, even an empty one.
+    """
+    usual = LoraConfig().to_dict()
     return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in values.items()
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+        if key in _ALWAYS_SAID or (key not in _NEVER_SAID and value != usual[key])
     }
 
 
 def remove_lora(base: Base) -> None:
-    """Take the adapter out; the base is exactly what it was."""
-    for _, module in _adapted(base):
-        module.delete_adapters(ADAPTER_NAME) if _is_diffusers(module) else module.delete_adapter(
-            ADAPTER_NAME
-        )
-    if getattr(base.unet, "_hf_peft_config_loaded", False):
-        base.unet.unload_lora()
+    """Take the adapter out, also a part of one; the base is exactly what it was: layers lose PEFT's
+    wrappers and have their own names again.
+    """
+    for module in (base.unet, *base.text_encoders.values()):
+        recurse_remove_peft_layers(module)
+        if hasattr(module, "peft_config"):
+            del module.peft_config
+        module._hf_peft_config_loaded = False
 
 
 class AdapterSwitch:
@@ -228,7 +256,3 @@ def _adapted(base: Base) -> list[tuple[str, Any]]:
         for prefix, module in (("unet", base.unet), *base.text_encoders.items())
         if ADAPTER_NAME in getattr(module, "peft_config", {})
     ]
-
-
-def _is_diffusers(module: Any) -> bool:
-    return hasattr(module, "unload_lora")

@@ -6,7 +6,6 @@ Shapes: B rows in G groups, R = K x rank, N positions.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from dreamfleet.adapters.lora import (
     lora_config,
     target_modules,
 )
+from dreamfleet.adapters.names import find_layer
 from dreamfleet.bases import Base
 from dreamfleet.errors import AdapterFileError, ConfigError
 
@@ -235,7 +235,7 @@ def fresh_lora(base: Base, shape: LoraShape, seed: int) -> SlotState:
 
 
 def lora_to_file(state: SlotState) -> dict[str, Tensor]:
-    """A slot's tensors under PEFT's names in files (`lora.lora_state`)."""
+    """A slot's tensors under PEFT's names (`lora.lora_state`)."""
     return {name.replace(IN_PARAMETERS, "."): value for name, value in state.tensors.items()}
 
 
@@ -315,13 +315,7 @@ def _layer_names(base: Base, shape: LoraShape) -> dict[str, nn.Module]:
 
 
 def _own_name(base: Base, layer: str) -> str:
-    """transformers 5 names CLIP's layers without the `text_model.` of older files."""
-    prefix, _, name = layer.partition(".")
-    module: Any = getattr(base, prefix, None)
-    if module is None:
-        raise AdapterFileError(f"{layer}: expected a layer of the unet or a text encoder")
-    for candidate in (name, name.removeprefix("text_model."), f"text_model.{name}"):
-        with contextlib.suppress(AttributeError):  # asked for each tensor: no list of all layers
-            module.get_submodule(candidate)
-            return f"{prefix}.{candidate}"
-    raise AdapterFileError(f"{layer}: this base has no such layer; is the adapter made for it?")
+    found = find_layer(base, layer)
+    if found is None:
+        raise AdapterFileError(f"{layer}: this base has no such layer; is the adapter made for it?")
+    return found[0]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ PEFT_METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config
 # comes to an end.
 PATTERNS = ("rank_pattern", "alpha_pattern", "layers_pattern", "target_modules", "exclude_modules")
 _LAYER_NAME = re.compile(r"\^?[\w.-]+")
+# A text encoder's layer from the root on, which not every transformers calls the same
+# (`adapters.names`); the rest of the name finds it under all of them.
+_TEXT_ROOT = re.compile(r"^\^?(?:text_model\.)?(?=encoder\.)")
+_KNOWN = frozenset(field.name for field in fields(LoraConfig))
 # PEFT's options for layers that compute something else, or more, than W x + alpha / rank B A x.
 OTHER_KINDS = (
     "use_dora",
@@ -54,7 +59,7 @@ def lora_scales(
             other ranks, or hold regular expressions; or a scale is no finite number.
     """
     try:
-        about = _by_component(metadata)
+        about = peft_configs(metadata)
         for component, own in about.items():
             _check_plain(path, component, own)
         ranks = {
@@ -84,18 +89,33 @@ def lora_scales(
     return scales
 
 
-def _by_component(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """PEFT's config of unet, text_encoder and text_encoder_2; in a file they are one flat dict."""
+def peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT's config of unet, text_encoder and text_encoder_2; in a file they are one flat dict.
+
+    Without options that are empty and unknown to this PEFT (a later one's, not used), and with
+    patterns that match text encoders' layers whatever transformers calls them.
+
+    Raises:
+        ValueError, TypeError, AttributeError, RecursionError: they are no config of PEFT's.
+    """
     about: dict[str, dict[str, Any]] = {}
     for key, value in json.loads(metadata.get(PEFT_METADATA_KEY) or "{}").items():
         component, _, name = key.partition(".")
-        about.setdefault(component, {})[name] = value
+        if value or name in _KNOWN:
+            about.setdefault(component, {})[name] = _any_root(component, name, value)
     return about
+
+
+def _any_root(component: str, option: str, value: Any) -> Any:
+    if not component.startswith("text_encoder") or option not in ("rank_pattern", "alpha_pattern"):
+        return value
+    return {_TEXT_ROOT.sub("", pattern): own for pattern, own in (value or {}).items()}
 
 
 def _check_plain(path: Path, component: str, own: Mapping[str, Any]) -> None:
     """Refuse another kind of LoRA, whose numbers would be wrong here, and regular expressions."""
     wrong = [option for option in OTHER_KINDS if own.get(option) not in (None, False, [])]
+    wrong += sorted(own.keys() - _KNOWN)
     wrong += ["bias"] if own.get("bias", "none") != "none" else []
     wrong += (
         ["init_lora_weights"] if str(own.get("init_lora_weights")).lower() not in STARTS else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from dreamfleet.evaluation.protocols import (
 )
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.scores import summarise_scores, summarise_world
+from dreamfleet.evaluation.worldbench.frozen import states_text
 from dreamfleet.personalization import personalize
 from dreamfleet.personalization.command import sigterm_as_interrupt
 from dreamfleet.personalization.planning import with_pinned_base
@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     from dreamfleet.runtime.session import RaySession
 
 FINAL_SPLITS = ("C", "R")  # read by oracle B, which nothing is ever tuned to
+HELD_BACK = (
+    "Subjects of split {split} are held back (docs/protocol.md, section 1): whoever has looked at "
+    "them cannot confirm anything on them afterwards. Try things on D; a confirmation is run by "
+    "pipelines/run_study.py, which checks first what has to be settled before."
+)
 
 
 @dataclass(frozen=True)
@@ -160,15 +165,25 @@ class _Benchmark:
 
         self.output.mkdir(parents=True, exist_ok=True)
         with sigterm_as_interrupt(), exclusive_run(self.output):
+            for line in self._warnings():
+                self.progress.warn(line)
             members = self._members()
             with ray_session(self.plan.config.cluster) as session:
                 trained = [self._train(members, k, session) for k in range(self.plan.num_seeds)]
                 return self._score(members, trained, session)
 
+    def _warnings(self) -> tuple[str, ...]:
+        """What to know before training, and before reading the figures."""
+        plan = self.plan
+        if self.is_world:
+            return () if plan.split == "D" else (HELD_BACK.format(split=plan.split),)
+        return (WORLD_ONLY,) if plan.config.base_model == EMBEDDED else ()
+
     def _judge_spec(self) -> JudgeSpec:
         names = self.plan.judges
         if not self.is_world:
             return names.spec(self.plan.config.base_model)
+        names.check(world=True)
         oracle = "B" if self.plan.split in FINAL_SPLITS else "A"
         return JudgeSpec(world=True, oracle=oracle, evaluators=names.evaluators, required=True)
 
@@ -273,7 +288,8 @@ class _Benchmark:
 
     def _dreambench_units(self, arm: Arm, config: RunConfig, member: _Member) -> list[Unit]:
         asks = [*asks_for("dreambench", member.class_word), Ask("a photo of a {class}", "class")]
-        return units_of(arm, asks, config, member.subject_id, self._count(), "dreambench")
+        who = member.subject_id
+        return units_of(arm, asks, config, who, self._count(), ["dreambench", who])
 
     def _count(self) -> int:
         return self.plan.num_images or images_per_prompt(self.plan.benchmark)
@@ -290,7 +306,6 @@ class _Benchmark:
             for arms in trained
             for subject_id, (arm, own) in arms.items()
         ]
-        embedded_photos = not self.is_world and config.base_model == EMBEDDED
         notes = [f"{who}: not trained ({why})" for who, why in self.failed.items()]
         if self.missing:
             notes.append(f"Not in the data folder: {', '.join(self.missing)}.")
@@ -313,7 +328,7 @@ class _Benchmark:
             kicker=f"benchmark · {plan.arm}",
             lead=f"The recipe {plan.arm}, trained on {len(members)} subject{several} with "
             f"{plan.num_seeds} training seed{'s' if plan.num_seeds > 1 else ''} each.",
-            warnings=(WORLD_ONLY,) if embedded_photos else (),
+            warnings=self._warnings(),
             notes=tuple(notes),
             facts={
                 "prompts": prompts_hash(plan.benchmark)[:16],
@@ -322,7 +337,7 @@ class _Benchmark:
                 f"learning rate {config.train.learning_rate:g}",
                 "SuDe": f"weight {config.sude.weight:g}",
                 "oracle": self.judges.oracle or "none",
-                **({"scored states": _states_text(plan.scored_states)} if self.is_world else {}),
+                **({"scored states": states_text(plan.scored_states)} if self.is_world else {}),
             },
             history=mean_history(checkpoints),
         )
@@ -332,14 +347,6 @@ def _with_output(plan: BenchmarkPlan) -> RunConfig:
     config = plan.config.model_copy()
     config.output_dir = config.output_dir or f"runs/{plan.benchmark}-{plan.arm}"
     return config
-
-
-def _states_text(states: Mapping[str, Sequence[str]] | None) -> str:
-    """The same for the same states, whatever their order."""
-    if states is None:
-        return "all"
-    named = sorted((name, sorted(own)) for name, own in states.items())
-    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
 
 def _check_flags(plan: BenchmarkPlan) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.adapters.files import adapter_kind, adapter_path
 from dreamfleet.config import RunConfig, dreamfleet_home
+from dreamfleet.data.photos import from_png
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.cards import ADAPTER_JSON
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
@@ -27,7 +28,7 @@ from dreamfleet.evaluation.protocols import Ask
 from dreamfleet.evaluation.report import REPORT
 from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.scores import headline, title
-from dreamfleet.evaluation.worldbench.frozen import world_hash
+from dreamfleet.evaluation.worldbench.frozen import sampler_text, world_hash
 from dreamfleet.personalization.planning import output_root
 from dreamfleet.runtime.devices import check_local_device
 from dreamfleet.runtime.jobs import check_job_places
@@ -89,10 +90,34 @@ class JudgeNames:
     evaluators: str | None = None
 
     def spec(self, base_model: str) -> JudgeSpec:
-        """The judges that fit a base: the world's own for the embedded one."""
+        """The judges that fit a base: the world's own for the embedded one.
+
+        Raises:
+            BadInputError: judges of the other kind are named.
+        """
+        self.check(base_model == EMBEDDED)
         if base_model == EMBEDDED:
             return JudgeSpec(world=True, oracle="A", evaluators=self.evaluators)
         return JudgeSpec(world=False, clip=self.clip, dino=self.dino, blip=self.blip)
+
+    def check(self, world: bool) -> None:
+        """Refuse what would be ignored in silence.
+
+        Args:
+            world: the drawn world's evaluators judge.
+
+        Raises:
+            BadInputError: judges of the other kind are named.
+        """
+        usual = JudgeNames()
+        names = ("clip", "dino", "blip") if world else ("evaluators",)
+        given = [f"--{name}" for name in names if getattr(self, name) != getattr(usual, name)]
+        if given:
+            here = "the drawn world, whose own evaluators judge (--evaluators)"
+            there = "a real base, which public checkpoints judge (--clip, --dino, --blip)"
+            raise BadInputError(
+                f"{', '.join(given)}: not used for {here if world else there}; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,7 +202,8 @@ class Assessment:
         ]
         settings = {**self.facts, **self._settings(drawn)}
         complete = {"protocol": self.kicker, **summary, "settings": settings,
-                    "warnings": list(self.warnings), "notes": notes}  # fmt: skip
+                    "individuals": self._individuals(drawn), "warnings": list(self.warnings),
+                    "notes": notes}  # fmt: skip
         write_rows(self.output_dir / RESULTS, drawn.rows)
         write_summary(self.output_dir / SUMMARY, complete)
         write_references(self.output_dir, self.references)
@@ -205,16 +231,24 @@ class Assessment:
         )
 
     def _settings(self, drawn: Drawn) -> dict[str, str]:
-        sampling = self.config.sampling
-        guidance = sampling.guidance_scale
+        own = self.config.sampling
         return {
             "base model": self.config.base_model,
             "base hash": self.files.hash[:16],
-            "sampler": f"{sampling.scheduler}, {sampling.num_inference_steps} steps, guidance "
-            f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
+            "sampler": sampler_text(own.scheduler, own.num_inference_steps, own.guidance_scale),
             "pictures": str(len(drawn.rows)),
             "judges": self.judges.fingerprint()[:16],
             **({"world": world_hash()[:16]} if self.judges.world else {}),
+        }
+
+    def _individuals(self, drawn: Drawn) -> dict[str, str]:
+        """By subject a hash of its references, class word and token: names alone, such as `00` of
+        every `00.png`, may be of different ones.
+        """
+        token = self.config.subject.token
+        return {
+            subject: _individual(self.references.get(subject, ()), class_word, token)
+            for subject, class_word in {r["subject"]: r["class"] for r in drawn.rows}.items()
         }
 
     def _record(
@@ -239,6 +273,12 @@ class Assessment:
         return run_id
 
 
+def _individual(photos: Sequence[bytes], class_word: str, token: str) -> str:
+    # Of pixels, whatever their order: another machine may pack PNGs otherwise, and names change.
+    pixels = sorted(hashlib.sha256(from_png(photo).tobytes()).hexdigest() for photo in photos)
+    return hashlib.sha256(repr((pixels, class_word, token)).encode()).hexdigest()[:16]
+
+
 def adapter_arm(folder: Path, host: str, steps: int, seed: int) -> Arm:
     """An adapter's folder as an arm; its hash is that of its weights.
 
@@ -260,10 +300,14 @@ def units_of(
     config: RunConfig,
     subject_id: str,
     count: int,
-    protocol: str,
+    noise: Sequence[str],
 ) -> list[Unit]:
-    """Every ask of a subject for one arm. Noise depends on protocol, prompt and number only: it is
+    """Every ask of a subject for one arm. Noise depends on `noise`, prompt and number only: it is
     the same for all arms, adapters and training seeds.
+
+    Args:
+        noise: the protocol; of a benchmark the subject, too: it is the unit of every interval, and
+            subjects of a class that share noise are not independent (docs/protocol.md, section 2).
     """
     subject = config.subject
     units = []
@@ -271,7 +315,7 @@ def units_of(
         prompt = ask.prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)
         pictures = CLASS_IMAGES if ask.kind == "class" else count
         seeds = tuple(
-            key_to_int("evaluation", protocol, prompt, i) % SEED_LIMIT for i in range(pictures)
+            key_to_int("evaluation", *noise, prompt, i) % SEED_LIMIT for i in range(pictures)
         )
         question = Question(
             subject_id=subject_id,

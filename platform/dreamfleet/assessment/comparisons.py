@@ -14,10 +14,10 @@ from dreamfleet.evaluation.evaluation_report import main_arm
 from dreamfleet.evaluation.results import SUMMARY, read_summary
 from dreamfleet.evaluation.scores import compare_entries, headline, higher_is_better, title
 
-# Settings without which two figures do not measure the same thing.
+# Settings without which two figures do not measure the same thing. Which oracle is one of the
+# judges' affairs.
 SAME_SETTINGS = (
-    "base hash", "world", "sampler", "judges", "prompts", "pictures per prompt", "oracle",
-    "scored states",
+    "base hash", "world", "sampler", "judges", "prompts", "pictures per prompt", "scored states",
 )  # fmt: skip
 NO_FIGURES = (".without_adapter",)
 EXPECTED = (
@@ -28,11 +28,18 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the things compared: its name, its figures by subject, and how they were measured."""
+    """One of the things compared.
+
+    Attributes:
+        entry: its figures by subject.
+        settings: how they were measured.
+        individuals: by subject, a hash of who it is; older summaries do not say.
+    """
 
     name: str
     entry: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    individuals: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -58,6 +65,7 @@ def compare(
         found = [replace(item, name=place) for place, item in zip(places, found, strict=True)]
     for item in found[1:]:
         _check_settings(found[0], item)
+        _check_individuals(found[0], item)
     others = {item.name: item.entry for item in found[1:]}
     return found, compare_entries(found[0].entry, others)
 
@@ -72,18 +80,36 @@ def comparison_lines(
         own = [row for row in differences if row["other"] == other.name]
         for row in own:
             yield f"  {title(row['figure']):<44} {_difference(row)}"
+        alone = sorted(_subjects(compared[0]) ^ _subjects(other))
+        if alone:
+            yield f"  (in one of them only, and not compared: {', '.join(alone)})"
         if own and all(row["interval"] is None for row in own):
             yield "  (fewer than 8 subjects: no interval)"
 
 
 def _check_settings(a: Compared, b: Compared) -> None:
     for key in SAME_SETTINGS:
-        one, other = a.settings.get(key), b.settings.get(key)
-        if None not in (one, other) and one != other:
+        one, other = (item.settings.get(key, "not said") for item in (a, b))
+        if one != other:
             raise BadInputError(
                 f"{a.name} and {b.name} were not measured alike: {key} {one} and {other}; compare "
-                "results of the same settings"
+                "results of the same settings (the same command writes an older summary anew, and "
+                "draws nothing twice)"
             )
+
+
+def _check_individuals(a: Compared, b: Compared) -> None:
+    other = [who for who, own in a.individuals.items() if b.individuals.get(who, own) != own]
+    if other:
+        raise BadInputError(
+            f"{a.name} and {b.name} mean others by the same names: {', '.join(other)} (reference "
+            "photos, class word or token differ); compare results of the same subjects and photos "
+            "(`dreamfleet evaluate --images`)"
+        )
+
+
+def _subjects(item: Compared) -> set[str]:
+    return {who for values in item.entry.get("subjects", {}).values() for who in values}
 
 
 def _difference(row: Mapping[str, Any]) -> str:
@@ -94,6 +120,8 @@ def _difference(row: Mapping[str, Any]) -> str:
         text += f"  [{low:+.3f}, {high:+.3f}]  p {_p(row['p_t'])}, Holm {_p(row['p_holm'])}"
     if row["p_sign_flip"] is not None and row["interval"] is not None:
         text += f", sign flip {_p(row['p_sign_flip'])}"
+    count = row["num_subjects"]
+    text += f", {count} subject{'s' if count != 1 else ''}"
     if abs(mean) < 5e-4 or not headline([row["figure"]]):  # of an unknown figure nobody can say
         return text
     better = (mean > 0) == higher_is_better(row["figure"])
@@ -140,7 +168,8 @@ def _read_run(run_id: str, tracking_uri: str | None, experiment: str | None) -> 
 
 
 def _of_summary(name: str, summary: Mapping[str, Any]) -> Compared:
-    return Compared(name, main_arm(summary), summary.get("settings", {}))
+    return Compared(name, main_arm(summary), summary.get("settings", {}),
+                    summary.get("individuals", {}))  # fmt: skip
 
 
 def _single(subject: str, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def evaluate(
         units = [
             unit
             for one in (Arm(), arm)
-            for unit in units_of(one, asks, config, subject_id, count, protocol)
+            for unit in units_of(one, asks, config, subject_id, count, [protocol])
         ]
         drawn = assessment.draw(units, session, say)
         return assessment.publish(drawn, summarise_scores(drawn.rows), say)

@@ -100,15 +100,6 @@ class Base:
     def text_encoder_hash(self) -> str:
         return self.files.text_encoder_hash
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of `text` without begin and end marks; more than `max_tokens` are cut off."""
-        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens that a prompt may have, without begin and end marks."""
-        return int(self.tokenizer.model_max_length) - 2
-
     def token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         """[B, L] of B prompts, cut off at and padded to the tokenizer's context."""
         tokens = tokenizer(

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +25,13 @@ _WEIGHTS_NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
     r"(?:-\d{5}-of-\d{5})?(?:\.(?P<old_variant>[\w-]+))?\.safetensors"
 )
-# Pickles, flax, Keras, ONNX, OpenVINO: what a whole copy of a hub's folder has beside safetensors.
-_NEVER_READ = (".bin", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".xml")
+# diffusion_pytorch_model.safetensors.index.json, model.safetensors.index.fp16.json, ...
+_INDEX_NAME = re.compile(
+    r"(?:diffusion_pytorch_model|model)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json"
+)
+# Pickles, flax, Keras, ONNX, OpenVINO: what a whole copy of a hub's folder has beside safetensors;
+# and what is there for people.
+_NEVER_READ = (".md", ".bin", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".xml")
 
 
 @dataclass(frozen=True)
@@ -131,15 +138,39 @@ class BaseFiles:
         """The (first) tokenizer alone (cheap; no weights)."""
         return load_tokenizer(self.path / self.family.tokenizers[0])
 
+    def copy_settings(self, folder: Path) -> None:
+        """Give a model that was made of this base, and saved in `folder`, the scheduler's and the
+        tokenizers' files as they are here.
+
+        diffusers writes what it made of them: other settings, and a tokenizer's newest form only.
+        """
+        names = ("scheduler", *self.family.tokenizers)
+        for name in names:
+            shutil.rmtree(folder / name)
+            (folder / name).mkdir()
+            for path in (self.path / name).iterdir():
+                if path.is_file():  # its content alone: a cache's files may be links, and read-only
+                    shutil.copyfile(path, folder / name / path.name)
+        self.copy_entries(folder, names)
+
+    def copy_entries(self, folder: Path, names: Iterable[str]) -> None:
+        """Write what this base's model_index.json says of `names` into that in `folder`."""
+        path = folder / "model_index.json"
+        entries = {name: self.index[name] for name in names if name in self.index}
+        content = {**json.loads(path.read_text(encoding="utf-8")), **entries}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     def _component_hash(self, component: str) -> str:
-        """Of all files but weights that are not read, of other variants and in other formats: they
+        """Of all files but those that are not read, of other variants and in other formats: they
         may come and go (a hub's snapshot has room for all), and a base with other weights is
         another one.
         """
         digest = hashlib.sha256()
         for path in sorted((self.path / component).iterdir()):
-            weights = _WEIGHTS_NAME.fullmatch(path.name)
+            weights, index = _WEIGHTS_NAME.fullmatch(path.name), _INDEX_NAME.fullmatch(path.name)
             if weights and _variant(weights) != self.weights_variant(component):
+                continue
+            if index and index["variant"] != self.weights_variant(component):
                 continue
             if path.is_file() and not path.name.startswith(".") and path.suffix not in _NEVER_READ:
                 digest.update(path.name.encode() + b"\0" + _file_hash(path).encode())
@@ -273,7 +304,9 @@ def _folder_of(name: str) -> tuple[Path, str | None]:
     """The folder that `name` means, and the variant it asks for."""
     if name == EMBEDDED:
         return embedded_path(), None
-    place, _, variant = (name, "", "") if Path(name).expanduser().exists() else name.partition("#")
+    place, variant = name, ""
+    if "#" in name and not Path(name).expanduser().exists():
+        place, _, variant = name.rpartition("#")  # a folder may have one in its name, too
     folder = Path(place).expanduser()
     if folder.is_dir():
         return folder, variant or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -162,11 +161,4 @@ def save_safety_checker(files: BaseFiles, folder: Path) -> None:
     except BaseModelError as error:
         LOG.warning("%s is saved without safety checker: %s", folder, error)
         return
-    index = folder / "model_index.json"
-    entries = {
-        key: files.index[key]
-        for key in (COMPONENT, FEATURES, "requires_safety_checker")
-        if key in files.index
-    }
-    content = {**json.loads(index.read_text(encoding="utf-8")), **entries}
-    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.copy_entries(folder, (COMPONENT, FEATURES, "requires_safety_checker"))

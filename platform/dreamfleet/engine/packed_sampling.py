@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dreamfleet.adapters.bank import AdapterBank, Adapters
 from dreamfleet.bases import Base
+from dreamfleet.config import MAX_INFERENCE_STEPS
 from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.diffusion.linear_steps import LinearSteps, advance, linear_steps, stacked
 from dreamfleet.diffusion.samplers import SamplerName
@@ -28,7 +29,6 @@ from dreamfleet.methods.dreambooth.text import TextCache
 
 OnStep = Callable[[int, int], None]
 SEED_LIMIT = 2**64
-MAX_STEPS = 1000
 MAX_SIDE = 4096
 
 
@@ -65,9 +65,10 @@ class ImageRequest:
         """
         if not 0 <= self.seed < SEED_LIMIT:
             raise BadInputError(f"seed = {self.seed}: expected 0 to 2**64 - 1")
-        if not 1 <= self.num_inference_steps <= MAX_STEPS:
+        if not 1 <= self.num_inference_steps <= MAX_INFERENCE_STEPS:
             raise BadInputError(
-                f"num_inference_steps = {self.num_inference_steps}: expected 1 to {MAX_STEPS}"
+                f"num_inference_steps = {self.num_inference_steps}: expected 1 to "
+                f"{MAX_INFERENCE_STEPS}"
             )
         scale = self.guidance_scale
         if scale is not None and not 0 <= scale < math.inf:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dreamfleet.adapters.lora import adapter_strength as with_strength
 from dreamfleet.bases import Base
+from dreamfleet.config import MAX_INFERENCE_STEPS
 from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.diffusion.samplers import make_scheduler
 from dreamfleet.errors import BadInputError
@@ -119,8 +120,10 @@ def _checked(
         raise BadInputError(
             f"{len(prompts)} prompts and {len(seeds)} seeds; expected one seed per prompt"
         )
-    if num_inference_steps < 1:
-        raise BadInputError(f"num_inference_steps = {num_inference_steps}: expected 1 or more")
+    if not 1 <= num_inference_steps <= MAX_INFERENCE_STEPS:
+        raise BadInputError(
+            f"num_inference_steps = {num_inference_steps}: expected 1 to {MAX_INFERENCE_STEPS}"
+        )
     if not 0 <= scale < float("inf"):
         raise BadInputError(f"guidance_scale = {scale}: expected a finite number, 0 or more")
     wrong = [seed for seed in seeds if not 0 <= seed < SEED_LIMIT]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import AdapterFileError
-from dreamfleet.evaluation.report import ReportData, as_figures, diffusers_code, generate_command
+from dreamfleet.evaluation.report import (
+    ReportData,
+    as_figures,
+    diffusers_code,
+    filled,
+    generate_command,
+)
+from dreamfleet.evaluation.results import file_hash
 from dreamfleet.runtime.storage import write_whole
 
 ADAPTER_JSON = "adapter.json"
@@ -27,7 +33,6 @@ MAX_JSON_BYTES = 4 * 2**20
 LEFT_OUT = frozenset({"checkpoints", ADAPTER_JSON, MODEL_CARD, "report.html"})
 PACKAGES = ("dreamfleet", "torch", "diffusers", "transformers", "peft", "ray", "mlflow")
 FULL = "model_index.json"
-BLOCK = 2**20
 
 
 class _Part(BaseModel):
@@ -245,7 +250,9 @@ def adapter_files(folder: Path) -> Iterable[AdapterFile]:
             and not hidden
             and name.parts[0] not in LEFT_OUT
         ):
-            yield AdapterFile(name=name.as_posix(), sha256=_sha256(path), bytes=path.stat().st_size)
+            yield AdapterFile(
+                name=name.as_posix(), sha256=file_hash(path), bytes=path.stat().st_size
+            )
 
 
 def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -257,11 +264,6 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def filled(template: str, data: ReportData) -> str:
-    """A prompt template with the subject's token and class word."""
-    return template.replace("{token}", data.token).replace("{class}", data.class_word)
 
 
 def _hub_name(base_name: str) -> str:
@@ -362,15 +364,7 @@ def _verify(folder: Path, info: AdapterInfo) -> None:
             raise AdapterFileError(
                 f"{path}: listed in {ADAPTER_JSON}, but not there; copy the whole folder"
             )
-        if _sha256(path) != entry.sha256:
+        if file_hash(path) != entry.sha256:
             raise AdapterFileError(
                 f"{path}: its SHA-256 is not the one in {ADAPTER_JSON}; it was changed or damaged"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

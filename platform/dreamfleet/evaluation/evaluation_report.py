@@ -25,6 +25,7 @@ from dreamfleet.evaluation.scores import (
     FIDELITY,
     explanation,
     first_of,
+    has_verdict_on_base,
     headline,
     higher_is_better,
     title,
@@ -164,7 +165,7 @@ def _card(
     found = differences.get(name)
     change = found["mean_difference"] if found else 0.0
     verdict = ""
-    if abs(change) >= 0.005:
+    if abs(change) >= 0.005 and has_verdict_on_base(name):
         verdict = "good" if (change > 0) == higher_is_better(name) else "bad"
     return {
         "title": title(name),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.metrics.score import Score
+from dreamfleet.evaluation.results import file_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +63,12 @@ class JudgeSpec:
             parts.append(world_hash())  # individuals are judged beside renders
             for name in WORLD_WEIGHTS:
                 path = Path(self.evaluators or SHIPPED) / name / "model.safetensors"
-                parts.append(_file_hash(path) if path.is_file() else "")
+                parts.append(file_hash(path) if path.is_file() else "")
             return hashlib.sha256("\n".join(parts).encode()).hexdigest()
         for name in (self.clip, self.dino, self.blip):
             folder = Path(name)
             if name and folder.is_dir():
-                parts += [_file_hash(path) for path in sorted(folder.rglob("*.safetensors"))]
+                parts += [file_hash(path) for path in sorted(folder.rglob("*.safetensors"))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -284,11 +285,6 @@ class _Remembering:
 def _renamed(score: Score, metric: str) -> Score:
     _, _, backbone = score.name.partition("[")
     return Score(f"{metric}[{backbone}", score.value, score.parts, score.higher_is_better)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_named(checkpoint: str) -> None:

@@ -133,7 +133,7 @@ def render_report(data: ReportData) -> str:
     encoder = PictureEncoder.fitting(_pictures(data))
     return environment.get_template("report.html.j2").render(
         data=data,
-        subject_prompt=_filled(data.config.subject.instance_prompt, data),
+        subject_prompt=filled(data.config.subject.instance_prompt, data),
         groups=_groups(data),
         hero=_hero(data),
         photos=list(data.photos)[:MAX_PHOTOS],
@@ -196,7 +196,7 @@ def diffusers_code(data: ReportData) -> str:
     if not full:
         lines.append(f"pipe.load_lora_weights({json.dumps(folder)})")
     sampling = data.config.sampling
-    prompt = json.dumps(_filled(data.config.subject.instance_prompt, data), ensure_ascii=False)
+    prompt = json.dumps(filled(data.config.subject.instance_prompt, data), ensure_ascii=False)
     options = [prompt, f"num_inference_steps={sampling.num_inference_steps}"]
     if sampling.guidance_scale is not None:
         options.append(f"guidance_scale={sampling.guidance_scale:g}")
@@ -207,7 +207,7 @@ def diffusers_code(data: ReportData) -> str:
 
 def generate_command(data: ReportData) -> str:
     """How to draw more pictures on the command line."""
-    prompt = shlex.quote(_filled(data.config.subject.instance_prompt, data))
+    prompt = shlex.quote(filled(data.config.subject.instance_prompt, data))
     adapter = shlex.quote(data.output_dir or "OUT")
     return (
         f"dreamfleet generate --adapter {adapter} --prompt {prompt} "
@@ -276,7 +276,8 @@ def _sampling_text(config: RunConfig) -> str:
     return f"{sampling.scheduler}, {sampling.num_inference_steps} steps{guidance}"
 
 
-def _filled(template: str, data: ReportData) -> str:
+def filled(template: str, data: ReportData) -> str:
+    """A prompt template with the subject's token and class word."""
     return template.replace("{token}", data.token).replace("{class}", data.class_word)
 
 

@@ -41,6 +41,8 @@ METRICS: Mapping[str, tuple[str, str, bool]] = {
     "class_div": ("Class variety (DIV)", "class pictures among themselves", True),
     "div": ("Variety (DIV)", "pictures of one prompt among themselves", True),
 }
+# Neither good nor bad beside the bare base: one subject varies less than a class.
+NO_VERDICT_ON_BASE = ("div",)
 FIDELITY = ("identity", "selection_fidelity", "dino_i", "clip_i")
 ALIGNMENT = ("alignment", "clip_t", "blip_t")
 
@@ -169,6 +171,11 @@ def higher_is_better(figure: str) -> bool:
     """How to read a figure."""
     known = METRICS.get(figure.partition("[")[0])
     return known[2] if known else True
+
+
+def has_verdict_on_base(figure: str) -> bool:
+    """Whether being above or below the bare base is good or bad."""
+    return figure.partition("[")[0] not in NO_VERDICT_ON_BASE
 
 
 def headline(figures: Sequence[str]) -> list[str]:

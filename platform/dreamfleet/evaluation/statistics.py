@@ -105,7 +105,7 @@ def compare_paired(
     count = len(differences)
     interval, p_t = None, None
     if count >= MIN_SUBJECTS:
-        interval = _t_interval(differences, confidence)
+        interval = t_interval(differences, confidence)
         p_t = _t_test(differences, null, alternative)
     return PairedComparison(
         num_subjects=count,
@@ -174,11 +174,12 @@ def _differences(a: Mapping[str, float], b: Mapping[str, float]) -> np.ndarray:
     return np.array([a[subject] - b[subject] for subject in sorted(a)], dtype=np.float64)
 
 
-def _t_interval(differences: np.ndarray, confidence: float) -> tuple[float, float]:
-    mean, error = float(differences.mean()), float(stats.sem(differences))
+def t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """t interval of the mean of two or more values."""
+    mean, error = float(values.mean()), float(stats.sem(values))
     if error == 0:
         return mean, mean
-    low, high = stats.t.interval(confidence, len(differences) - 1, loc=mean, scale=error)
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
     return float(low), float(high)
 
 

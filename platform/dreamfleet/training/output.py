@@ -35,12 +35,15 @@ WRITTEN = (
     "tokenizer",
     "tokenizer_2",
     "scheduler",
+    "safety_checker",
+    "feature_extractor",
     CONFIG,
     "adapter.json",
     "README.md",
     "report.html",
     "samples",
     CHECKPOINTS,
+    ".retired",  # serving.catalogue.RETIRED: what is trained anew is offered again
 )
 # The same in shared storage: checkpoints, the finished adapter's copy, Ray Train's own folder.
 OF_A_RUN = re.compile(r"step-\d{8}|adapter|ray")

@@ -27,8 +27,8 @@ from dreamfleet.adapters.files import (
     save_adapter,
     save_full,
 )
-from dreamfleet.adapters.lora import add_lora, has_lora, lora_state
-from dreamfleet.adapters.lora_slots import read_lora_slot
+from dreamfleet.adapters.lora import add_lora, has_lora, lora_scaling, lora_state
+from dreamfleet.adapters.lora_slots import LoraShape, read_lora_slot
 from dreamfleet.adapters.scales import PEFT_METADATA_KEY
 from dreamfleet.bases import Base, load_base
 from dreamfleet.engine.sampling import sample_images
@@ -114,13 +114,13 @@ def test_a_half_precision_base_takes_an_adapter(
 def test_tensors_that_diffusers_leaves_out_are_noticed(
     saved: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = StableDiffusionPipeline.load_lora_weights
+    load = StableDiffusionPipeline.load_lora_into_unet
 
     def careless(self: Any, *args: Any, **options: Any) -> None:
-        load(self, *args, **options)
+        load(*args, **options)
         next(own for name, own in self.unet.named_parameters() if "lora_B" in name).data.zero_()
 
-    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", careless)
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_into_unet", careless)
     count = len(load_file(saved))
     base = load_base(tiny_base_folder)
     bare = output(base)
@@ -338,6 +338,7 @@ TWO = '{"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}'
         (_told(**{"unet.lora_bias": True}), "unet.lora_bias = True; expected a plain LoRA"),
         (_told(**{"unet.bias": "all"}), "unet.bias = 'all'; expected a plain LoRA"),
         (_told(**{"unet.kasa_config": {}}), "unet.kasa_config = {}; expected a plain LoRA"),
+        (_told(**{"unet.of_a_later_peft": 2}), "unet.of_a_later_peft = 2; expected a plain LoRA"),
         (_told(**{"unet.init_lora_weights": "pissa_niter_4"}), "'pissa_niter_4'; expected a plain"),
         (_told(**{"unet.init_lora_weights": "olora"}), "'olora'; expected a plain LoRA"),
         (_told(**{"unet.r": 8}), "has rank 4, and rank 8 by the file's metadata"),
@@ -377,6 +378,7 @@ def test_bad_files_are_refused(
         ({"unet.init_lora_weights": False}, {0.5}),
         ({"unet.target_modules": "all-linear", "unet.exclude_modules": ["to_q"]}, {0.5}),
         ({"unet.modules_to_save": [], "unet.layers_pattern": []}, {0.5}),
+        ({"unet.of_a_later_peft": None, "unet.another": {}, "unet.off": False}, {0.5}),
     ],
 )
 def test_what_peft_writes_of_plain_loras_is_read(
@@ -394,6 +396,62 @@ def test_what_peft_writes_of_plain_loras_is_read(
     assert {f"unet.{name}": module.scaling["subject"] for name, module in layers.items()} == dict(
         state.scales
     )
+
+
+@pytest.mark.parametrize("front", ["", "text_model.", "^text_model.", "^"])
+def test_patterns_of_text_encoders_match_whatever_their_layers_are_called(
+    family_folder: Path, tmp_path: Path, front: str
+) -> None:
+    path = save_adapter(tmp_path, adapted(family_folder, "attention", text=True))
+    layer = f"{front}encoder.layers.0.self_attn.q_proj"
+    base = load_base(family_folder)
+    _told(**{f"{name}.alpha_pattern": {layer: 6} for name in base.text_encoders})(path)
+    state = read_lora_slot(base, path)
+    named = [name for name in state.scales if name.endswith("encoder.layers.0.self_attn.q_proj")]
+    assert len(named) == len(base.text_encoders)
+    assert {state.scales[name] for name in named} == {1.5}
+    load_adapter(base, path)
+    assert lora_scaling(base) == dict(state.scales)
+
+
+def test_a_scale_that_peft_takes_otherwise_is_refused(
+    saved: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(tiny_base_folder)
+    bare = output(base)
+    taken = "dreamfleet.adapters.files.lora_scaling"
+    monkeypatch.setattr(taken, lambda base: dict.fromkeys(lora_scaling(base), 2.0))
+    with pytest.raises(AdapterFileError, match=r"alpha / rank 0.5 .*, and PEFT takes 2;"):
+        load_adapter(base, saved)
+    assert not has_lora(base) and torch.equal(output(base), bare)
+
+
+def test_a_file_says_what_makes_its_lora_and_nothing_of_the_installed_peft(
+    family_folder: Path, tmp_path: Path
+) -> None:
+    """So an older PEFT, which refuses options that it does not know, takes it."""
+    base = adapted(family_folder, "all", text=True)
+    alone = save_adapter(tmp_path / "alone", base)
+    slot = read_lora_slot(load_base(family_folder), alone)
+    shape = LoraShape(4, 2.0, "all", train_text_encoder=True)
+    packed = shape.save(tmp_path / "packed", load_base(family_folder), slot)
+    assert packed[0].read_bytes() == alone.read_bytes()
+    with safe_open(alone, framework="pt") as file:
+        told = json.loads(file.metadata()[PEFT_METADATA_KEY])
+        names = list(file.keys())
+    assert {key.partition(".")[0] for key in told} == {"unet", *base.text_encoders}
+    assert {key.partition(".")[2] for key in told} == {
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "init_lora_weights",
+    }
+    of_text = [name for name in names if not name.startswith("unet.")]
+    # As transformers below 5.6 calls them, over which diffusers finds nothing else.
+    assert of_text and all(".text_model.encoder.layers." in name for name in of_text)
 
 
 def test_a_config_that_leaves_alpha_out_means_pefts_own(

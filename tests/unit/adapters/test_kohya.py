@@ -180,6 +180,8 @@ def test_an_imported_adapter_names_its_base(tiny_base_folder: Path, tmp_path: Pa
     assert not has_lora(base) and [p.name for p in (tmp_path / "ours").iterdir()] == [
         "pytorch_lora_weights.safetensors"
     ]
+    again = import_kohya(tmp_path / "foreign.safetensors", tmp_path / "again", base)
+    assert again.read_bytes() == (tmp_path / "ours" / again.name).read_bytes(), "the base is as new"
     (drawn,) = generate(PROMPT, adapter=tmp_path / "ours", seed=3, num_inference_steps=2)
     load_adapter(base, tmp_path / "ours")
     (expected,) = sample_images(base, [PROMPT], [3], num_inference_steps=2)

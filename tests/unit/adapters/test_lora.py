@@ -17,6 +17,7 @@ from dreamfleet.adapters.lora import (
     remove_lora,
     target_modules,
 )
+from dreamfleet.adapters.lora_slots import LoraShape, lora_sites
 from dreamfleet.bases import Base, load_base
 from dreamfleet.errors import BadInputError, ConfigError
 from tests.tiny_adapters import set_lora_state
@@ -96,6 +97,11 @@ def test_off_half_on_and_removed(tiny_base_folder: Path) -> None:
     assert all(p.requires_grad for name, p in base.unet.named_parameters() if "lora_" in name)
     remove_lora(base)
     assert not has_lora(base) and torch.equal(output(base), bare)
+    fresh = load_base(tiny_base_folder)
+    for module, other in ((base.unet, fresh.unet), (base.text_encoder, fresh.text_encoder)):
+        assert list(module.state_dict()) == list(other.state_dict()), "no wrapper stays"
+    shape = LoraShape(4, 4.0, "all", train_text_encoder=True)
+    assert [s.name for s in lora_sites(base, shape)] == [s.name for s in lora_sites(fresh, shape)]
 
 
 def test_a_base_without_adapter_is_left_alone(tiny_base_folder: Path) -> None:

@@ -10,22 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PNDMScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dreamfleet.adapters.files import save_full
 from dreamfleet.bases import hub, inspect_base, load_base, resolved_config
 from dreamfleet.bases.files import BaseFiles
 from dreamfleet.bases.quiet import quiet_libraries
 from dreamfleet.config import load_config
+from dreamfleet.diffusion.linear_steps import linear_steps
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import BaseModelError
-from tests.tiny_bases import SECOND_TEXT_WIDTH, TEXT_WIDTH, make_tiny_sd1
+from tests.tiny_bases import SECOND_TEXT_WIDTH, TEXT_WIDTH, add_safety_checker, make_tiny_sd1
 
 pytestmark = pytest.mark.heavy
 
@@ -252,35 +251,49 @@ def test_a_saved_model_is_whole_whatever_the_precision(family_folder: Path, tmp_
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def _add_safety_checker(folder: Path, threshold: float) -> None:
-    """A random checker that finds each concept above a cosine of `threshold`."""
-    config = CLIPConfig(
-        projection_dim=8,
-        vision_config={
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 16,
-        },
+def _as_published(folder: Path) -> None:
+    """Scheduler and tokenizer as Stable Diffusion 1.x has them on the hub: PNDM without a word on
+    the spacing of timesteps (its default is `leading`, Euler's is not), vocabulary and merges.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    old = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "steps_offset")
+    settings = {key: value for key, value in json.loads(path.read_text()).items() if key in old}
+    more = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}
+    path.write_text(json.dumps({**settings, **more}))
+    whole = folder / "tokenizer" / "tokenizer.json"
+    model = json.loads(whole.read_text())["model"]
+    whole.unlink()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    index = folder / "model_index.json"
+    named = {"scheduler": ["diffusers", "PNDMScheduler"]}
+    index.write_text(json.dumps({**json.loads(index.read_text()), **named}))
+
+
+def test_a_saved_model_has_the_bases_own_scheduler_and_tokenizer(
+    own_tiny_base: Callable[[], Path], tmp_path: Path
+) -> None:
+    folder, saved = own_tiny_base(), tmp_path / "saved"
+    _as_published(folder)
+    base = load_base(folder)
+    save_full(saved, base)
+    for name in ("scheduler", "tokenizer"):
+        own, found = (
+            {path.name: path.read_bytes() for path in (place / name).iterdir()}
+            for place in (folder, saved)
+        )
+        assert own == found
+    again = load_base(saved)
+    assert torch.equal(
+        again.encode_prompts([PROMPT]).prompt_embeds, (base.encode_prompts([PROMPT]).prompt_embeds)
     )
-    checker = StableDiffusionSafetyChecker(config)
-    with torch.no_grad():
-        checker.concept_embeds_weights.fill_(threshold)
-        checker.special_care_embeds_weights.fill_(2.0)
-    checker.save_pretrained(folder / "safety_checker")
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(
-        folder / "feature_extractor"
-    )
-    path = folder / "model_index.json"
-    named = {
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "requires_safety_checker": True,
-    }
-    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    for sampler in ("ddim", "euler", "dpm"):
+        one, two = (linear_steps(own.scheduler_config, sampler, 5) for own in (base, again))
+        assert torch.equal(one.coefficients, two.coefficients)
+    with quiet_libraries():
+        plain = DiffusionPipeline.from_pretrained(saved)
+    assert type(plain.scheduler) is PNDMScheduler
 
 
 def test_the_bases_own_safety_checker(
@@ -288,14 +301,14 @@ def test_the_bases_own_safety_checker(
 ) -> None:
     folder = own_tiny_base()
     assert load_base(folder, safety_checker=True).safety_checker is None, "it has none"
-    _add_safety_checker(folder, threshold=2.0)  # no cosine is that large
+    add_safety_checker(folder, threshold=2.0)  # no cosine is that large
     draw = {"num_inference_steps": 2}
     (plain,) = sample_images(load_base(folder), [PROMPT], [1], **draw)  # type: ignore[arg-type]
     passing = load_base(folder, safety_checker=True)
     assert passing.safety_checker is not None
     (checked,) = sample_images(passing, [PROMPT], [1], **draw)  # type: ignore[arg-type]
     assert np.array_equal(np.asarray(plain), np.asarray(checked)) and np.asarray(plain).any()
-    _add_safety_checker(folder, threshold=-2.0)
+    add_safety_checker(folder, threshold=-2.0)
     strict = load_base(folder, safety_checker=True)
     black = sample_images(strict, [PROMPT] * 2, [1, 2], **draw)  # type: ignore[arg-type]
     assert not any(np.asarray(image).any() for image in black)
@@ -312,7 +325,7 @@ def test_a_safety_checker_that_cannot_be_read_is_refused_before_anything_is_trai
     own_tiny_base: Callable[[], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = own_tiny_base()
-    _add_safety_checker(folder, threshold=2.0)
+    add_safety_checker(folder, threshold=2.0)
     weights = folder / "safety_checker" / "model.safetensors"
     pickled = weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(BaseModelError, match=r"can run code .*, or draw without .*-checker off"):
@@ -331,7 +344,7 @@ def test_a_safety_checker_that_cannot_be_read_is_refused_before_anything_is_trai
 
 def test_a_safety_checker_of_another_variant_is_read(own_tiny_base: Callable[[], Path]) -> None:
     folder = own_tiny_base()
-    _add_safety_checker(folder, threshold=-2.0)
+    add_safety_checker(folder, threshold=-2.0)
     weights = folder / "safety_checker" / "model.safetensors"
     state = {key: value.half() for key, value in load_file(weights).items()}
     save_file(state, weights.with_name("model.fp16.safetensors"), {"format": "pt"})
@@ -346,7 +359,7 @@ def test_a_saved_model_keeps_its_safety_checker(
     own_tiny_base: Callable[[], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, saved = own_tiny_base(), tmp_path / "saved"
-    _add_safety_checker(folder, threshold=-2.0)
+    add_safety_checker(folder, threshold=-2.0)
     files = save_full(saved, load_base(folder))
     assert saved / "safety_checker" / "model.safetensors" in files
     checked = load_base(saved, safety_checker=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from dreamfleet.config import MAX_INFERENCE_STEPS
 from dreamfleet.diffusion.conditioning import Conditioning
 from dreamfleet.diffusion.linear_steps import linear_steps
 from dreamfleet.diffusion.losses.mse import mse_per_sample
@@ -125,3 +126,23 @@ def test_dpm_is_2m_whatever_solver_the_base_comes_with(own: dict[str, object]) -
     config = dict(noise_scheduler().config)
     expected = linear_steps(config, "dpm", 6).coefficients
     assert torch.equal(linear_steps({**config, **own}, "dpm", 6).coefficients, expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"timestep_spacing": "leading", "steps_offset": 1},  # SD 1, SD 2, SDXL
+        {"timestep_spacing": "linspace"},
+        {"timestep_spacing": "trailing"},  # the embedded base
+        {"timestep_spacing": "leading", "steps_offset": 1, "rescale_betas_zero_snr": True},
+        {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    ],
+)
+def test_the_most_steps_that_may_be_asked_for_are_finite(
+    sampler: str, own: dict[str, object]
+) -> None:
+    config = {**dict(noise_scheduler("v_prediction").config), **own}
+    run = linear_steps(config, sampler, MAX_INFERENCE_STEPS)
+    assert len(run) == MAX_INFERENCE_STEPS
+    assert torch.isfinite(run.coefficients).all() and torch.isfinite(run.input_scale).all()

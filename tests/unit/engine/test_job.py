@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from dreamfleet.adapters.files import load_adapter
 from dreamfleet.bases import load_base
+from dreamfleet.config import TrainConfig
 from dreamfleet.engine.job import LatentSet, TrainJob
+from dreamfleet.engine.learner import Learner
 from dreamfleet.engine.sampling import sample_images
 from dreamfleet.errors import ConfigError, ResumeError, TrainingError
 from tests.golden.make_loss_curve import CURVE_FILE, loss_curve
@@ -45,6 +47,23 @@ def saved(job: TrainJob) -> Any:
     torch.save(job.state_dict(), buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
+
+
+def test_every_learning_rate_schedule_is_one_of_its_own() -> None:
+    curves = set()
+    kinds = get_args(TrainConfig.model_fields["lr_scheduler"].annotation)
+    for kind in kinds:
+        train = TrainConfig(
+            lr_scheduler=kind, lr_warmup_steps=2, max_train_steps=8, learning_rate=1e-8
+        )
+        learner = Learner(train, [nn.Parameter(torch.ones(1))], "rex", torch.float32)
+        rates = []
+        for _ in range(8):
+            rates.append(learner.optimizer.param_groups[0]["lr"])
+            learner.optimizer.step()
+            learner.lr_scheduler.step()
+        curves.add(tuple(rates))
+    assert len(curves) == len(kinds) > 1
 
 
 @pytest.mark.parametrize(

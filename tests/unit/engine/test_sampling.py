@@ -99,6 +99,7 @@ def test_negative_prompts_and_progress(base: Base) -> None:
     [
         ({"seeds": [1, 2]}, "1 prompts and 2 seeds"),
         ({"num_inference_steps": 0}, "num_inference_steps = 0"),
+        ({"num_inference_steps": 501}, "num_inference_steps = 501: expected 1 to 500"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"seeds": [-1]}, "seed = -1"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts"),

@@ -16,15 +16,25 @@ from PIL import Image
 
 from dreamfleet.adapters.files import save_adapter
 from dreamfleet.adapters.lora import add_lora
-from dreamfleet.assessment import BenchmarkPlan, compare, evaluate
-from dreamfleet.assessment.benchmarks import _Benchmark, _Member, _states_text
-from dreamfleet.assessment.common import Assessment, checkpoints_of, local_output, mean_history
+from dreamfleet.assessment import BenchmarkPlan, JudgeNames, compare, evaluate
+from dreamfleet.assessment.benchmarks import _Benchmark, _Member
+from dreamfleet.assessment.common import (
+    Assessment,
+    _individual,
+    checkpoints_of,
+    local_output,
+    mean_history,
+    units_of,
+)
 from dreamfleet.bases import Base, load_base
 from dreamfleet.config import dump_config
+from dreamfleet.data.photos import to_png
 from dreamfleet.errors import AdapterFileError, BadInputError, SubjectSetError
 from dreamfleet.evaluation.cards import adapter_info, write_adapter_json
-from dreamfleet.evaluation.drawing import BARE, Unit
+from dreamfleet.evaluation.drawing import BARE, Arm, Unit
+from dreamfleet.evaluation.protocols import Ask
 from dreamfleet.evaluation.report import Metric
+from dreamfleet.evaluation.worldbench.frozen import states_text
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.training.checkpoints import json_lines, step_name
 from dreamfleet.training.worker import HISTORY
@@ -61,10 +71,10 @@ def test_runs_of_a_benchmark_share_no_checkpoints(
 
 
 def test_scored_states_are_told_apart_by_what_they_hold() -> None:
-    assert _states_text(None) == "all"
-    one = _states_text({"dog": ["running", "sitting"], "teapot": []})
-    assert one == _states_text({"teapot": [], "dog": ["sitting", "running"]})
-    assert one != _states_text({"dog": ["running"], "teapot": []})
+    assert states_text(None) == "all"
+    one = states_text({"dog": ["running", "sitting"], "teapot": []})
+    assert one == states_text({"teapot": [], "dog": ["sitting", "running"]})
+    assert one != states_text({"dog": ["running"], "teapot": []})
 
 
 def test_curves_come_from_wherever_the_checkpoints_are(tmp_path: Path) -> None:
@@ -185,6 +195,73 @@ def test_sigterm_ends_a_benchmark_like_ctrl_c(
     with pytest.raises(KeyboardInterrupt):
         _Benchmark(BenchmarkPlan("dreambench", config), SilentProgress()).run()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class TestNoise:
+    """The subject is the unit of every interval, so each has noise of its own."""
+
+    def seeds(self, tmp_path: Path, subject_id: str, host: str, benchmark: bool) -> set[int]:
+        config = config_for(tmp_path, base_model="embedded", output_dir=str(tmp_path / "out"))
+        arm = Arm(host)
+        if not benchmark:  # an adapter of one subject, whatever it is called
+            units = units_of(arm, [Ask("{token}", "scene")], config, subject_id, 2, ["dreambench"])
+        else:
+            bench = _Benchmark(BenchmarkPlan("dreambench", config), SilentProgress())
+            member = _Member(subject_id, "dog", (), ())
+            units = bench._dreambench_units(arm, config, member)
+        return {seed for unit in units for seed in unit.seeds}
+
+    def test_of_a_benchmark_is_the_subject_s_own_and_the_same_in_all_arms(
+        self, tmp_path: Path
+    ) -> None:
+        dog = self.seeds(tmp_path, "dog", BARE, True)
+        assert dog == self.seeds(tmp_path, "dog", "recipe", True)
+        assert not dog & self.seeds(tmp_path, "dog2", BARE, True)
+
+    def test_of_an_evaluation_is_the_same_for_all_adapters(self, tmp_path: Path) -> None:
+        one, two = (self.seeds(tmp_path, name, "adapter", False) for name in ("rex-1", "rex-2"))
+        assert one == two and len(one) == 2
+
+
+def test_judges_of_the_other_kind_are_refused(tmp_path: Path) -> None:
+    assert JudgeNames(evaluators="mine").spec("embedded").evaluators == "mine"
+    assert JudgeNames(clip="").spec("some/base").clip == ""
+    with pytest.raises(BadInputError, match=r"--clip, --blip: not used for the drawn world"):
+        JudgeNames(clip="my/clip", blip="").spec("embedded")
+    with pytest.raises(BadInputError, match=r"--evaluators: not used for a real base"):
+        JudgeNames(evaluators="mine").spec("some/base")
+    base = make_tiny_sd1(tmp_path / "tiny")
+    config = config_for(tmp_path, base_model=str(base), output_dir=str(tmp_path / "out"))
+    plan = BenchmarkPlan("worldbench", config, judges=JudgeNames(dino="my/dino"))
+    with pytest.raises(BadInputError, match="--dino: not used"):
+        _Benchmark(plan, SilentProgress())
+
+
+def test_held_back_subjects_are_not_drawn_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the first training, and marked in report and summary."""
+    config = config_for(tmp_path, base_model=str(make_tiny_sd1(tmp_path / "tiny")))
+    config.output_dir = str(tmp_path / "out")
+    monkeypatch.setattr("dreamfleet.assessment.benchmarks._check_world", lambda *about: None)
+    monkeypatch.setattr(_Benchmark, "_members", lambda self: 1 / 0)
+    said: list[str] = []
+    monkeypatch.setattr(SilentProgress, "warn", lambda self, text: said.append(text))
+    bench = _Benchmark(BenchmarkPlan("worldbench", config, split="C"), SilentProgress())
+    with pytest.raises(ZeroDivisionError):
+        bench.run()
+    assert said == list(bench._warnings()) and "split C are held back" in said[0]
+    usual = _Benchmark(BenchmarkPlan("worldbench", config), SilentProgress())
+    assert usual._warnings() == ()
+
+
+def test_individuals_are_told_apart_by_more_than_their_names() -> None:
+    red, blue = (to_png(Image.new("RGB", (8, 8), colour)) for colour in ("red", "blue"))
+    rex = _individual([red, blue], "dog", "sks")
+    assert rex == _individual([blue, red], "dog", "sks"), "photos may have other names"
+    others = {_individual([red], "dog", "sks"), _individual([red, blue], "cat", "sks"),
+              _individual([red, blue], "dog", "ktn")}  # fmt: skip
+    assert len(others | {rex}) == 4
 
 
 class TestCompareAdapters:

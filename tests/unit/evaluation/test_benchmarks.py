@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.benchmarks.random_base import SHAPES, unet_of, write_random_base
 from dreamfleet.evaluation.benchmarks.record import MEANINGS, Figure, record
-from dreamfleet.evaluation.benchmarks.run import run_benchmarks
+from dreamfleet.evaluation.benchmarks.run import run_benchmarks, run_gpu_benchmarks
 from dreamfleet.evaluation.benchmarks.settings import BenchSettings
 
 pytestmark = pytest.mark.heavy
@@ -106,6 +107,16 @@ def test_processes_race(tiny_base_folder: Path, tmp_path: Path) -> None:
     only = ("packed_against_processes", "help_time")
     figures = run_benchmarks(settings, tmp_path, quick=False, only=only, say=lambda line: None)
     assert 0 < figures["packed_memory_fraction"].value < 1.5
+
+
+def test_a_measure_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="--only single_jb: expected some of single_job, "):
+        run_benchmarks(SMALLEST, tmp_path, quick=True, only=["single_job", "single_jb"])
+    with pytest.raises(BadInputError, match="--only serve_mixed: "):  # not among the quick ones
+        run_benchmarks(SMALLEST, tmp_path, quick=True, only=["serve_mixed"])
+    with pytest.raises(BadInputError, match="--only help_time: .*utilisation"):
+        run_gpu_benchmarks(SMALLEST, tmp_path, "sd15", only=["help_time"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_replaces_only_what_it_measured(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from dreamfleet.evaluation.preference import (
 )
 from dreamfleet.evaluation.preference.pages import a_is_left, order_for
 from dreamfleet.evaluation.preference.votes import Vote
-from dreamfleet.evaluation.results import RESULTS, write_rows
+from dreamfleet.evaluation.results import RESULTS, read_rows, write_rows
 
 PROMPTS = ("a photo of sks dog in the snow", "a photo of <i>sks</i> dog")
 
@@ -79,6 +79,19 @@ class TestPairs:
     def test_adapters_of_other_training_seeds_are_compared(self, tmp_path: Path) -> None:
         a = results(tmp_path / "a", 200)
         assert len(load_pairs(a, results(tmp_path / "b", 100, train_seed=7))) == 4
+
+    def test_of_each_subject_the_last_step_and_of_one_host_only(self, tmp_path: Path) -> None:
+        a, b = results(tmp_path / "a", 200), results(tmp_path / "b", 100)
+        rows = read_rows(a / RESULTS)
+        trained = [row for row in rows if row["host"] != "base"]
+        longer = [{**row, "subject": "tom", "steps": steps} for row in trained for steps in (9, 12)]
+        write_rows(a / RESULTS, rows + longer)
+        write_rows(b / RESULTS, rows + longer)
+        found = [pair.subject for pair in load_pairs(a, b)]
+        assert found.count("rex") == found.count("tom") == 4
+        write_rows(b / RESULTS, rows + [{**row, "host": "other"} for row in trained])
+        with pytest.raises(BadInputError, match=r"several hosts \(other, recipe\)"):
+            load_pairs(a, b)
 
     def test_a_mistyped_folder_is_not_made(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from dreamfleet.assessment import compare, comparison_lines
 from dreamfleet.assessment.comparisons import Compared
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.charts import Point, by_steps, scatter
+from dreamfleet.evaluation.evaluation_report import _card
 from dreamfleet.evaluation.results import SUMMARY, read_summary, write_summary
 from dreamfleet.evaluation.scores import (
     compare_entries,
@@ -119,6 +120,39 @@ class TestCompare:
         with pytest.raises(BadInputError, match="scored states all and 0f"):
             compare([one, three])
 
+    def test_what_only_one_of_them_says_is_refused(self, tmp_path: Path) -> None:
+        """A summary that does not say how it was measured is no pair to one that does."""
+        for name, settings in (("one", {"sampler": "ddim"}), ("two", {}), ("three", {})):
+            (tmp_path / name).mkdir()
+            summary = {"table": [entry({CLIP: [0.5]})], "settings": settings}
+            write_summary(tmp_path / name / SUMMARY, summary)
+        one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+        assert compare([two, three])
+        with pytest.raises(BadInputError, match="sampler ddim and not said; .*anew"):
+            compare([one, two])
+
+    def test_others_of_the_same_name_are_refused(self, tmp_path: Path) -> None:
+        """`personalize X/00.png` calls every subject 00."""
+        known = {"one": {"s0": "rex"}, "two": {"s0": "tom", "s9": "x"}, "old": None}
+        for name, individuals in known.items():
+            (tmp_path / name).mkdir()
+            summary: dict[str, Any] = {"table": [entry({CLIP: [0.5]})]}
+            if individuals is not None:
+                summary["individuals"] = individuals
+            write_summary(tmp_path / name / SUMMARY, summary)
+        one, two, old = (str(tmp_path / name) for name in known)
+        assert compare([one, old]) and compare([old, two]), "older summaries do not say"
+        with pytest.raises(BadInputError, match=r"one and two mean others .*: s0 \(reference"):
+            compare([one, two])
+
+    def test_how_many_were_compared_and_who_was_not(self) -> None:
+        a, b = entry({CLIP: [0.2] * 9, "dino_i[vit]": [0.2]}), entry({CLIP: [0.1] * 8})
+        lines = list(
+            comparison_lines([Compared("a", a), Compared("b", b)], compare_entries(a, {"b": b}))
+        )
+        assert ", 8 subjects  (better)" in lines[1]
+        assert lines[2] == "  (in one of them only, and not compared: s8)"
+
     def test_folders_and_adapters(self, tmp_path: Path) -> None:
         for name, value in (("one", 0.5), ("two", 0.25)):
             (tmp_path / name).mkdir()
@@ -165,3 +199,17 @@ class TestCharts:
 
     def test_labels_are_escaped(self) -> None:
         assert "<script" not in scatter([Point("<script>", 0.0, 0.0)], "x", "y")
+
+
+def test_variety_below_the_bare_base_s_is_no_fault() -> None:
+    """One subject varies less than a class; of two adapters the more various one is better."""
+    div = "div[lpips]"
+    rows = [
+        row(host, "a", 0, "p", **{CLIP: value, div: value})
+        for host, value in (("base", 0.6), ("x", 0.4))
+    ]
+    summary = summarise_scores(rows)
+    base, arm = summary["table"]
+    verdicts = {n: _card(summary, arm, base, n)["verdict"] for n in (CLIP, div)}
+    assert verdicts == {CLIP: "bad", div: ""}
+    assert higher_is_better(div)

@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dreamfleet.assessment.comparisons import SAME_SETTINGS
 from dreamfleet.config import load_config
-from dreamfleet.errors import BadInputError, ResumeError
+from dreamfleet.errors import BadInputError, ResumeError, TrainingError
 from dreamfleet.evaluation.scores import title
 from dreamfleet.evaluation.world_metrics import WorldScorer
 from dreamfleet.evaluation.worldbench import (
     BenchSettings,
     WorldBench,
     check_text,
+    command,
     measure_base,
     named_hosts,
     publish,
@@ -31,14 +33,16 @@ from dreamfleet.evaluation.worldbench import (
 )
 from dreamfleet.evaluation.worldbench import run as run_module
 from dreamfleet.evaluation.worldbench.command import parse_steps
-from dreamfleet.evaluation.worldbench.frozen import check_frozen
+from dreamfleet.evaluation.worldbench.frozen import check_frozen, sampler_text
 from dreamfleet.evaluation.worldbench.plan import jobs_for, requests_for
+from dreamfleet.evaluation.worldbench.publish import _measured
 from dreamfleet.evaluation.worldbench.run import read_results
 from dreamfleet.evaluation.worldbench.summary import (
     DIVERSITY,
     choose_guidance,
     choose_states,
     diagnose,
+    identities,
     learnt_step,
     markdown_table,
 )
@@ -168,6 +172,10 @@ class TestRun:
         assert len({row["noise_seed"] for row in rows}) == 19
         stored = json.loads((finished / "summary.json").read_text())
         assert stored["table"][0]["host"] == "base"
+        assert stored["settings"] == json.loads(json.dumps(TINY.as_dict())) | {
+            "sampler": "ddim, 1 steps, guidance 1", "pictures per prompt": "1",
+            "scored states": "all",
+        }  # fmt: skip
         assert (finished / "grids" / "D00-dog-full.png").is_file()
         assert (finished / "grids" / "scenes-lora-prior-00002.png").is_file()
         assert "alignment (states)" in (finished / "table.md").read_text()
@@ -197,6 +205,43 @@ class TestRun:
             bench(tiny_base, finished, other)[0].run()
         with pytest.raises(ResumeError, match="full.json: trained with .*'training_seed': 0"):
             bench(tiny_base, finished, other, hosts=["full-prior"])[0].run()
+
+    def test_a_training_that_breaks_down_costs_no_other_one(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, said = bench(tiny_base, tmp_path, hosts=("lora", "lora-prior", "full"))
+        for host in run.hosts[1:]:
+            rate = {"learning_rate": 1e30}  # more than a recipe may say
+            host.config.train = host.config.train.model_copy(update=rate)
+        (prior, full) = run.run()
+        assert "lora-prior: broke down before 2 steps" in prior and prior in said
+        assert "full: broke down" in full
+        assert {row["host"] for row in read_results(tmp_path)[0]} == {"base", "lora"}
+
+        def full_disk(*about: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(WorldBench, "_save_pictures", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            run.run()
+
+    def test_a_command_writes_all_other_results_before_it_names_a_breakdown(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        monkeypatch.setattr(command, "frozen_now", lambda *about: {})
+        monkeypatch.setattr(command, "shipped_scorer", lambda oracle: (None, ""))
+        monkeypatch.setattr(WorldBench, "run", lambda self: ["D00-dog full: broke down"])
+        monkeypatch.setattr(command, "publish", lambda *about: done.append("published"))
+        monkeypatch.setattr(command, "check_text", lambda summary: "table")
+        options = {
+            "base_model": str(tiny_base), "split": "D", "subjects": 1, "first_subject": 0,
+            "steps": "1", "images_per_prompt": 1, "class_images": 2, "num_inference_steps": 1,
+            "num_class_images": 2, "seed": 0, "hosts": "full", "device": "cpu",
+        }  # fmt: skip
+        with pytest.raises(TrainingError, match="not in the table: D00-dog full: broke down"):
+            command.check_hosts(tmp_path, options, done.append)
+        assert done == ["published", "table", f"results, table and pictures: {tmp_path}"]
 
     def test_an_edited_world_is_another_one(
         self, tiny_base: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
@@ -345,6 +390,12 @@ class TestSummary:
         assert summary["ladders"]["lora"]["diseased"] is True
         assert "| lora | 200 | 0.500 |" in markdown_table(summary)
 
+    def test_identity_is_averaged_within_a_training_seed_first(self) -> None:
+        """Seed 0: gains 0.6 and 0.3 over ranges 0.6 and 0.6; seed 1: 0.0 over 0.6."""
+        rows = [row("lora", 1, "s0", "state", seed=seed, similarity=similarity)
+                for seed, similarity in ((0, 0.8), (0, 0.5), (1, 0.2))]  # fmt: skip
+        assert identities(rows, "state") == {"s0": pytest.approx((0.75 + 0.0) / 2)}
+
     def test_few_subjects_give_no_interval(self) -> None:
         differences = summarise(made_up_rows(7), [])["against_base"][0]["differences"]
         assert differences["alignment"]["interval"] is None
@@ -393,3 +444,11 @@ class TestFrozen:
         monkeypatch.setattr(frozen, "weights_hash", lambda name, root: "b" * 64)
         with pytest.raises(BadInputError, match="oracle A .*measure the base again"):
             plan.with_base_report(str(tmp_path / "base.json"))
+
+    def test_a_ladder_says_how_it_was_measured_in_a_benchmark_s_words(self) -> None:
+        """So that `compare` refuses one of another sampler, base or judge."""
+        frozen = {"base": "b" * 64, "world": "c" * 64, "prompts": "d" * 64, "sampler": "x"}
+        measured = _measured(BenchSettings(guidance_scale=3.0), {"dog": ["hat"]}, frozen, "e" * 64)
+        assert set(measured) == set(SAME_SETTINGS)
+        assert measured["base hash"] == "b" * 16 and measured["judges"] == "e" * 16
+        assert measured["sampler"] == sampler_text("ddim", 25, 3.0)

@@ -21,7 +21,7 @@ from tests.tiny_jobs import tiny_spec
 pytestmark = pytest.mark.heavy
 
 REQUEST = ImageRequest("a photo of sks dog", 7, num_inference_steps=3, guidance_scale=2.0)
-LONG = replace(REQUEST, num_inference_steps=900)
+LONG = replace(REQUEST, num_inference_steps=500)
 
 
 async def _idle(engine: EngineActor) -> None:
@@ -47,7 +47,7 @@ def test_trains_draws_and_stops_for_who_goes_away(tiny_base_folder: Path, tmp_pa
             assert events[:3] == [(1, 3), (2, 3), (3, 3)] and isinstance(events[3], Image.Image)
         await engine.remove_adapter("own")
         stream = engine.draw_steps(LONG)
-        assert await anext(stream) == (1, 900)
+        assert await anext(stream) == (1, 500)
         await stream.aclose()  # type: ignore[attr-defined]
         await _idle(engine)
         call = asyncio.create_task(engine.draw(LONG))

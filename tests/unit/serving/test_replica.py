@@ -47,7 +47,7 @@ def test_a_new_order_takes_part_at_once(engine: Any, adapters: Path) -> None:
     async def story() -> None:
         await engine.draw_order(order(adapters, "bo", 1))  # its adapter is in memory
         began = asyncio.Event()
-        first = asyncio.ensure_future(follow("ada", 900, began))
+        first = asyncio.ensure_future(follow("ada", 500, began))
         await began.wait()
         await follow("bo", 4, asyncio.Event())
         assert not first.done()
@@ -64,12 +64,12 @@ def test_a_new_order_takes_part_at_once(engine: Any, adapters: Path) -> None:
 
 def test_a_consumer_that_goes_away_frees_its_place(engine: Any, adapters: Path) -> None:
     async def story() -> dict[str, float]:
-        async with aclosing(engine.draw_events(order(adapters, "ada", 900))) as events:
+        async with aclosing(engine.draw_events(order(adapters, "ada", 500))) as events:
             async for event in events:
                 if isinstance(event, StepDone):
                     break
         for pause_s in (0, 0, 0.001, 0.01, 0.1):  # also while the engine takes the order
-            call = asyncio.ensure_future(engine.draw_order(order(adapters, "ada", 900)))
+            call = asyncio.ensure_future(engine.draw_order(order(adapters, "ada", 500)))
             await asyncio.sleep(pause_s)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -19,13 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreamfleet.errors import BadInputError, TrainingError
+from dreamfleet.evaluation.judges import JudgeSpec, Question
+from dreamfleet.evaluation.protocols.protocol import protocol_file
 from dreamfleet.evaluation.results import read_rows
 from dreamfleet.evaluation.studies import command
+from dreamfleet.evaluation.studies import fields as fields_module
 from dreamfleet.evaluation.studies import run as run_module
 from dreamfleet.evaluation.studies.fields import PhotographField
 from dreamfleet.evaluation.studies.page import fill_page
 from dreamfleet.evaluation.studies.pieces import read_about
-from dreamfleet.evaluation.studies.plan import PlannedArm, arm_config
+from dreamfleet.evaluation.studies.plan import BARE, PlannedArm, arm_config
 from dreamfleet.evaluation.studies.recipe import Loaded, Study, load_study, studies_in
 from dreamfleet.evaluation.studies.report import (
     publish,
@@ -37,6 +40,7 @@ from dreamfleet.evaluation.studies.settings import read_settings
 from dreamfleet.evaluation.studies.store import ArmFolder
 from dreamfleet.evaluation.studies.tables import read_csv
 from dreamfleet.evaluation.worldbench.oracle_check import draw_sample
+from tests.tiny_bases import add_safety_checker
 from tests.tiny_evaluators import TOWER, write_tiny_blip, write_tiny_clip, write_tiny_dino
 from tests.unit.data.helpers import write_photos
 from tests.unit.studies.helpers import (
@@ -557,6 +561,55 @@ class TestPublishing:
         assert load_study(recipe).hosts == "diseased"
 
 
+def test_what_is_scored_or_trained_on_is_not_blacked_out(
+    own_tiny_base: Callable[[], Path], tmp_path: Path
+) -> None:
+    """Pictures of the rungs, and of prior sets, by a base that brings a safety checker."""
+    folder = own_tiny_base()
+    add_safety_checker(folder, threshold=-2.0)  # it flags every picture
+    order = command.StudyOrder("", str(tmp_path), "", base_model=str(folder))
+    assert command.load_base_of(order).safety_checker is None
+
+
+def test_of_photographs_only_animals_are_live_and_every_noun_is_read_by_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DreamBench has 9 animals (2 cats, 7 dogs); its plushies and its cartoon are things. And a
+    picture that was asked for as "can" is no worse a dog for its prompt.
+    """
+    asked: list[Question] = []
+
+    class Notes:
+        left_out: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, *about: Any) -> None:
+            pass
+
+        def score(self, question: Question, images: Sequence[Any]) -> list[dict[str, Any]]:
+            asked.append(question)
+            return [{} for _ in images]
+
+    monkeypatch.setattr(fields_module, "Judges", Notes)
+    for name in protocol_file("dreambench")["subjects"]:
+        write_photos(tmp_path / name, 1)
+    (path,) = RECIPES.glob("h_*.yaml")
+    study = quick(load_study(path, {"subjects": 30}))
+    field = PhotographField(study, tmp_path, JudgeSpec(world=False))
+    live = [own.subject_id for own in field.members() if own.live]
+    assert len(field.members()) == 30 and len(live) == 9
+    member = next(own for own in field.members() if own.subject_id == "dog")
+    prompts = {}
+    for noun in ("right", "wrong", "none"):
+        arm = replace(BARE, noun=noun)
+        jobs = [job for job in field.jobs(member, arm) if job.request.kind != "class"]
+        asked.clear()
+        field.score(member, arm, jobs, [Image.new("RGB", (8, 8))] * len(jobs))
+        prompts[noun] = [question.prompt for question in asked]
+        assert (" dog" in jobs[0].request.prompt) == (noun == "right")
+    assert prompts["right"] == prompts["wrong"] == prompts["none"]
+    assert "a photo of sks dog" in prompts["right"]
+
+
 def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Path) -> None:
     """DreamBench and published judges, all tiny: study b as it would run on Stable Diffusion."""
     data = tmp_path / "dataset"
@@ -577,7 +630,9 @@ def test_photographs_on_a_real_base_s_path(tiny_base_folder: Path, tmp_path: Pat
     without = replace(order, judges={**judges, "blip": str(tmp_path / "nowhere")})
     with pytest.raises(BadInputError, match="BLIP: .*nowhere.*--blip"):
         PhotographField(study, data, command.published_judges(without))
+    (data / "dog" / "02.jpg").write_bytes(b"no photo")  # of no use as a reference, and no matter
     field = PhotographField(study, data, command.published_judges(order))
+    (data / "dog" / "02.jpg").unlink()
     run = command.study_run(order, lambda text: None, field)
     run.study = study
     run.run()

@@ -80,6 +80,11 @@ def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
     assert second["arm"] == "1 photo" and "identity" not in second and "alignment" not in second
 
 
+def test_names_stay_names_where_they_are_numbers(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", [{"arm": "400", "subject": "00", "steps": 400}])
+    assert read_csv(tmp_path / "t.csv") == [{"arm": "400", "subject": "00", "steps": 400}]
+
+
 def test_an_arm_is_one_row_even_where_each_subject_has_its_own_steps() -> None:
     common = {"host": "lora", "rung": 1.0}
     table = [{**common, "arm": "S", "steps": 44, "alignment": 0.2},

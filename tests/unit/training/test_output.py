@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dreamfleet.adapters.files import save_full
+from dreamfleet.bases import load_base
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import BadInputError, ResumeError
 from dreamfleet.runtime.storage import Folder
+from dreamfleet.serving.catalogue import RETIRED
 from dreamfleet.training.fingerprint import check_same_run, run_fingerprint
-from dreamfleet.training.output import OutputFolder
+from dreamfleet.training.output import WRITTEN, OutputFolder
+from tests.tiny_bases import add_safety_checker
 
 
 def folder_at(path: Path) -> OutputFolder:
@@ -52,6 +57,26 @@ def test_overwrite_keeps_files_that_no_run_writes(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     folder.begin(overwrite=True, info={"subject": "rex"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "notes.txt"]
+
+
+def test_what_a_whole_model_is_made_of_goes_with_overwrite(
+    family_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(family_folder, base)
+    add_safety_checker(base, threshold=2.0)
+    saved = tmp_path / "saved"
+    save_full(saved, load_base(base))
+    assert (saved / "safety_checker").is_dir()
+    assert {path.name for path in saved.iterdir()} <= set(WRITTEN)
+
+
+def test_a_retired_adapter_that_is_trained_anew_is_offered_again(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    folder.begin(overwrite=False, info={})
+    (tmp_path / RETIRED).touch()
+    folder.begin(overwrite=True, info={})
+    assert not (tmp_path / RETIRED).exists()
 
 
 def test_checkpoints_may_lie_in_shared_storage(tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ import pytest
 
 from dreamfleet.config import RunConfig, load_config
 from dreamfleet.errors import ConfigError
+from dreamfleet.runtime.engine_actor import EngineSource
 from dreamfleet.runtime.progress import SilentProgress
 from dreamfleet.runtime.room import bundle
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.tracking import NullTracker
 from dreamfleet.training.fleet import engine_resources
+from dreamfleet.tuning import run as run_module
 from dreamfleet.tuning.command import Command
 from dreamfleet.tuning.engine import Sampling, Work
 from dreamfleet.tuning.finals import Contender
 from dreamfleet.tuning.run import Run, _check_gpus
-from dreamfleet.tuning.trial import Order, Reading
+from dreamfleet.tuning.trial import AloneRunner, Order, Reading
 from tests.unit.tuning.test_space import recipe
 
 
@@ -51,6 +53,29 @@ def test_workers_of_their_own_are_as_many_as_asked_for(monkeypatch: pytest.Monke
     assert (run._slots_each, run._tokens().qsize()) == (2, 2)
     with pytest.raises(ConfigError, match="judge_num_gpus"):
         started(base_model="a base", cluster__resources_per_worker={"GPU": 1.0})
+
+
+def test_what_judges_read_is_not_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base's safety checker turns flagged pictures black, and black ones would lose."""
+    sources: list[EngineSource] = []
+
+    def load(source: EngineSource) -> None:
+        sources.append(source)
+
+    monkeypatch.setattr(
+        run_module, "start_engine", lambda kind, source, *rest, **options: load(source)
+    )
+    monkeypatch.setattr(Run, "_judges_by_node", lambda *about: {})
+    command = cast(Any, SimpleNamespace(config=recipe()))
+    Run(command, RaySession(None, 4.0, 0.0), cast(Any, None), "")._start_actors("cpu", [])
+    monkeypatch.setattr("ray.get_actor", lambda name: None)
+    monkeypatch.setattr(EngineSource, "load", load)
+    monkeypatch.setattr("dreamfleet.training.jobs.build_job", lambda *about: None)
+    monkeypatch.setattr("dreamfleet.tuning.trial.work_task", lambda task, work: task)
+    order = Order(Work("a", "rex", {}, 0, (1,), ""), {}, Sampling(1, 1.0, "ddim"), "", None)
+    AloneRunner(order, cast(Any, SimpleNamespace(config=recipe())))
+    assert len(sources) > 1 and not any(source.safety_checker for source in sources)
+    assert recipe().sampling.safety_checker == "auto"
 
 
 def test_a_worker_of_its_own_is_of_the_wished_kind() -> None:

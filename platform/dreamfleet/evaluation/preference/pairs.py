@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreamfleet.config import load_config
 from dreamfleet.data.photos import to_png
@@ -41,7 +42,8 @@ def load_pairs(a: str | Path, b: str | Path) -> list[Pair]:
     """All pairs of two output folders of `evaluate`, `benchmark` or `personalize`.
 
     Raises:
-        BadInputError: a folder without pictures, or no subject and prompt in common.
+        BadInputError: a folder without pictures or with those of several hosts, or no subject and
+            prompt in common.
     """
     one, two = (Path(place).expanduser() for place in (a, b))
     first, second = _pictures(one), _pictures(two)
@@ -69,19 +71,13 @@ def _pair_id(key: Key, a: Path, b: Path) -> str:
 
 def _pictures(folder: Path) -> Mapping[Key, Path]:
     if (folder / RESULTS).is_file():
-        rows = [
-            row
-            for row in read_rows(folder / RESULTS)
-            if row["host"] != BARE and row["kind"] not in LEFT_OUT_KINDS
-        ]
-        steps = max((row["steps"] for row in rows), default=0)  # of a ladder its end
-        last = [row for row in rows if row["steps"] == steps]
+        rows = _last_rows(folder)
         # Noise is the same for all of them, so the two need not have been trained from equal ones.
-        nth = {seed: i for i, seed in enumerate(sorted({row["seed"] for row in last}))}
+        nth = {seed: i for i, seed in enumerate(sorted({row["seed"] for row in rows}))}
         return {
             (row["subject"], row["prompt"], row["noise_seed"], nth[row["seed"]]): folder
             / row["picture"]
-            for row in last
+            for row in rows
         }
     if (folder / INDEX).is_file():
         entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -90,6 +86,26 @@ def _pictures(folder: Path) -> Mapping[Key, Path]:
         f"{folder}: neither {RESULTS} nor {INDEX} in it; give an output folder of `dreamfleet "
         "evaluate`, `benchmark` or `personalize`"
     )
+
+
+def _last_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of each subject those of its last step, for a ladder is judged by its end."""
+    rows = [
+        row
+        for row in read_rows(folder / RESULTS)
+        if row["host"] != BARE and row["kind"] not in LEFT_OUT_KINDS
+    ]
+    hosts = sorted({row["host"] for row in rows})
+    if len(hosts) > 1:
+        raise BadInputError(
+            f"{folder}: pictures of several hosts ({', '.join(hosts)}); people compare one with "
+            "another, so expected one in each folder, as `dreamfleet evaluate` and `benchmark` "
+            "leave it"
+        )
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["subject"]] = max(row["steps"], last.get(row["subject"], 0))
+    return [row for row in rows if row["steps"] == last[row["subject"]]]
 
 
 def _references(folder: Path, subject: str) -> tuple[bytes, ...]:

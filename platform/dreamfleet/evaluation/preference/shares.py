@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from dreamfleet.evaluation.preference.votes import CHOICES, QUESTIONS, Choice, Vote
+from dreamfleet.evaluation.statistics import t_interval
 
 MIN_VOTERS = 8  # from here on people are the unit, as subjects are elsewhere
 CONFIDENCE = 0.95
@@ -70,19 +71,16 @@ def _share(question: str, votes: Sequence[Vote]) -> Share:
     units = list(by_voter.values()) if people else [choices]
     own = {choice: [unit.count(choice) / len(unit) for unit in units] for choice in CHOICES}
     count = {choice: float(np.mean(shares)) for choice, shares in own.items()}
-    interval = _t_interval(own["a"]) if people else _wilson(choices.count("a"), len(choices))
+    interval = _share_interval(own["a"]) if people else _wilson(choices.count("a"), len(choices))
     return Share(
         question, len(votes), len(by_voter), count["a"], count["b"], count["neither"],
         interval, "people" if people else "votes",
     )  # fmt: skip
 
 
-def _t_interval(values: Sequence[float]) -> tuple[float, float]:
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    if error == 0:
-        return mean, mean
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
-    return max(0.0, float(low)), min(1.0, float(high))
+def _share_interval(values: Sequence[float]) -> tuple[float, float]:
+    low, high = t_interval(np.array(values), CONFIDENCE)
+    return max(0.0, low), min(1.0, high)  # a share is no more than all
 
 
 def _wilson(hits: int, count: int) -> tuple[float, float]:

@@ -221,11 +221,13 @@ def published_judges(order: StudyOrder) -> JudgeSpec:
 
 
 def load_base_of(order: StudyOrder) -> Base:
-    """A fresh base, as the order's overrides want it."""
+    """A fresh base, as the order's overrides want it; its pictures are scored or trained on, so no
+    safety checker blacks them out.
+    """
     from dreamfleet.runtime.engine_actor import EngineSource
 
     config = load_config(overrides={"base_model": order.base_model, **order.overrides})
-    return EngineSource.of(config, order.device).load()
+    return replace(EngineSource.of(config, order.device), safety_checker=False).load()
 
 
 def _run_some(order: StudyOrder, subject_ids: Sequence[str]) -> None:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from dreamfleet.config import DataConfig
 from dreamfleet.data.crops import crop_square
-from dreamfleet.data.photos import read_photo, to_png
+from dreamfleet.data.photos import read_photo
 from dreamfleet.errors import BadInputError
 from dreamfleet.evaluation.judges import Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance
 from dreamfleet.evaluation.protocols import Ask, asks_for, dreambench_subjects
 from dreamfleet.evaluation.protocols.protocol import protocol_file
+from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.studies.plan import (
     PlannedArm,
     noun_of,
@@ -226,8 +227,9 @@ class PhotographField:
             Member(own.subject_id, own.class_word, _is_live(own.class_word), photos=own.photos)
             for own in found
         ]
+        limits = DataConfig()
         references = {
-            own.subject_id: tuple(to_png(_read(path)) for path in own.photos)
+            own.subject_id: reference_photos([str(path) for path in own.photos], limits)
             for own in self._members
         }
         self._judges = Judges(judges, references, device)
@@ -265,8 +267,7 @@ class PhotographField:
                 continue
             kind: Any = {"state": "state", "scene": "scene", "class": "class"}.get(ask.kind)
             kind = kind or ("subject" if ask.kind == "subject" else "application")
-            text = ask.prompt.replace("{token}", self.token).replace("{class}", word)
-            request = Request(" ".join(text.split()), kind, name=ask.name)
+            request = Request(self._filled(ask, word), kind, name=ask.name)
             known = ask.prompt.replace("{class}", member.class_name)
             for index in range(count):
                 jobs.append(Job(request, _seed("dreambench", member.subject_id, known, index),
@@ -276,6 +277,9 @@ class PhotographField:
     def score(
         self, member: Member, arm: PlannedArm, jobs: Sequence[Job], images: Pictures
     ) -> list[Row]:
+        # Pictures of all nouns are compared with the right one's prompts.
+        word, name = self.class_word(member, arm), member.class_name
+        texts = {self._filled(ask, word): self._filled(ask, name) for ask, _ in self._asks(member)}
         rows: list[Row] = [{} for _ in jobs]
         by_prompt: dict[str, list[int]] = {}
         for place, job in enumerate(jobs):
@@ -285,7 +289,7 @@ class PhotographField:
                 subject_id=member.subject_id,
                 class_word=member.class_name,
                 token=self.token,
-                prompt=prompt,
+                prompt=texts[prompt],
                 kind=jobs[places[0]].request.kind,
             )
             found = self._judges.score(question, [images[place] for place in places])
@@ -295,6 +299,10 @@ class PhotographField:
 
     def variety(self, images: Pictures) -> float | None:
         return None
+
+    def _filled(self, ask: Ask, word: str) -> str:
+        text = ask.prompt.replace("{token}", self.token).replace("{class}", word)
+        return " ".join(text.split())
 
     def _asks(self, member: Member) -> list[tuple[Ask, int]]:
         wanted, name = self.study.pictures, member.class_name
@@ -330,7 +338,7 @@ def _seed(*key: str | int) -> int:
 
 
 def _is_live(class_word: str) -> bool:
-    return class_word in protocol_file("applications")["live_classes"]
+    return class_word in protocol_file("dreambench")["live_classes"]
 
 
 def _read(path: Path) -> Image.Image:

@@ -24,6 +24,7 @@ from dreamfleet.runtime.storage import write_whole
 
 Row = Mapping[str, Any]
 KEYS = ("study", "host", "arm", "rung", "steps", "subject", "class", "live", "seeds", "pictures")
+NAMES = ("study", "host", "arm", "subject", "class")  # an arm may be called "400"
 DIGITS = 5
 
 TITLES: Mapping[str, str] = {
@@ -227,7 +228,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [
-                {name: _value(text) for name, text in row.items() if text not in ("", None)}
+                {
+                    name: text if name in NAMES else _value(text)
+                    for name, text in row.items()
+                    if text not in ("", None)
+                }
                 for row in csv.DictReader(file)
             ]
     except OSError as error:

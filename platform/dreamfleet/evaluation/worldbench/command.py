@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet.bases import inspect_base, load_base
-from dreamfleet.errors import BadInputError
+from dreamfleet.errors import BadInputError, TrainingError
+from dreamfleet.evaluation.judges import JudgeSpec
 from dreamfleet.evaluation.worldbench.frozen import check_frozen, frozen_now
 from dreamfleet.evaluation.worldbench.guidance import measure_base, read_gate, write_gate
 from dreamfleet.evaluation.worldbench.plan import BenchSettings, named_hosts
@@ -42,7 +43,11 @@ def check_base(output_dir: Path, options: Mapping[str, Any], report: Report) -> 
 
 
 def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:
-    """Train hosts on subjects and score them against the bare base (protocol, step 3)."""
+    """Train hosts on subjects and score them against the bare base (protocol, step 3).
+
+    Raises:
+        TrainingError: trainings broke down; all others are written.
+    """
     gate = read_gate(Path(options["base_report"])) if options.get("base_report") else {}
     base_hash = inspect_base(str(options["base_model"])).hash
     frozen = frozen_now(base_hash, int(options["num_inference_steps"]))
@@ -61,7 +66,7 @@ def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) ->
     )
     hosts = named_hosts([name.strip() for name in str(options["hosts"]).split(",")])
     scorer, evaluators = shipped_scorer(GATING_ORACLE)
-    WorldBench(
+    broken = WorldBench(
         base_name=str(options["base_model"]),
         hosts=hosts,
         settings=settings,
@@ -71,9 +76,12 @@ def check_hosts(output_dir: Path, options: Mapping[str, Any], report: Report) ->
         device=str(options["device"]),
         report=report,
     ).run()
-    summary = publish(output_dir, settings, gate.get("scored_states"), frozen)
+    judges = JudgeSpec(world=True, oracle=GATING_ORACLE, required=True).fingerprint()
+    summary = publish(output_dir, settings, gate.get("scored_states"), frozen, judges)
     report(check_text(summary))
     report(f"results, table and pictures: {output_dir}")
+    if broken:
+        raise TrainingError(f"not in the table: {'; '.join(broken)}")
 
 
 def write_evidence(output_dir: Path, options: Mapping[str, Any], report: Report) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,20 @@ def frozen_now(
         "prompts": prompts_hash("worldbench"),
         "sampler": f"{scheduler}, {num_inference_steps} steps",
     }
+
+
+def sampler_text(scheduler: str, num_inference_steps: int, guidance_scale: float | None) -> str:
+    """How pictures are drawn, the same wherever it is written."""
+    scale = "the base’s own" if guidance_scale is None else f"{guidance_scale:g}"
+    return f"{scheduler}, {num_inference_steps} steps, guidance {scale}"
+
+
+def states_text(states: Mapping[str, Collection[str]] | None) -> str:
+    """Scored states by class: the same for the same states, whatever their order."""
+    if states is None:
+        return "all"
+    named = sorted((name, sorted(own)) for name, own in states.items())
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:SHOWN]
 
 
 @functools.cache

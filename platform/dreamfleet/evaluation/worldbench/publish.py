@@ -9,6 +9,7 @@ from typing import Any
 from dreamfleet.data.photos import to_png
 from dreamfleet.evaluation.results import RESULTS, SUMMARY, write_rows, write_summary
 from dreamfleet.evaluation.world_metrics import WorldScorer
+from dreamfleet.evaluation.worldbench.frozen import SHOWN, sampler_text, states_text
 from dreamfleet.evaluation.worldbench.ladder import photo_image
 from dreamfleet.evaluation.worldbench.pictures import scenes_sheet, write_sheets
 from dreamfleet.evaluation.worldbench.plan import BASE_HOST, BenchSettings
@@ -38,9 +39,13 @@ def publish(
     settings: BenchSettings,
     scored_states: ScoredStates | None = None,
     frozen: Mapping[str, str] | None = None,
+    judges: str = "",
 ) -> dict[str, Any]:
     """Write all result files from the chosen subjects' finished pairs; returns the summary, with
     the `frozen` hashes in it.
+
+    Args:
+        judges: the scorer's fingerprint, as `JudgeSpec` makes it.
     """
     chosen = settings.subjects()
     ids = {subject.subject_id for subject in chosen}
@@ -49,8 +54,9 @@ def publish(
     rungs = [rung for rung in all_rungs if rung["subject"] in ids]
     hosts = sorted({str(row["host"]) for row in rows} - {BASE_HOST})
     summary = summarise(rows, rungs, scored_states)
-    summary |= {"settings": settings.as_dict(), "scored_states": _plain_states(scored_states)}
-    summary["frozen"] = dict(frozen or {})
+    measured = _measured(settings, scored_states, frozen or {}, judges)
+    summary |= {"settings": settings.as_dict() | measured}
+    summary |= {"scored_states": _plain_states(scored_states), "frozen": dict(frozen or {})}
     summary["adapter_check"] = adapter_check(summary)
     write_rows(output_dir / RESULTS, rows)
     write_summary(output_dir / SUMMARY, summary)
@@ -60,6 +66,26 @@ def publish(
         _write_scenes(output_dir, rows, settings, host)
     _write_report(output_dir, rows, settings, summary)
     return summary
+
+
+def _measured(
+    settings: BenchSettings,
+    scored_states: ScoredStates | None,
+    frozen: Mapping[str, str],
+    judges: str,
+) -> dict[str, str]:
+    """How it was measured, in the words of `dreamfleet benchmark`'s summaries: `compare` refuses
+    what was measured otherwise.
+    """
+    hashes = {"base hash": frozen.get("base", ""), "world": frozen.get("world", ""),
+              "prompts": frozen.get("prompts", ""), "judges": judges}  # fmt: skip
+    how = settings.scheduler, settings.num_inference_steps, settings.guidance_scale
+    return {
+        **{name: digest[:SHOWN] for name, digest in hashes.items() if digest},
+        "sampler": sampler_text(*how),
+        "pictures per prompt": str(settings.images_per_prompt),
+        "scored states": states_text(scored_states),
+    }
 
 
 def adapter_check(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,7 +166,7 @@ def _write_report(
     from dreamfleet.evaluation.evaluation_report import EvaluationPage, write_evaluation_report
 
     photos = {s.subject_id: (_photo_png(s),) for s in settings.subjects()}
-    guidance = settings.guidance_scale
+    measured = summary["settings"]
     write_evaluation_report(
         EvaluationPage(
             heading=f"WorldBench, split {settings.split}",
@@ -152,9 +178,8 @@ def _write_report(
             photos=photos,
             notes=[_ladder_text(host, ladder) for host, ladder in summary["ladders"].items()],
             settings={
-                "sampler": f"{settings.scheduler}, {settings.num_inference_steps} steps, guidance "
-                f"{'the base’s own' if guidance is None else f'{guidance:g}'}",
-                "pictures per prompt": str(settings.images_per_prompt),
+                "sampler": measured["sampler"],
+                "pictures per prompt": measured["pictures per prompt"],
                 "training seed": str(settings.training_seed),
                 "prior set": f"{settings.num_class_images} pictures",
             },

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from dreamfleet.bases import Base, load_base
-from dreamfleet.errors import ResumeError
+from dreamfleet.errors import ResumeError, TrainingError, first_line
 from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance, div
 from dreamfleet.evaluation.metrics.pres import pres
@@ -91,8 +91,11 @@ class WorldBench:
     device: str = "cpu"
     report: Report = print
 
-    def run(self) -> None:
-        """Do what is not done yet.
+    def run(self) -> list[str]:
+        """Do what is not done yet; a training that breaks down costs no other one.
+
+        Returns:
+            The trainings that broke down, and why; they have no rows.
 
         Raises:
             ResumeError: the folder holds results of other settings.
@@ -110,11 +113,13 @@ class WorldBench:
             if pair.host is None:
                 self._read(pair, 0, bare)
                 self._finish(pair, bare)
+        broken = []
         for start in range(0, len(together), PAIRS_AT_ONCE):
-            self._run_pairs(together[start : start + PAIRS_AT_ONCE], bare)
+            broken += self._run_pairs(together[start : start + PAIRS_AT_ONCE], bare)
         for pair in todo:
             if pair.host is not None and pair not in together:
-                self._run_pairs([pair], bare)
+                broken += self._run_pairs([pair], bare)
+        return broken
 
     @property
     def _training(self) -> dict[str, int]:
@@ -145,10 +150,11 @@ class WorldBench:
         self.report(f"{pair.label}: done before")
         return True
 
-    def _run_pairs(self, pairs: Sequence[_Pair], bare: Base) -> None:
+    def _run_pairs(self, pairs: Sequence[_Pair], bare: Base) -> list[str]:
         """Train and read these: LoRA hosts of any subjects in one batch on the bare base, or a
-        single fully fine-tuned one on a base of its own.
+        single fully fine-tuned one on a base of its own. Returns those that broke down.
         """
+        broken = []
         ladders = {pair.label: self._ladder(pair, bare) for pair in pairs}
         by_label = {pair.label: pair for pair in pairs}
         if ladders[pairs[0].label].spec.config.train.mode == "lora":
@@ -158,12 +164,18 @@ class WorldBench:
             reached_rungs = train_alone(fresh, ladders[pairs[0].label])
         for reached in reached_rungs:
             if reached.error is not None:
-                raise reached.error
+                if not isinstance(reached.error, TrainingError):
+                    raise reached.error  # a full disk is no outcome of the host
+                reason = first_line(reached.error)
+                broken.append(f"{reached.name}: broke down before {reached.step} steps ({reason})")
+                self.report(broken[-1])
+                continue
             assert reached.base is not None
             pair = by_label[reached.name]
             self._read(pair, reached.step, reached.base)
             if reached.step == self.settings.steps[-1]:
                 self._finish(pair, bare)
+        return broken
 
     def _read(self, pair: _Pair, steps: int, base: Base) -> None:
         """Draw and score one rung."""

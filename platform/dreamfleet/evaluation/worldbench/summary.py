@@ -183,12 +183,18 @@ def shares(rows: Sequence[Row], score: str, *kinds: str) -> dict[str, float]:
 
 
 def identities(rows: Sequence[Row], *kinds: str) -> dict[str, float]:
-    """By subject the identity fidelity of the pictures of some kinds of prompts."""
-    by_subject: dict[str, list[Row]] = {}
+    """By subject the identity fidelity of the pictures of some kinds of prompts: of all pictures
+    of a training seed together, then averaged over seeds.
+    """
+    trainings: dict[str, dict[Any, list[Row]]] = {}
     for row in rows:
         if row["kind"] in kinds:
-            by_subject.setdefault(str(row["subject"]), []).append(row)
-    return {subject: identity_fidelity(own) for subject, own in by_subject.items()}
+            own = trainings.setdefault(str(row["subject"]), {})
+            own.setdefault(row.get("seed"), []).append(row)
+    return {
+        subject: mean_of(identity_fidelity(each) for each in own.values())
+        for subject, own in trainings.items()
+    }
 
 
 def against_base(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
