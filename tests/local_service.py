@@ -38,7 +38,7 @@ def local_application(
     """The application, and the service behind it; `room` pictures at once, as many wait.
 
     Args:
-        settings: say where it records itself; default: nowhere.
+        settings: say where it records itself (default: nowhere), and its public address.
     """
     service = ImageService(
         LocalBackend(engine),
@@ -48,8 +48,9 @@ def local_application(
         refresh_s=3600,
         pictures_per_replica=room,
     )
-    around = recorded(service, settings or ServeSettings(adapters=str(adapters)))
-    return build_api(service, keys, Shelf(shelf), around), service
+    own = settings or ServeSettings(adapters=str(adapters))
+    around = recorded(service, own)
+    return build_api(service, keys, Shelf(shelf), around, own.public_url), service
 
 
 @contextlib.contextmanager

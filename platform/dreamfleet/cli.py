@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dreamfleet import __version__
 from dreamfleet.errors import BadInputError, DreamfleetError
@@ -672,7 +673,10 @@ def serve_options(command: Command) -> Command:
         ),
         click.option("--tracking-uri", metavar="URI", help="Default: as for personalize."),
         click.option(
-            "--base-model", metavar="TEXT", help="Default: the one that the adapters were made for."
+            "--base-model",
+            metavar="TEXT",
+            help="Default: the one that most adapters of the folder were made for; embedded with "
+            "--registry.",
         ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[auto]"),
         click.option("--mixed-precision", default="no", type=click.Choice(["no", "fp16", "bf16"])),
@@ -686,6 +690,11 @@ def serve_options(command: Command) -> Command:
             "--cache-mib", type=click.IntRange(1), help="Adapters in host memory, MiB. [1024]"
         ),
         click.option("--max-waiting", type=click.IntRange(0), help="Pictures that wait. [64]"),
+        click.option(
+            "--public-url",
+            metavar="URL",
+            help="Behind a TLS proxy: its address, for the addresses of pictures.",
+        ),
         click.option(
             "--sample-images", type=click.IntRange(0), help="Pictures a minute kept in MLflow. [0]"
         ),
@@ -721,6 +730,7 @@ def serve(
     dreamfleet serve --adapters runs/biscuit --port 8000
     """
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
         return
     from dreamfleet.config import ClusterConfig, TrackingConfig
     from dreamfleet.runtime.progress import ConsoleProgress
@@ -739,6 +749,17 @@ def serve(
         progress=progress,
         on_ready=[recorder(settings, recorded, progress.warn)] if tracking else [],
     )
+
+
+def _refuse_options_before(context: click.Context) -> None:
+    """Options of a group whose command does not see them; but for `--debug`, which is all's."""
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name != "debug":
+            raise click.UsageError(
+                f"{'/'.join([*option.opts, *option.secondary_opts])} stands before "
+                f"{context.invoked_subcommand!r}, which does not see it; give its options behind it"
+            )
 
 
 @cli.command(cls=SearchCommand, context_settings=CONTEXT)
@@ -819,16 +840,17 @@ def serve_deploy(
     file: str, ray_address: str | None, tracking_uri: str | None, tracking: bool
 ) -> None:
     """Check a Serve YAML file strictly and hand it to a Ray cluster."""
-    from dreamfleet.serving.deploy import deploy, read_serve_file
+    from dreamfleet.serving.deploy import application_settings, deploy, read_serve_file
     from dreamfleet.serving.recording import record_deployment
 
     content = read_serve_file(file)
     place = deploy(content, ray_address)
-    if tracking:
-        record_deployment(
-            content, tracking_uri, place, notify=lambda line: click.echo(line, err=True)
-        )
     click.echo(f"taken by {place}; `serve status` there tells when it runs", err=True)
+    if tracking:
+        settings = application_settings(content)
+        record_deployment(
+            settings, tracking_uri, place, notify=lambda line: click.echo(line, err=True)
+        )
 
 
 @cli.command(context_settings=CONTEXT)

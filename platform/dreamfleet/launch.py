@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamfleet.config import RunConfig
+from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError, first_line
 from dreamfleet.runtime.progress import Progress, SilentProgress
 from dreamfleet.runtime.storage import Folder
@@ -77,12 +77,14 @@ def launch(
     Raises:
         BadInputError: something given cannot be used; named, before anything starts where possible.
         DreamfleetError: no subject was finished, the service did not start, or the picture failed.
+        KeyboardInterrupt: with `once`, before there is a picture.
     """
     from dreamfleet.runtime.ports import free_port
-    from dreamfleet.serving.server import check_port, serve_foreground
+    from dreamfleet.serving.server import check_place, serve_foreground
 
-    _check_servable(config, settings)
-    check_port(settings.host, settings.port or free_port(settings.host))  # not after an hour
+    cluster = ClusterConfig(ray_address=config.cluster.ray_address)
+    _check_servable(config, settings)  # not after an hour
+    check_place(settings.host, settings.port or free_port(settings.host), cluster)
     told = progress or SilentProgress()
     made = make_adapters(config, settings, say, told)
     # Any free one: free now, whatever happened while the adapters were made.
@@ -95,6 +97,7 @@ def launch(
             served,
             host=settings.host,
             port=settings.port,
+            cluster=cluster,
             progress=told,
             on_ready=[first.begin, *_recorders(config, served, told)],
             done=first.done.is_set if settings.once else None,
@@ -103,6 +106,8 @@ def launch(
         first.forget_key()
     if first.error is not None:
         raise first.error
+    if settings.once and not first.done.is_set():  # a signal ends a service in good order
+        raise KeyboardInterrupt
     return made
 
 
@@ -112,6 +117,8 @@ def _check_servable(config: RunConfig, settings: LaunchSettings) -> None:
     Raises:
         BadInputError: naming it.
     """
+    from dreamfleet.serving.catalogue import name_problem
+    from dreamfleet.serving.keys import KeyFile
     from dreamfleet.serving.schemas import MAX_PROMPT_CHARS
     from dreamfleet.serving.settings import ServeSettings
 
@@ -131,6 +138,21 @@ def _check_servable(config: RunConfig, settings: LaunchSettings) -> None:
             f"--prompt: {len(settings.prompt or '')} characters; expected at most "
             f"{MAX_PROMPT_CHARS}"
         )
+    for key, name in _names(config):
+        if problem := name_problem(name):
+            raise BadInputError(f"{key} {name!r}: cannot be served, {problem}; give another one")
+    KeyFile().keys()  # the service would let nobody in
+
+
+def _names(config: RunConfig) -> list[tuple[str, str]]:
+    """What the adapters will be asked for by, and what gives them these names."""
+    from dreamfleet.data.subjects import requested_subjects
+    from dreamfleet.personalization.planning import output_root
+
+    requests = requested_subjects(config)
+    if len(requests) == 1 and not _is_searched(config):
+        return [("output folder", output_root(config, requests).name)]
+    return [("subject", request.id) for request in requests]
 
 
 def _largest_rank(config: RunConfig) -> int:
@@ -162,7 +184,8 @@ def _trained(
     if config.output_dir and Folder(config.output_dir).local is None:
         raise BadInputError(
             f"output_dir = {config.output_dir!r}: a folder on this machine is served; launch with "
-            "a local --output-dir, or personalize there and `dreamfleet serve --registry`"
+            "a local --output-dir, or personalize there and `dreamfleet serve --registry "
+            f"--base-model {config.base_source}`"
         )
     result = personalize(
         config, resume=settings.resume, overwrite=settings.overwrite, progress=progress
@@ -237,10 +260,11 @@ class _FirstPicture:
         self._keys.revoke(self._entry.id)
 
     def _draw(self) -> None:
+        from dreamfleet.serving.server import address_of
+
         settings = self._settings
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{settings.port}"
         try:
+            address = address_of(settings.host, settings.port)
             if not settings.once:
                 self._say(f"studio    {address}/")
                 self._say(f"API key   {self._key}  (good until this ends)")

@@ -87,8 +87,10 @@ def test_versions_aliases_and_retirement(
     champion = catalogue.resolve("ada")
     assert champion.version == "1" and champion == catalogue.resolve("ada@champion")
     assert champion.key != ada.key and catalogue.resolve("ada@candidate").version == "2"
-    with pytest.raises(BadInputError, match="no version .77."):
-        catalogue.promote("ada", "champion", "77")
+    for model_id, status in (("ada", 400), ("nobody", 404)):
+        with pytest.raises(ApiProblem, match="77" if status == 400 else "nobody") as error:
+            catalogue.promote(model_id, "champion", "77")
+        assert error.value.status == status
 
     catalogue.retire("bo")
     with pytest.raises(ApiProblem):
@@ -144,6 +146,6 @@ def test_what_was_handed_to_a_cluster_is_recorded(registered: tuple[str, Path]) 
     from dreamfleet.tracking.runs import list_runs
 
     uri, _ = registered
-    content = {"applications": [{"args": {"registry": uri, "num_replicas": 2}}]}
-    record_deployment(content, uri, "http://head:8265", notify=print)
+    settings = {"registry": uri, "num_replicas": 2}
+    record_deployment(settings, uri, "http://head:8265", notify=print)
     assert any(run.name.startswith("deploy ") for run in list_runs(uri, "dreamfleet", 10))

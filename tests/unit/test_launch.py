@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dreamfleet import launch as launching
-from dreamfleet.config import RunConfig
+from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.launch import PICTURE, LaunchSettings, Made, launch
 from dreamfleet.runtime.progress import SilentProgress
@@ -28,6 +29,14 @@ class Told(SilentProgress):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+@pytest.fixture(autouse=True)
+def subjects(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Whose photos are given."""
+    found = [SimpleNamespace(id="biscuit")]
+    monkeypatch.setattr("dreamfleet.data.subjects.requested_subjects", lambda config: found)
+    return found
 
 
 @pytest.fixture
@@ -109,13 +118,74 @@ def test_a_picture_that_cannot_be_written(answers: list[Answer], tmp_path: Path)
 def test_what_cannot_be_served_is_refused_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], prompt: str | None, words: str
 ) -> None:
-    def made(*given: object) -> Made:
-        raise AssertionError("trained in vain")
-
-    monkeypatch.setattr(launching, "make_adapters", made)
+    monkeypatch.setattr(launching, "make_adapters", _in_vain)
     settings = LaunchSettings(prompt, port=0)
     with pytest.raises(BadInputError, match=words):
         launch(RunConfig.model_validate(recipe), settings, say=print)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ids", "words"),
+    [
+        ({"output_dir": "runs/base"}, ["biscuit"], "output folder 'base': .*the base model's own"),
+        ({"output_dir": "runs/dog@2"}, ["biscuit"], "output folder 'dog@2': .*before an alias"),
+        ({}, ["biscuit", "base"], "subject 'base'"),
+        ({"tune": {"num_samples": 2}}, ["base"], "subject 'base'"),
+    ],
+)
+def test_a_name_that_nobody_could_ask_for_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[Any],
+    recipe: dict[str, Any],
+    ids: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(launching, "make_adapters", _in_vain)
+    subjects[:] = [SimpleNamespace(id=own) for own in ids]
+    with pytest.raises(BadInputError, match=words):
+        launch(RunConfig.model_validate(recipe), LaunchSettings(port=0), say=print)
+
+
+def test_damaged_keys_are_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, fleet_home: Path
+) -> None:
+    monkeypatch.setattr(launching, "make_adapters", _in_vain)
+    KeyFile().create()
+    KeyFile().path.write_text("{", encoding="utf-8")
+    with pytest.raises(BadInputError, match="not a file of keys"):
+        launch(RunConfig(), LaunchSettings(port=0), say=print)
+
+
+def _in_vain(*given: object) -> Made:
+    raise AssertionError("trained in vain")
+
+
+def test_it_is_served_where_it_was_trained(
+    answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Ray of `--ray-address` is asked before the training whether it can serve."""
+    asked: list[ClusterConfig] = []
+
+    def serve(settings: object, *, cluster: ClusterConfig, **_: Any) -> None:
+        asked.append(cluster)
+
+    monkeypatch.setattr(
+        "dreamfleet.serving.server.check_place", lambda *given: asked.append(given[2])
+    )
+    monkeypatch.setattr("dreamfleet.serving.server.serve_foreground", serve)
+    recipe = {"tracking": {"enabled": False}, "cluster": {"ray_address": "head:6379"}}
+    launch(RunConfig.model_validate(recipe), LaunchSettings(), say=print)
+    assert [own.ray_address for own in asked] == ["head:6379", "head:6379"]
+
+
+def test_interrupted_before_its_only_picture_it_is_interrupted(
+    answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal ends the service in good order; but this is no service."""
+    monkeypatch.setattr("dreamfleet.serving.server.serve_foreground", lambda settings, **more: None)
+    assert launched() == ([], [], None)
+    with pytest.raises(KeyboardInterrupt):
+        launched(once=True)
 
 
 @pytest.mark.parametrize(

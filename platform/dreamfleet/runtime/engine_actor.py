@@ -1,14 +1,15 @@
 """The engine as a Ray actor, one per device.
 
 The engine steps in a thread of its own (`engine/loop.py`), the actor's event loop stays free for
-callers. Calls are idempotent, so that Ray may repeat them after a restart.
+callers. Subclasses say what it is for; their calls are idempotent, so that Ray may repeat them
+after a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,10 @@ from dreamfleet.config import RunConfig
 from dreamfleet.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from dreamfleet.bases import Base
     from dreamfleet.engine.engine import Engine
     from dreamfleet.engine.loop import EngineLoop
-    from dreamfleet.engine.metrics import StepMetrics
-    from dreamfleet.engine.packed_sampling import ImageRequest, Ticket
-    from dreamfleet.engine.spec import TrainJobSpec
+    from dreamfleet.engine.packed_sampling import Ticket
 
 MAX_CONCURRENCY = 1000  # calls that wait cost next to nothing
 
@@ -101,75 +98,6 @@ class EngineActor:
         """Whether the base is loaded and the thread answers."""
         await self._ask(lambda engine: None)
         return True
-
-    async def add_job(
-        self, job_id: str, spec: TrainJobSpec, state: dict[str, Any] | None = None
-    ) -> int:
-        """As `Engine.add_job`; returns the job's steps so far."""
-        return await self._ask(lambda e: e.add_job(job_id, spec, state=state).step_index)
-
-    async def run_until(self, job_id: str, step: int) -> StepMetrics | None:
-        """Train a job until `step` steps are done; that step's figures."""
-        return await asyncio.wrap_future(
-            await self._ask(lambda engine: engine.run_until(job_id, step))
-        )
-
-    async def job_state(self, job_id: str) -> dict[str, Any]:
-        """All that a job needs to go on elsewhere."""
-        return await self._ask(lambda engine: engine.job(job_id).state_dict())
-
-    async def export_job(self, job_id: str, folder: str) -> list[str]:
-        """Write a job's adapter; returns the files."""
-        paths = await self._ask(lambda engine: engine.job(job_id).export(folder))
-        return [str(path) for path in paths]
-
-    async def keep_job_as_adapter(self, job_id: str, name: str) -> None:
-        """Make what a job has learnt so far drawable under a name."""
-        await self._ask(lambda e: e.add_adapter(name, e.job(job_id).final_state()))
-
-    async def release(self, job_id: str) -> None:
-        """End a job and free its slot."""
-        await self._ask(lambda engine: engine.release(job_id))
-
-    async def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter's file or folder into host memory."""
-        await self._ask(lambda engine: engine.add_adapter(name, path))
-
-    async def remove_adapter(self, name: str) -> None:
-        """Forget an adapter."""
-        await self._ask(lambda engine: engine.remove_adapter(name))
-
-    async def draw(self, request: ImageRequest) -> Image.Image:
-        """One picture. Cancelling the call stops it before the next step."""
-        (ticket,) = await self._submitted(lambda engine: [engine.submit(request)])
-        try:
-            return await asyncio.wrap_future(ticket.image)
-        finally:
-            ticket.cancel()
-
-    async def draw_steps(
-        self, request: ImageRequest
-    ) -> AsyncIterator[tuple[int, int] | Image.Image]:
-        """(steps done, steps in all) after each step, then the picture.
-
-        A consumer that goes away stops it before the next step.
-        """
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def on_step(done: int, total: int) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, (done, total))
-
-        def over(image: Any) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, None)
-
-        (ticket,) = await self._submitted(lambda engine: [engine.submit(request, on_step)])
-        ticket.image.add_done_callback(over)
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-            yield ticket.image.result()
-        finally:
-            ticket.cancel()
 
     async def metrics(self) -> dict[str, float]:
         """As `Engine.metrics`."""

@@ -73,6 +73,7 @@ def build_api(
     keys: KeyFile | None,
     shelf: Shelf,
     around: AbstractAsyncContextManager[None] | None = None,
+    public_url: str | None = None,
 ) -> Guard:
     """The ASGI application.
 
@@ -81,6 +82,7 @@ def build_api(
         keys: who may ask; None: everybody (on loopback only; the caller sees to that).
         shelf: for `response_format: url`.
         around: entered when the service has begun, left before it ends.
+        public_url: as in `ServeSettings`.
     """
 
     @contextlib.asynccontextmanager
@@ -98,7 +100,7 @@ def build_api(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.include_router(_images(service, shelf))
+    app.include_router(_images(service, shelf, public_url))
     app.include_router(_models(service))
     app.include_router(_admin(service))
     app.include_router(_operation(service, shelf))
@@ -108,7 +110,7 @@ def build_api(
     return Guard(app, keys)
 
 
-def _images(service: ImageService, shelf: Shelf) -> APIRouter:
+def _images(service: ImageService, shelf: Shelf, public_url: str | None) -> APIRouter:
     router = APIRouter(tags=["images"], dependencies=[Depends(HTTPBearer(auto_error=False))])
 
     @router.post(GENERATIONS, response_model=ImageGenerationResponse, responses=ERRORS)
@@ -118,7 +120,8 @@ def _images(service: ImageService, shelf: Shelf) -> APIRouter:
         it breaks off."""
         caller = _caller(request)
         job = service.job(body)
-        answers = _Answers(body, job, shelf, str(request.base_url))
+        # A TLS proxy's own scheme reaches no further than Serve.
+        answers = _Answers(body, job, shelf, public_url or str(request.base_url))
         if not body.stream:
             return answers.whole(await service.draw(job, caller.id))
         events = service.events(job, caller.id)

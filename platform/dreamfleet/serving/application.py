@@ -103,7 +103,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Guard:
         keys = KeyFile(self.settings.keys_file) if self.settings.auth else None
         shelf = Shelf(dreamfleet_home().expanduser() / "serving" / "pictures")
-        return build_api(self.service, keys, shelf, recorded(self.service, self.settings))
+        around = recorded(self.service, self.settings)
+        return build_api(self.service, keys, shelf, around, self.settings.public_url)
 
     def state(self) -> dict[str, Any]:
         """For whoever started this: readiness, and what stands in its way."""

@@ -21,7 +21,7 @@ from filelock import FileLock
 from dreamfleet.errors import AdapterFileError, BadInputError, first_line
 from dreamfleet.runtime.storage import write_whole
 from dreamfleet.serving.orders import AdapterRef, RegistryFiles, file_stamp
-from dreamfleet.serving.problems import no_model, unusable_model, wrong_field
+from dreamfleet.serving.problems import ApiProblem, no_model, unusable_model, wrong_field
 from dreamfleet.serving.schemas import BASE_MODEL
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ class Source(Protocol):
         """All there is now."""
 
     def version(self, model_id: str, version: str) -> Entry:
-        """One version, whether an alias points at it or not. Raises BadInputError."""
+        """One version, whether an alias points at it or not. Raises ApiProblem: 404 for an unknown
+        adapter, 400 for an unknown version.
+        """
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
         """Let an alias point at a version. Raises BadInputError."""
@@ -147,9 +149,10 @@ class FolderSource:
 
     def version(self, model_id: str, version: str) -> Entry:
         entries = {entry.id: entry for entry in self._entries()}
-        for name in (model_id, version):
-            if name not in entries:
-                raise BadInputError(f"{name!r}: no such adapter in {self.root.name}")
+        if model_id not in entries:
+            raise no_model(model_id)
+        if version not in entries:
+            raise _no_version(model_id, version)
         return entries[version]
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
@@ -194,10 +197,8 @@ class FolderSource:
         if (folder / RETIRED).exists():
             return None
         if weights.is_file():
-            if plain(folder.name) != folder.name:
-                raise AdapterFileError("its folder's name is no text")
-            if "@" in folder.name:
-                raise AdapterFileError("its folder's name has an @, which stands before an alias")
+            if problem := name_problem(folder.name):
+                raise AdapterFileError(problem)
             return self._entry(folder, weights)
         if (folder / WHOLE_MODEL).is_file():
             reason = "it is a fully fine-tuned model; only LoRA adapters share a base"
@@ -271,11 +272,13 @@ class RegistrySource:
     def version(self, model_id: str, version: str) -> Entry:
         from dreamfleet.tracking.registry import registered_adapters
 
-        for model in registered_adapters(self.uri, (model_id,)):
-            for own in model.versions:
-                if own.version == version:
-                    return self._entry(own)
-        raise BadInputError(f"{model_id!r}: the registry has no version {version!r} of it")
+        models = registered_adapters(self.uri, (model_id,))
+        if not models:
+            raise no_model(model_id)
+        for own in models[0].versions:
+            if own.version == version:
+                return self._entry(own)
+        raise _no_version(model_id, version)
 
     def promote(self, model_id: str, alias: str, version: str) -> None:
         from dreamfleet.tracking.registry import set_alias
@@ -345,7 +348,7 @@ class Catalogue:
         cannot be used here.
 
         Raises:
-            ApiProblem: 400, it cannot be.
+            ApiProblem: 400, it cannot be, or there is no such version; 404 for an unknown adapter.
         """
         if problem := self._problem(self._source.version(model_id, version)):
             raise wrong_field("version", f"version {version!r} cannot be used: {problem}")
@@ -421,6 +424,10 @@ class Catalogue:
         return ""
 
 
+def _no_version(model_id: str, version: str) -> ApiProblem:
+    return wrong_field("version", f"model {model_id[:200]!r} has no version {version!r}")
+
+
 def inspect(model_id: str, version: str, folder: Path) -> Entry:
     """An adapter by its file's header and its adapter.json; weights are not read.
 
@@ -432,7 +439,6 @@ def inspect(model_id: str, version: str, folder: Path) -> Entry:
         about, rank = _header(weights)
     except (AdapterFileError, OSError) as error:
         return Entry(model_id, version, str(folder), problem=first_line(error)[:300])
-    problem = "" if model_id != BASE_MODEL else f"the id {BASE_MODEL!r} is the base model's own"
     told = json.dumps([model_id, version, *stamp])
     return Entry(
         id=model_id,
@@ -443,9 +449,18 @@ def inspect(model_id: str, version: str, folder: Path) -> Entry:
         rank=rank,
         created=int(stamp[0] / 1e9),
         about=_adapter_json(folder),
-        problem=problem,
+        problem=name_problem(model_id),
         stamp=file_stamp(weights),
     )
+
+
+def name_problem(name: str) -> str:
+    """Why an adapter of this name could not be asked for; empty if it can."""
+    if plain(name) != name:
+        return "its name is no text"
+    if "@" in name:
+        return "its name has an @, which stands before an alias"
+    return "" if name != BASE_MODEL else f"the id {BASE_MODEL!r} is the base model's own"
 
 
 def registered_as(entry: Entry) -> str:

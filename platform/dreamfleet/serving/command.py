@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -
     """What `dreamfleet serve` was told; flags that were not given are left to the defaults.
 
     Args:
-        own_machine: the service will run here, so its cores and folders are these.
+        own_machine: the service is begun here, so its folders are these.
 
     Raises:
         BadInputError: no source of adapters, or a wrong value.
@@ -34,8 +33,6 @@ def settings_from_flags(given: Mapping[str, Any], *, own_machine: bool = True) -
         flags.setdefault("base_model", base_of_adapters(flags["adapters"]))
     if flags.get("device") == "cuda":
         flags.setdefault("gpus_per_replica", 1.0)
-    if own_machine:
-        flags.setdefault("num_threads", _threads(flags.get("num_replicas", 1)))
     return serve_settings(flags)
 
 
@@ -47,9 +44,3 @@ def _mlflow(registry: bool, uri: str | None, own_machine: bool) -> dict[str, str
 
     names = [*(["registry"] if registry else []), *([] if own_machine else ["tracking_uri"])]
     return dict.fromkeys(names, resolve_uri(uri))
-
-
-def _threads(replicas: int) -> int:
-    """Cores that one of several engines on this machine may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // replicas)

@@ -76,12 +76,21 @@ def checked_serve_config(content: Any, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: expected a mapping with a list called applications")
     _known(content, TOP_KEYS, origin)
     _known(content.get("http_options") or {}, HTTP_KEYS, f"{origin}: http_options")
-    apps = [app for app in content["applications"] if isinstance(app, dict)]
-    ours = [app for app in apps if app.get("import_path") == IMPORT_PATH]
+    ours = _ours(content)
     if len(ours) != 1:
         raise ConfigError(f"{origin}: expected one application with import_path {IMPORT_PATH}")
     _check_application(ours[0], f"{origin}: applications")
     return content
+
+
+def application_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of our application in a checked file; others there are none of our business."""
+    return dict(_ours(content)[0].get("args") or {})
+
+
+def _ours(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    apps = [app for app in content["applications"] if isinstance(app, dict)]
+    return [app for app in apps if app.get("import_path") == IMPORT_PATH]
 
 
 def _check_application(app: Mapping[str, Any], origin: str) -> None:

@@ -65,7 +65,8 @@ class Guard:
             return
         try:
             caller = self._caller(scope)
-            body = await _body(scope, receive)
+            # Public paths take none; whoever has no key holds no place while one does not come.
+            body = b"" if caller is NOBODY else await _body(scope, receive)
         except ApiProblem as problem:
             await _answer(problem, send)
             return

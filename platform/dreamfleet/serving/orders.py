@@ -52,7 +52,7 @@ class AdapterRef:
     Attributes:
         id: as clients name it.
         key: names its content: another file under the same id has another key.
-        location: the adapter's folder or file, a path or URI that every replica can read.
+        location: the adapter's folder or file, which every replica can read.
         origin: where a replica gets the files if they are not there.
         stamp: of the weights file, whose content `key` names; empty: unknown.
     """

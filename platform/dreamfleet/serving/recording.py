@@ -116,16 +116,13 @@ async def recorded(service: ImageService, settings: ServeSettings) -> AsyncItera
     if settings.tracking_uri is None:
         yield
         return
-    from dreamfleet.tracking.base import without_password
-
     watched = Here(service, asyncio.get_running_loop())
     try:
         record = await asyncio.to_thread(
             Recorder, watched, settings, TrackingConfig(uri=settings.tracking_uri), log.warning
         )
     except Exception as error:  # pictures matter more than their record
-        place = without_password(settings.tracking_uri)
-        reason = first_line(error).replace(settings.tracking_uri, place)
+        reason = _without_secrets(error, settings.tracking_uri)
         log.warning("this service is not recorded: %s", reason)
         yield
         return
@@ -137,25 +134,34 @@ async def recorded(service: ImageService, settings: ServeSettings) -> AsyncItera
 
 
 def record_deployment(
-    content: Mapping[str, Any],
+    settings: Mapping[str, Any],
     tracking_uri: str | None,
     place: str,
     notify: Callable[[str], None],
 ) -> None:
     """A run for what was handed to a cluster: settings and place. How it goes there the service
-    records itself, in runs of its own.
+    records itself, in runs of its own. Where it cannot be recorded that is told, and no error.
     """
-    from dreamfleet.tracking import open_tracker
+    from dreamfleet.tracking import open_tracker, resolve_uri
 
-    settings = content["applications"][0].get("args") or {}
-    tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
-    run = tracker.start_run(
-        f"deploy {datetime.now(UTC):%Y-%m-%d %H:%M}",
-        params={key: value for key, value in settings.items() if key not in PRIVATE},
-        tags={"dreamfleet.kind": "deployment", "dreamfleet.head": place},
-    )
-    run.finish("FINISHED")
-    tracker.close()
+    try:
+        tracker = open_tracker(TrackingConfig(uri=tracking_uri), notify=notify)
+        run = tracker.start_run(
+            f"deploy {datetime.now(UTC):%Y-%m-%d %H:%M}",
+            params={key: value for key, value in settings.items() if key not in PRIVATE},
+            tags={"dreamfleet.kind": "deployment", "dreamfleet.head": place},
+        )
+        run.finish("FINISHED")
+        tracker.close()
+    except Exception as error:  # it runs there all the same
+        uri = resolve_uri(tracking_uri)
+        notify(f"warning: this deployment is not recorded: {_without_secrets(error, uri)}")
+
+
+def _without_secrets(error: Exception, uri: str) -> str:
+    from dreamfleet.tracking.base import without_password
+
+    return first_line(error).replace(uri, without_password(uri))
 
 
 class Recorder:

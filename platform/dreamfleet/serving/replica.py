@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.engine.settings import EngineSettings
 from dreamfleet.errors import DreamfleetError
 from dreamfleet.runtime.engine_actor import EngineActor, EngineSource
-from dreamfleet.runtime.storage import is_uri, local_copy
 from dreamfleet.serving.cache import AdapterCache
 from dreamfleet.serving.figures import resident_bytes
 from dreamfleet.serving.orders import (
@@ -197,10 +196,7 @@ class EngineReplica(EngineActor):
         def read() -> Any:
             if ref.origin is not None and not Path(ref.location).exists():
                 return read_lora_slot(base, _fetched(ref.origin))
-            if not is_uri(ref.location):
-                return _read_whole(base, ref)
-            with local_copy(ref.location) as place:
-                return read_lora_slot(base, Path(place))
+            return _read_whole(base, ref)
 
         state = await asyncio.to_thread(read)
         await self._ask(lambda engine: engine.add_adapter(ref.key, state))

@@ -282,6 +282,9 @@ class Health(BaseModel):
 def described(error: dict[str, Any]) -> tuple[str | None, str]:
     """Field and message of one of pydantic's complaints; what was given is not repeated."""
     place = [str(part) for part in error.get("loc", ()) if part != "body"]
+    if error.get("type") == "json_invalid":  # its place is no field, but a number of characters
+        reason = (error.get("ctx") or {}).get("error", "it cannot be read")
+        return None, f"body: no JSON, at character {''.join(place)}: {reason}"
     param = ".".join(place) or None
     message = str(error.get("msg", "not accepted")).removeprefix("Value error, ")
     return param, f"{param or 'body'}: {message}"

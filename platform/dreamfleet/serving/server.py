@@ -12,24 +12,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreamfleet.config import ClusterConfig, RunConfig
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.runtime.ports import port_problem
 from dreamfleet.runtime.progress import Progress
 from dreamfleet.runtime.room import as_text, bundle
+from dreamfleet.runtime.session import RaySession, ray_address, ray_session, visible_cpus
 from dreamfleet.serving.catalogue import FolderSource
 from dreamfleet.serving.settings import APP_NAME, CPUS_OF_INGRESS, LOOPBACK, ServeSettings
-
-if TYPE_CHECKING:
-    from dreamfleet.runtime.session import RaySession
 
 OnReady = Callable[[Any], Callable[[], None]]
 READY_WITHIN_S = 600.0  # a large base from a slow disk
 POLL_S = 0.25
 ANSWER_S = 4.0
 END_S = 3.0
+HEAD = "node:__internal_head__"  # what Ray calls a resource that its head alone has
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 def serve_foreground(
@@ -54,20 +54,22 @@ def serve_foreground(
         BadInputError: something given cannot be used.
         DreamfleetError: the service did not become ready.
     """
-    check_address(settings, host, port)
+    check_address(settings, host, port, cluster or ClusterConfig())
     _check_machine(settings, cluster or ClusterConfig())
-    from dreamfleet.runtime.session import ray_session
-
     with (
         _until_asked(),
         _no_process_left() as note_processes,
         ray_session(_with_room(settings, cluster), dashboard=False) as session,
     ):
         handle: Any = None
+        begun = False
         at_end: list[Callable[[], None]] = []
         _check_keys_asked(settings, local=session.local)
+        if not session.local:
+            _check_joined(host, port)
         try:
             settings = _with_device(settings, session, progress)
+            begun = True
             handle = _deployed(settings, host, port)
             _wait_until_ready(handle, progress)
             _announce(handle, settings, host, port, progress)
@@ -81,13 +83,75 @@ def serve_foreground(
                 _drain(handle, settings.drain_s)
             for end in at_end:
                 end()
-            if not session.local:
+            if begun and not session.local:
                 _delete()
             note_processes()
 
 
+def check_place(host: str, port: int, cluster: ClusterConfig) -> None:
+    """Refuse a place where nothing could be served, before anything is made for it; a Ray that is
+    to be joined is asked.
+
+    Raises:
+        BadInputError: the port is taken here, or that Ray serves already, or elsewhere.
+        DreamfleetError: it cannot be joined.
+    """
+    if ray_address(cluster) is None:
+        check_port(host, port)
+        return
+    with ray_session(cluster, dashboard=False):
+        _check_joined(host, port)
+
+
+def _check_joined(host: str, port: int) -> None:
+    """Refuse to take the place of a service that runs on a cluster already, and to end it later;
+    and an address that Serve, which listens on the head and where it was first told to, would pass
+    over without a word.
+
+    Raises:
+        BadInputError: naming what is there.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.context import _get_global_client  # nothing public tells where Serve listens
+
+    if APP_NAME in serve.status().applications:
+        raise BadInputError(
+            f"this Ray runs a service called {APP_NAME!r} already; change it by `dreamfleet serve "
+            "deploy FILE`, or end it first"
+        )
+    client = _get_global_client(raise_if_no_controller_running=False)
+    there = client and (client.http_config.host, client.http_config.port)
+    if there and there != (host, port):
+        raise BadInputError(
+            f"--host {host} --port {port}: Serve on this Ray listens already, and elsewhere; give "
+            f"--host {there[0]} --port {there[1]}"
+        )
+    head = _head()
+    if host in LOOPBACK and head != ray.util.get_node_ip_address():
+        raise BadInputError(
+            f"--host {host}: Serve listens on the head of this Ray, {head}, and would answer that "
+            "machine only; give --host 0.0.0.0, or serve there"
+        )
+
+
+def _head() -> str:
+    """The address of the node that Serve listens on."""
+    import ray
+
+    heads = (own for own in ray.nodes() if own["Alive"] and HEAD in own["Resources"])
+    return str(next(heads)["NodeManagerAddress"])
+
+
+def address_of(host: str, port: int) -> str:
+    """Where a service that listens there is asked, while Ray runs."""
+    name = _head() if host in EVERYWHERE else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
 def _with_device(settings: ServeSettings, session: RaySession, progress: Progress) -> ServeSettings:
-    """`auto` decided by what this Ray has; an engine on a GPU reserves one.
+    """`auto` decided by what this Ray has; an engine on a GPU reserves one, and on this machine
+    engines share its cores.
 
     Raises:
         BadInputError: a private Ray has no place for so many engines: Serve would wait for ever.
@@ -96,9 +160,17 @@ def _with_device(settings: ServeSettings, session: RaySession, progress: Progres
 
     device = choose_device(RunConfig(device=settings.device), session, progress)
     gpus = settings.gpus_per_replica or (1.0 if device == "cuda" else 0.0)
-    settings = settings.model_copy(update={"device": device, "gpus_per_replica": gpus})
+    threads = settings.num_threads or (_threads(settings) if session.local else None)
+    settings = settings.model_copy(
+        update={"device": device, "gpus_per_replica": gpus, "num_threads": threads}
+    )
     _check_room(settings, session, progress)
     return settings
+
+
+def _threads(settings: ServeSettings) -> int:
+    """Cores that one of the engines may use when all of them are there."""
+    return max(1, visible_cpus() // (settings.max_replicas or settings.num_replicas))
 
 
 def _check_room(settings: ServeSettings, session: RaySession, progress: Progress) -> None:
@@ -134,12 +206,12 @@ def _with_room(settings: ServeSettings, cluster: ClusterConfig | None) -> Cluste
     return (cluster or ClusterConfig()).model_copy(update={"num_workers": max(1, wanted)})
 
 
-def check_address(settings: ServeSettings, host: str, port: int) -> None:
+def check_address(settings: ServeSettings, host: str, port: int, cluster: ClusterConfig) -> None:
     """Refuse what can be refused before Ray starts.
 
     Raises:
         BadInputError: no keys on an address that others reach, no folder or registry, or the port
-            is taken.
+            is taken, where a private Ray here is to serve.
     """
     if not settings.auth and host not in LOOPBACK:
         raise BadInputError(
@@ -152,7 +224,8 @@ def check_address(settings: ServeSettings, host: str, port: int) -> None:
         registered_adapters(settings.registry, settings.registry_models)
     else:
         FolderSource(settings.adapters or "")
-    check_port(host, port)
+    if ray_address(cluster) is None:
+        check_port(host, port)
 
 
 def _check_machine(settings: ServeSettings, cluster: ClusterConfig) -> None:
@@ -163,7 +236,6 @@ def _check_machine(settings: ServeSettings, cluster: ClusterConfig) -> None:
     """
     from dreamfleet.bases import inspect_base
     from dreamfleet.runtime.devices import check_local_device
-    from dreamfleet.runtime.session import ray_address
 
     check_local_device(RunConfig(device=settings.device, cluster=cluster))
     if ray_address(cluster) is None:
@@ -238,7 +310,7 @@ def _announce(
 ) -> None:
     names = handle.state.remote().result(timeout_s=60)["adapters"]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    where = address_of(host, port)
     progress.info(f"ready: {where}/  (studio; the API's fields: {where}/docs)")
     progress.info(f"adapters: {shown or 'none yet'}")
     if settings.auth:

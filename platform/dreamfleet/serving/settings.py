@@ -4,9 +4,17 @@ Importing this loads no Ray and no torch.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dreamfleet.errors import ConfigError
 
@@ -14,6 +22,7 @@ APP_NAME = "dreamfleet"
 INGRESS, ENGINE = "Ingress", "Engine"
 CPUS_OF_INGRESS = 0.1
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
 class ServeSettings(BaseModel):
@@ -43,6 +52,11 @@ class ServeSettings(BaseModel):
     )
     auth: bool = Field(True, description="ask for API keys")
     keys_file: str | None = Field(None, description="default: keys.json in DREAMFLEET_HOME")
+    public_url: str | None = Field(
+        None,
+        description="what addresses of pictures begin with, e.g. https://images.example.com behind "
+        "a TLS proxy; default: as each request names the service",
+    )
     num_replicas: int = Field(1, ge=1, le=1000, description="engines, each on a device of its own")
     max_replicas: int | None = Field(
         None, ge=1, le=1000, description="autoscaling, from num_replicas to this many"
@@ -87,6 +101,13 @@ class ServeSettings(BaseModel):
     sample_images: int = Field(
         0, ge=0, le=100, description="pictures a minute recorded in MLflow; 0: none"
     )
+
+    @field_validator("public_url")
+    @classmethod
+    def _an_address(cls, given: str | None) -> str | None:
+        if given is not None and not ADDRESS.fullmatch(given):
+            raise ValueError("expected an address such as https://images.example.com")
+        return given
 
     @model_validator(mode="after")
     def _one_source(self) -> ServeSettings:

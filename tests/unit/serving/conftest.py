@@ -51,9 +51,14 @@ def client(engine: Any, adapters: Path, tmp_path: Path) -> Iterator[Any]:
     app, service = local_application(engine, own, keys, tmp_path / "shelf")
     opened: Any = TestClient(app)
     with opened as client:
-        deadline = time.monotonic() + READY_WITHIN_S
-        while client.get("/healthz").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until_ready(client)
         client.headers["Authorization"] = f"Bearer {keys.create('admin')[0]}"
         client.service, client.keys, client.folder = service, keys, own
         yield client
+
+
+def wait_until_ready(client: Any) -> None:
+    """Until the base is loaded."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while client.get("/healthz").status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.02)

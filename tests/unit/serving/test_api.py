@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from dreamfleet.serving import schemas
 from dreamfleet.serving.guard import MAX_BODY_BYTES
 from dreamfleet.serving.orders import Accepted
 from dreamfleet.serving.sampled import Sampled
+from dreamfleet.serving.settings import ServeSettings
 from dreamfleet.serving.thumbnails import thumbnail_of
+from tests.local_service import local_application
+from tests.unit.serving.conftest import wait_until_ready
 
 pytestmark = pytest.mark.heavy
 
@@ -134,6 +138,18 @@ class TestPictures:
         for name in ("0" * 32 + ".png", "..%2Fkeys.json", "x.png"):
             assert client.get(f"/pictures/{name}").status_code == 404
 
+    def test_by_an_address_of_its_own(self, engine: Any, adapters: Path, tmp_path: Path) -> None:
+        """Behind a TLS proxy requests name another scheme, and maybe another host."""
+        settings = ServeSettings(adapters=str(adapters), public_url="https://images.example/fleet/")
+        app, _ = local_application(engine, adapters, None, tmp_path, settings=settings)
+        opened: Any = TestClient(app, "http://localhost")
+        with opened as client:
+            wait_until_ready(client)
+            answer = client.post(PATH, json={**ASK, "response_format": "url"}).json()["data"][0]
+            place, _, name = answer["url"].rpartition("/")
+            assert place == "https://images.example/fleet/pictures"
+            assert client.get(f"/pictures/{name}").status_code == 200
+
     def test_null_is_as_left_out(self, client: Any) -> None:
         names = schemas.ImageGenerationRequest.model_fields.keys() - ASK.keys()
         with_nulls = drawn(client.post(PATH, json={**ASK, **dict.fromkeys(names)}))
@@ -213,7 +229,9 @@ class TestErrors:
         for content, status in WRONG_BODIES:
             answer = client.post(PATH, content=content, headers=JSON)
             assert answer.status_code == status, content[:20]
-            assert answer.json()["error"]["message"]
+            assert answer.json()["error"]["message"] and answer.json()["error"]["param"] is None
+        message = client.post(PATH, content=b'{"seed": x', headers=JSON).json()["error"]["message"]
+        assert message == "body: no JSON, at character 9: Expecting value"
 
     def test_unknown_paths_and_methods(self, client: Any) -> None:
         assert client.get("/v2/nothing").json()["error"]["code"] == "not_found"

@@ -74,8 +74,11 @@ def test_an_alias_is_a_version_and_survives_a_restart(folder: Path) -> None:
     first.promote("ada", "champion", "cy")
     again.refresh()
     assert again.resolve("ada@champion").id == "cy"
-    with pytest.raises(BadInputError, match="'nobody'"):
-        first.promote("ada", "champion", "nobody")
+    for model_id, version, told in (("ada", "nobody", (400, "version")),
+                                    ("nobody", "ada", (404, "model"))):  # fmt: skip
+        with pytest.raises(ApiProblem, match="'nobody'") as error:
+            first.promote(model_id, "champion", version)
+        assert (error.value.status, error.value.param) == told
 
 
 @pytest.mark.parametrize("content", ['{"ada": {"champion": "bo"},', "[]", '{"ada": "bo"}'])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,8 @@ def test_launch_draws_the_first_picture_as_a_client(
 
     monkeypatch.setattr("dreamfleet.serving.server.serve_foreground", serve)
     monkeypatch.setattr("dreamfleet.serving.server.check_port", lambda *given: None)
+    subjects = [SimpleNamespace(id="ada")]
+    monkeypatch.setattr("dreamfleet.data.subjects.requested_subjects", lambda config: subjects)
     said: list[str] = []
     host, _, port = service.removeprefix("http://").partition(":")
     settings = launching.LaunchSettings(host=host, port=int(port), show=False, once=True)

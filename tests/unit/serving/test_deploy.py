@@ -16,12 +16,20 @@ import yaml
 from click.testing import CliRunner
 
 from dreamfleet.cli import cli
+from dreamfleet.config import ClusterConfig
 from dreamfleet.errors import BadInputError, ConfigError, DreamfleetError
 from dreamfleet.runtime.ports import free_port
 from dreamfleet.runtime.session import RaySession
 from dreamfleet.serving import server
 from dreamfleet.serving.command import settings_from_flags
-from dreamfleet.serving.deploy import checked_serve_config, deploy, read_serve_file, serve_file
+from dreamfleet.serving.deploy import (
+    IMPORT_PATH,
+    application_settings,
+    checked_serve_config,
+    deploy,
+    read_serve_file,
+    serve_file,
+)
 from dreamfleet.serving.server import _check_keys_asked, check_address
 from dreamfleet.serving.settings import ServeSettings, serve_settings
 
@@ -110,7 +118,7 @@ class TestSettings:
     def test_without_keys_on_loopback_only(self, tmp_path: Path) -> None:
         open_to_all = ServeSettings(adapters=str(tmp_path), auth=False)
         with pytest.raises(BadInputError, match="this machine only"):
-            check_address(open_to_all, "0.0.0.0", 8000)
+            check_address(open_to_all, "0.0.0.0", 8000, ClusterConfig())
 
     def test_without_keys_on_no_cluster(self) -> None:
         open_to_all = ServeSettings(adapters="x", auth=False)
@@ -124,10 +132,10 @@ class TestSettings:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
+            place = (ServeSettings(adapters=str(tmp_path)), "127.0.0.1", taken.getsockname()[1])
             with pytest.raises(BadInputError, match="another --port"):
-                check_address(
-                    ServeSettings(adapters=str(tmp_path)), "127.0.0.1", taken.getsockname()[1]
-                )
+                check_address(*place, ClusterConfig())
+            check_address(*place, ClusterConfig(ray_address="head:6379"))  # it is that of the head
 
 
 @pytest.mark.parametrize(
@@ -142,11 +150,112 @@ def test_what_this_machine_has_not_is_refused_before_ray_starts(
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # others' tests may have begun one
-    monkeypatch.setattr("dreamfleet.runtime.session.ray_session", started)
+    monkeypatch.setattr(server, "ray_session", started)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     own = ["serve", "--adapters", str(tmp_path), "--no-tracking", "--port"]
     ended = CliRunner().invoke(cli, [*own, str(free_port("127.0.0.1")), flag, value])
     assert isinstance(ended.exception, BadInputError) and message in str(ended.exception)
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What runs on a Ray that is joined, its head on this machine: nothing."""
+    found = SimpleNamespace(applications={}, serve=None, head="10.0.0.5")
+    heads = [
+        {"Alive": alive, "Resources": {server.HEAD: 1.0}, "NodeManagerAddress": address}
+        for alive, address in ((False, "10.0.0.4"), (True, "10.0.0.5"))
+    ]
+    monkeypatch.setattr("ray.serve.status", lambda: found)
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **given: found.serve)
+    monkeypatch.setattr("ray.nodes", lambda: [{**heads[1], "Resources": {}}, *heads])
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: found.head)
+    session = nullcontext(RaySession("host:6379", 4.0, 0.0))
+    monkeypatch.setattr(server, "ray_session", lambda *given, **more: session)
+    return found
+
+
+def test_a_service_that_runs_on_a_cluster_is_left_alone(
+    tmp_path: Path, there: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    there.applications["dreamfleet"] = None
+    monkeypatch.setattr("ray.serve.run", lambda *given, **more: done.append("run"))
+    monkeypatch.setattr("ray.serve.delete", lambda *given, **more: done.append("delete"))
+    settings = ServeSettings(adapters=str(tmp_path), device="cuda")
+    given: dict[str, Any] = {
+        "port": free_port("127.0.0.1"),
+        "cluster": ClusterConfig(ray_address="host:6379"),
+        "progress": SimpleNamespace(info=print, warn=print),
+    }
+    with pytest.raises(BadInputError, match="already"):
+        server.serve_foreground(settings, **given)
+    there.applications.clear()
+    with pytest.raises(BadInputError, match="no GPU"):  # refused before it began anything
+        server.serve_foreground(settings, **given)
+    assert done == []
+
+
+def test_a_cluster_serves_where_it_does_and_that_is_what_is_said(there: Any) -> None:
+    """Serve passes another host or port over; the head's loopback is no other machine's."""
+    cluster = ClusterConfig(ray_address="host:6379")
+    server.check_place("0.0.0.0", 8000, cluster)
+    server.check_place("127.0.0.1", 8000, cluster)
+    there.serve = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0", port=9000))
+    for host, port in (("0.0.0.0", 8000), ("127.0.0.1", 9000)):
+        with pytest.raises(BadInputError, match=r"give --host 0\.0\.0\.0 --port 9000"):
+            server.check_place(host, port, cluster)
+    server.check_place("0.0.0.0", 9000, cluster)
+    there.serve, there.head = None, "10.0.0.9"
+    with pytest.raises(BadInputError, match=r"head of this Ray, 10\.0\.0\.5"):
+        server.check_place("127.0.0.1", 8000, cluster)
+    told = [server.address_of(host, 8000) for host in ("0.0.0.0", "::", "::1", "fleet.example")]
+    head = "http://10.0.0.5:8000"
+    assert told == [head, head, "http://[::1]:8000", "http://fleet.example:8000"]
+
+
+def test_engines_share_the_cores_of_this_machine_and_no_other_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "visible_cpus", lambda: 8)
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 64.0})
+    progress: Any = SimpleNamespace(warn=print)
+
+    def threads(address: str | None, **given: int) -> int | None:
+        settings = ServeSettings.model_validate({"adapters": "x", "device": "cpu", **given})
+        return server._with_device(settings, RaySession(address, 8.0, 0.0), progress).num_threads
+
+    assert [threads(None), threads(None, num_replicas=2), threads(None, max_replicas=4)] == [
+        8,
+        4,
+        2,
+    ]
+    assert threads(None, num_threads=3) == 3 == threads("host:6379", num_threads=3)
+    assert threads("host:6379", num_replicas=2) is None
+
+
+@pytest.mark.parametrize("flags", [["--device", "cuda"], ["--no-auth"], ["--registry"]])
+def test_options_before_a_command_that_does_not_see_them_are_refused(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    build = ["build", "--adapters", str(tmp_path)]
+    ended = CliRunner().invoke(cli, ["serve", *flags, *build])
+    assert ended.exit_code == 2 and f"{flags[0]} stands before 'build'" in ended.output
+    assert CliRunner().invoke(cli, ["serve", "--debug", *build]).exit_code == 0
+
+
+def test_a_public_address_is_written_and_checked(tmp_path: Path) -> None:
+    flags = ["--adapters", str(tmp_path), "--public-url", "https://images.example/fleet/"]
+    (app,) = read_serve_file(built(tmp_path, *flags))["applications"]
+    assert app["args"]["public_url"] == "https://images.example/fleet/"
+    for wrong in ("images.example", "ftp://x", "https://", "https://x?a", "https://me:pw@x", ""):
+        with pytest.raises(ConfigError, match="public_url"):
+            serve_settings({"adapters": "x", "public_url": wrong})
+
+
+def test_others_settings_in_the_file_are_not_ours() -> None:
+    other = {"name": "other", "import_path": "other:app", "args": ["hunter2"]}
+    own = {"name": "dreamfleet", "import_path": IMPORT_PATH, "args": {"registry": "sqlite:///x"}}
+    assert application_settings({"applications": [other, own]}) == {"registry": "sqlite:///x"}
 
 
 def test_engines_that_have_no_place_are_refused_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +351,21 @@ def test_deploy_hands_the_file_and_the_token_over(
         deploy(content, address)
     with pytest.raises(BadInputError, match="--ray-address"):
         deploy(content, "127.0.0.1:8265")
+
+
+def test_what_was_taken_is_said_though_it_cannot_be_recorded(
+    tmp_path: Path, head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "postgresql://me:secret@host/mlflow"
+
+    def broken(*given: Any, **more: Any) -> None:
+        raise BadInputError(f"{uri}: nothing is there")
+
+    monkeypatch.setattr("dreamfleet.tracking.open_tracker", broken)
+    path = built(tmp_path, "--adapters", str(tmp_path))
+    flags = ["--ray-address", f"http://127.0.0.1:{head.server_port}", "--tracking-uri", uri]
+    ended = CliRunner().invoke(cli, ["serve", "deploy", str(path), *flags])
+    taken, warning = ended.output.splitlines()
+    assert ended.exit_code == 0 and taken.startswith("taken by")
+    assert warning.startswith("warning: ") and "not recorded" in warning
+    assert "secret" not in ended.output

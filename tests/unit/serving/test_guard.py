@@ -57,6 +57,20 @@ def test_public_pages_give_no_right(tmp_path: Path) -> None:
         assert status == 200 and not caller.may("generate") and not caller.may("admin")
 
 
+def test_who_has_no_key_holds_no_place_with_a_body_that_does_not_come(tmp_path: Path) -> None:
+    bodies: list[Any] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append((await receive())["body"])
+
+    async def never(*message: Any) -> Any:
+        raise AssertionError("it was waited for")
+
+    scope = {"type": "http", "path": PUBLIC[0], "headers": [(b"content-length", b"10")]}
+    asyncio.run(Guard(behind, KeyFile(tmp_path / "keys.json"))(scope, never, never))
+    assert bodies == [b""]
+
+
 def test_without_keys_everybody_may(tmp_path: Path) -> None:
     status, caller = asked(None, "/v1/admin/refresh")
     assert status == 200 and caller.may("admin")
