@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dreamfleet.adapters.files import adapter_kind, adapter_path
 from dreamfleet.config import RunConfig, dreamfleet_home
 from dreamfleet.data.photos import from_png
+from dreamfleet.data.subjects import fill_prompt
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.cards import ADAPTER_JSON
 from dreamfleet.evaluation.drawing import Arm, DrawingPlan, Drawn, Unit, draw_and_judge
@@ -312,7 +313,7 @@ def units_of(
     subject = config.subject
     units = []
     for ask in asks:
-        prompt = ask.prompt.replace("{token}", subject.token).replace("{class}", subject.class_word)
+        prompt = fill_prompt(ask.prompt, config)
         pictures = CLASS_IMAGES if ask.kind == "class" else count
         seeds = tuple(
             key_to_int("evaluation", *noise, prompt, i) % SEED_LIMIT for i in range(pictures)

@@ -173,7 +173,7 @@ class BaseFiles:
             if index and index["variant"] != self.weights_variant(component):
                 continue
             if path.is_file() and not path.name.startswith(".") and path.suffix not in _NEVER_READ:
-                digest.update(path.name.encode() + b"\0" + _file_hash(path).encode())
+                digest.update(path.name.encode() + b"\0" + file_hash(path).encode())
         return digest.hexdigest()
 
 
@@ -321,7 +321,8 @@ def _folder_of(name: str) -> tuple[Path, str | None]:
     return hub_folder(hub_id, revision or None, variant or None), variant or None
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dreamfleet.bases.files import file_hash
 from dreamfleet.config import RunConfig
 from dreamfleet.errors import AdapterFileError
 from dreamfleet.evaluation.report import (
@@ -22,7 +23,6 @@ from dreamfleet.evaluation.report import (
     filled,
     generate_command,
 )
-from dreamfleet.evaluation.results import file_hash
 from dreamfleet.runtime.storage import write_whole
 
 ADAPTER_JSON = "adapter.json"

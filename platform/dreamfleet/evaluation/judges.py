@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamfleet.bases.files import file_hash
 from dreamfleet.errors import BadInputError, DreamfleetError
 from dreamfleet.evaluation.metrics.score import Score
-from dreamfleet.evaluation.results import file_hash
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -75,12 +74,6 @@ def read_summary(path: Path) -> dict[str, Any]:
             f"{path}: no summary ({error}); expected one that `dreamfleet evaluate` or `dreamfleet "
             "benchmark` wrote"
         ) from error
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_ready(value: Any) -> Any:

@@ -45,9 +45,15 @@ class EngineSource:
     allow_tf32: bool = False
 
     @staticmethod
-    def of(config: RunConfig, device: str) -> EngineSource:
-        """The base of a run."""
-        train, checked = config.train, config.sampling.safety_checker == "auto"
+    def of(config: RunConfig, device: str, *, for_scores: bool = False) -> EngineSource:
+        """The base of a run.
+
+        Args:
+            for_scores: pictures are read by judges, or trained on: no safety checker blacks them
+                out, for that would be taken for a setting's doing.
+        """
+        train = config.train
+        checked = config.sampling.safety_checker == "auto" and not for_scores
         return EngineSource(
             config.base_source, device, train.mixed_precision, checked, train.allow_tf32
         )

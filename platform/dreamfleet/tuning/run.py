@@ -175,8 +175,7 @@ class Run:
         # A trial's adapter is drawn from a slot of its own while its training goes on. Pictures
         # come first: they decide whether more training is wanted at all.
         settings = replace(engine_settings(config, 2 * self._slots_each), training_share=0.0)
-        # Black pictures would be read as a setting's doing.
-        source = replace(EngineSource.of(config, device), safety_checker=False)
+        source = EngineSource.of(config, device, for_scores=True)
         self._engines = [f"engine-{tag}-{number}" for number in range(places)]
         engines = [
             start_engine(TuneEngine, source, settings, self._references, name=name, **resources)

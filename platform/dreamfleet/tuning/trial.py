@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamfleet.errors import DreamfleetError, first_line
@@ -200,8 +200,7 @@ class AloneRunner(_Runner):
         from dreamfleet.training.jobs import build_job
 
         self.task = work_task(task, order.work)
-        source = EngineSource.of(self.task.config, order.device)
-        base = replace(source, safety_checker=False).load()  # as of the engines: see `tuning.run`
+        base = EngineSource.of(self.task.config, order.device, for_scores=True).load()
         self.job = build_job(self.task, base, Group())
         self._state_known = False
 

@@ -80,14 +80,19 @@ def _text(protocol: str) -> str:
     return (folder / f"{protocol}.yaml").read_text(encoding="utf-8")
 
 
-def _dreambench(class_word: str, world: bool) -> list[Ask]:
+def is_live(class_word: str) -> bool:
+    """Whether DreamBench's prompts for animals are asked: its own classes are as it says (a stuffed
+    animal is an object), others as for applications.
+    """
     table = protocol_file("dreambench")
-    prompts = table["prompts"]
-    # Its own classes are as it says (a stuffed animal is an object), others as for applications.
     own_classes = set(table["subjects"].values())
     named = table if class_word in own_classes else protocol_file("applications")
-    live = class_word in named["live_classes"]
-    own = ("live_outfits", "outfit") if live else ("object_scenes", "scene")
+    return class_word in named["live_classes"]
+
+
+def _dreambench(class_word: str, world: bool) -> list[Ask]:
+    prompts = protocol_file("dreambench")["prompts"]
+    own = ("live_outfits", "outfit") if is_live(class_word) else ("object_scenes", "scene")
     kinds = (("scenes", "scene"), own, ("properties", "property"))
     return [
         Ask(text, kind, text.replace("{token} {class}", "…"))

@@ -221,13 +221,11 @@ def published_judges(order: StudyOrder) -> JudgeSpec:
 
 
 def load_base_of(order: StudyOrder) -> Base:
-    """A fresh base, as the order's overrides want it; its pictures are scored or trained on, so no
-    safety checker blacks them out.
-    """
+    """A fresh base, as the order's overrides want it."""
     from dreamfleet.runtime.engine_actor import EngineSource
 
     config = load_config(overrides={"base_model": order.base_model, **order.overrides})
-    return replace(EngineSource.of(config, order.device), safety_checker=False).load()
+    return EngineSource.of(config, order.device, for_scores=True).load()
 
 
 def _run_some(order: StudyOrder, subject_ids: Sequence[str]) -> None:

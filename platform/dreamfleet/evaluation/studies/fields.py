@@ -21,7 +21,7 @@ from dreamfleet.evaluation.judges import Judges, JudgeSpec, Question
 from dreamfleet.evaluation.metrics.backbones import WorldIdentityBackbone
 from dreamfleet.evaluation.metrics.div import EncoderDistance
 from dreamfleet.evaluation.protocols import Ask, asks_for, dreambench_subjects
-from dreamfleet.evaluation.protocols.protocol import protocol_file
+from dreamfleet.evaluation.protocols.protocol import is_live, protocol_file
 from dreamfleet.evaluation.references import reference_photos
 from dreamfleet.evaluation.studies.plan import (
     PlannedArm,
@@ -137,8 +137,7 @@ class WorldField:
 
     def training_prompt(self, member: Member, arm: PlannedArm) -> str:
         template = str(protocol_file("worldbench")["subject_prompt"])
-        text = template.replace("{token}", self.token)
-        return " ".join(text.replace("{class}", self.class_word(member, arm)).split())
+        return _filled(template, self.token, self.class_word(member, arm))
 
     def class_word(self, member: Member, arm: PlannedArm) -> str:
         return noun_of(member.class_name, arm.noun)
@@ -224,7 +223,7 @@ class PhotographField:
         self.judges_key = judges.fingerprint()[:10]
         found, self.missing = dreambench_subjects(data_dir, study.subjects)
         self._members = [
-            Member(own.subject_id, own.class_word, _is_live(own.class_word), photos=own.photos)
+            Member(own.subject_id, own.class_word, is_live(own.class_word), photos=own.photos)
             for own in found
         ]
         limits = DataConfig()
@@ -267,7 +266,7 @@ class PhotographField:
                 continue
             kind: Any = {"state": "state", "scene": "scene", "class": "class"}.get(ask.kind)
             kind = kind or ("subject" if ask.kind == "subject" else "application")
-            request = Request(self._filled(ask, word), kind, name=ask.name)
+            request = Request(_filled(ask.prompt, self.token, word), kind, name=ask.name)
             known = ask.prompt.replace("{class}", member.class_name)
             for index in range(count):
                 jobs.append(Job(request, _seed("dreambench", member.subject_id, known, index),
@@ -279,7 +278,10 @@ class PhotographField:
     ) -> list[Row]:
         # Pictures of all nouns are compared with the right one's prompts.
         word, name = self.class_word(member, arm), member.class_name
-        texts = {self._filled(ask, word): self._filled(ask, name) for ask, _ in self._asks(member)}
+        texts = {
+            _filled(ask.prompt, self.token, word): _filled(ask.prompt, self.token, name)
+            for ask, _ in self._asks(member)
+        }
         rows: list[Row] = [{} for _ in jobs]
         by_prompt: dict[str, list[int]] = {}
         for place, job in enumerate(jobs):
@@ -299,10 +301,6 @@ class PhotographField:
 
     def variety(self, images: Pictures) -> float | None:
         return None
-
-    def _filled(self, ask: Ask, word: str) -> str:
-        text = ask.prompt.replace("{token}", self.token).replace("{class}", word)
-        return " ".join(text.split())
 
     def _asks(self, member: Member) -> list[tuple[Ask, int]]:
         wanted, name = self.study.pictures, member.class_name
@@ -337,8 +335,9 @@ def _seed(*key: str | int) -> int:
     return key_to_int(*key) % SEED_LIMIT
 
 
-def _is_live(class_word: str) -> bool:
-    return class_word in protocol_file("dreambench")["live_classes"]
+def _filled(template: str, token: str, word: str) -> str:
+    text = template.replace("{token}", token).replace("{class}", word)
+    return " ".join(text.split())
 
 
 def _read(path: Path) -> Image.Image:
